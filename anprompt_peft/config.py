@@ -1,0 +1,357 @@
+"""`ANPromptConfig`: every choice of the method, checked before anything is built."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from peft.config import PeftConfig
+from transformers import CLIPConfig
+
+from .registration import peft_type
+
+NoiseSource = Literal["text", "descriptions", "gaussian"]
+NoiseIntegration = Literal["concat", "add"]
+NoiseMap = Literal["fixed", "learned"]
+InferenceLogits = Literal["auto", "fused", "class", "prototype"]
+
+DEFAULT_DEPTH = 7 / 12
+
+
+@dataclass
+class ANPromptConfig(PeftConfig):
+    """Configuration of an [`ANPromptModel`], the adapter of *ANPrompt* (https://arxiv.org/abs/2508.04677) for CLIP.
+
+    Args:
+        class_names (`list[str]`):
+            The classes to adapt to, in the order of the integer labels. At least two, all different, none empty.
+        template (`str` or `list[str]`):
+            The prompt around a class name, with `{}` where the name goes. With several templates a class is
+            represented by the normalised mean of its normalised text features.
+        tokenizer_name_or_path (`str` or tokenizer, *optional*):
+            Where the tokenizer comes from: a Hub id, a directory or a tokenizer object (its `name_or_path` is what
+            is saved). Defaults to the base model's `name_or_path`.
+        num_virtual_tokens (`int`):
+            Number N of learnable prompt tokens. Default 5.
+        num_noise_tokens (`int`):
+            Number K of noise prompts (KMeans centroids of the perturbed class features); frozen. Default 4. With 0
+            the method is MMRL; with `num_virtual_tokens=0` as well the adapted model is plain CLIP.
+        latent_dim (`int`, *optional*):
+            Width r of the latent space in which tokens and noise prompts live. Defaults to CLIP's projection dim.
+        text_layers (`int` or `list[int]`, *optional*):
+            Text encoder layers that receive prompts: a list of 1-based numbers or an int k for the last k. Defaults
+            to the last 7/12 of the encoder (layers 6 to 12 of 12).
+        vision_layers (`int` or `list[int]`, *optional*):
+            The same for the vision encoder.
+        noise_integration (`"concat"` or `"add"`):
+            `concat` puts the noise prompts after the learnable tokens (N + K prompts), `add` sums them (needs N = K).
+        noise_map (`"fixed"` or `"learned"`):
+            How noise prompts get from the projection dim to `latent_dim` when the two differ: through a seeded
+            orthogonal matrix, or through a trained linear layer.
+        projection_rank (`int`, *optional*):
+            If given, the prompt projections of a tower share one linear map, and each layer adds a residual of this
+            rank (MMRL++ uses 4). By default every layer has a full map of its own.
+        prototype_rank (`int`, *optional*):
+            If given, the prototype projection is the frozen visual projection plus a trained update of this rank
+            (MMRL++ uses 64). By default a full copy of the visual projection is trained.
+        prompt_mixing (`float`):
+            Share beta of the new prompts when a vision layer replaces the ones before it; `1 - beta` of the previous
+            layer's output stays. Default 1.0, plain replacement.
+        noise_source (`str` or `list[str]`, *optional*):
+            What perturbs the class texts: `text` (typos, dropped words, paraphrased templates), `descriptions`,
+            `gaussian` (noise in feature space), or several. Defaults to `text`, plus `descriptions` when given.
+        descriptions (`dict[str, list[str]]`, *optional*):
+            Sentences about each class, for the `descriptions` source.
+        noise_scale (`float`):
+            Weight of the perturbed feature in the weak fusion `normalize(clean + noise_scale * perturbed)`.
+        noise_draws (`int`):
+            Perturbed features per class and source. Default 4.
+        noise_seed (`int`):
+            Seed of the perturbation, of KMeans and of the fixed noise map.
+        alpha (`float`):
+            Weight of the class logits against the prototype logits, in the fused logits and in the loss.
+        similarity_weight (`float`):
+            Weight of the similarity loss against the frozen CLIP.
+        waloss_weight (`float`):
+            Weight of the WALoss.
+        inference_logits (`"auto"`, `"fused"`, `"class"` or `"prototype"`):
+            Which logits the model returns as `logits`. `auto` takes `fused` when all asked classes were trained on
+            and `class` otherwise.
+        init_noise_prompts (`bool`):
+            Whether creating the adapter computes its noise prompts. It is `False` in a saved configuration, where
+            they come with the weights.
+
+    Raises:
+        ValueError: for any value outside its allowed range; the message names the value and the allowed ones.
+    """
+
+    class_names: list[str] = field(
+        default_factory=list,
+        metadata={"help": "The classes to adapt to, in label order: at least two, all different, none empty."},
+    )
+    template: str | list[str] = field(
+        default="a photo of a {}.",
+        metadata={"help": "The prompt(s) around a class name, with {} where the name goes."},
+    )
+    tokenizer_name_or_path: Any = field(
+        default=None,
+        metadata={"help": "Tokenizer: Hub id, directory or object. Defaults to the base model's name_or_path."},
+    )
+    num_virtual_tokens: int = field(default=5, metadata={"help": "Number N of learnable prompt tokens."})
+    num_noise_tokens: int = field(default=4, metadata={"help": "Number K of frozen noise prompts."})
+    latent_dim: int | None = field(
+        default=None, metadata={"help": "Width of the latent prompt space. Defaults to CLIP's projection dim."}
+    )
+    text_layers: int | list[int] | None = field(
+        default=None,
+        metadata={"help": "Text layers with prompts: 1-based numbers, or the last k. Defaults to the last 7/12."},
+    )
+    vision_layers: int | list[int] | None = field(
+        default=None,
+        metadata={"help": "Vision layers with prompts: 1-based numbers, or the last k. Defaults to the last 7/12."},
+    )
+    noise_integration: NoiseIntegration = field(
+        default="concat",
+        metadata={"help": "'concat' appends the noise prompts to the tokens, 'add' sums them (needs N = K)."},
+    )
+    noise_map: NoiseMap = field(
+        default="fixed",
+        metadata={"help": "Map of noise prompts into another latent_dim: 'fixed' orthogonal or 'learned' linear."},
+    )
+    projection_rank: int | None = field(
+        default=None,
+        metadata={"help": "Rank of per-layer residuals around one shared prompt map per tower. None: full maps."},
+    )
+    prototype_rank: int | None = field(
+        default=None,
+        metadata={"help": "Rank of the update of the frozen visual projection for the prototype. None: full copy."},
+    )
+    prompt_mixing: float = field(
+        default=1.0, metadata={"help": "Share of new prompts where a vision layer replaces older ones (1: replace)."}
+    )
+    noise_source: NoiseSource | list[NoiseSource] | None = field(
+        default=None,
+        metadata={"help": "'text', 'descriptions', 'gaussian' or several. Defaults to text (+ descriptions if given)."},
+    )
+    descriptions: dict[str, list[str]] | None = field(
+        default=None, metadata={"help": "Sentences about each class, for the 'descriptions' noise source."}
+    )
+    noise_scale: float = field(default=0.1, metadata={"help": "Weight of the perturbed feature in the weak fusion."})
+    noise_draws: int = field(default=4, metadata={"help": "Perturbed features per class and source."})
+    noise_seed: int = field(default=0, metadata={"help": "Seed of perturbation, KMeans and the fixed noise map."})
+    alpha: float = field(default=0.7, metadata={"help": "Weight of class logits against prototype logits."})
+    similarity_weight: float = field(default=0.5, metadata={"help": "Weight of the similarity loss."})
+    waloss_weight: float = field(default=1.0, metadata={"help": "Weight of the WALoss."})
+    inference_logits: InferenceLogits = field(
+        default="auto", metadata={"help": "Logits returned as `logits`: 'auto', 'fused', 'class' or 'prototype'."}
+    )
+    init_noise_prompts: bool = field(
+        default=True,
+        metadata={"help": "Compute the noise prompts on creation; False when they come from a checkpoint."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = peft_type()
+        self.target_modules: str | None = None
+        self.tokenizer: Any = None
+        if self.tokenizer_name_or_path is not None and not isinstance(self.tokenizer_name_or_path, str):
+            self.tokenizer = self.tokenizer_name_or_path
+            self.tokenizer_name_or_path = getattr(self.tokenizer, "name_or_path", None) or None
+        if self.task_type is not None:
+            raise ValueError(
+                f"task_type={self.task_type!r} does not apply to CLIP, whose forward none of PEFT's task classes fits. "
+                "Leave it None."
+            )
+        check_class_names(self.class_names)
+        self.class_names = list(self.class_names)
+        check_template(self.template)
+        self._check_numbers()
+        self._check_choices()
+        self._check_noise()
+
+    def _check_numbers(self) -> None:
+        _check_int("num_virtual_tokens", self.num_virtual_tokens, 0)
+        _check_int("num_noise_tokens", self.num_noise_tokens, 0)
+        _check_int("noise_draws", self.noise_draws, 1)
+        _check_int("noise_seed", self.noise_seed, 0, 2**32 - 1)
+        for name in ("latent_dim", "projection_rank", "prototype_rank"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 1)
+        for name in ("alpha", "prompt_mixing"):
+            _check_float(name, getattr(self, name), 0.0, 1.0)
+        for name in ("noise_scale", "similarity_weight", "waloss_weight"):
+            _check_float(name, getattr(self, name), 0.0)
+
+    def _check_choices(self) -> None:
+        for name, choices in (
+            ("noise_integration", NoiseIntegration),
+            ("noise_map", NoiseMap),
+            ("inference_logits", InferenceLogits),
+        ):
+            _check_choice(name, getattr(self, name), get_args(choices))
+        if self.noise_integration == "add" and self.num_virtual_tokens != self.num_noise_tokens:
+            raise ValueError(
+                "noise_integration='add' sums each noise prompt with a learnable token, so it needs as many of one as "
+                f"of the other, not num_virtual_tokens={self.num_virtual_tokens} and "
+                f"num_noise_tokens={self.num_noise_tokens}. Make them equal or use 'concat'."
+            )
+        if self.num_prompts == 0 and self.inference_logits == "prototype":
+            raise ValueError("inference_logits='prototype' needs prompts: there are none with 0 tokens of both kinds.")
+
+    def _check_noise(self) -> None:
+        if isinstance(self.noise_source, str):
+            self.noise_source = [self.noise_source]
+        for source in self.noise_source or ():
+            _check_choice("noise_source", source, get_args(NoiseSource))
+        if self.noise_source is not None and (
+            not self.noise_source or len(set(self.noise_source)) < len(self.noise_source)
+        ):
+            raise ValueError(
+                f"noise_source={self.noise_source!r} must name one or more different sources of "
+                f"{list(get_args(NoiseSource))}."
+            )
+        if self.descriptions is not None:
+            self.descriptions = {
+                name: [texts] if isinstance(texts, str) else list(texts) for name, texts in self.descriptions.items()
+            }
+        if "descriptions" in self.noise_sources:
+            check_descriptions(self.descriptions, self.class_names)
+
+    @property
+    def templates(self) -> list[str]:
+        """`template` as a list."""
+        return [self.template] if isinstance(self.template, str) else list(self.template)
+
+    @property
+    def noise_sources(self) -> list[str]:
+        """`noise_source` as a list, with the default filled in."""
+        if self.noise_source is not None:
+            return list(self.noise_source)
+        return ["text", "descriptions"] if self.descriptions else ["text"]
+
+    @property
+    def num_prompts(self) -> int:
+        """Number of prompts per target layer: N + K for `concat`, N for `add`."""
+        if self.noise_integration == "add":
+            return self.num_virtual_tokens
+        return self.num_virtual_tokens + self.num_noise_tokens
+
+    def resolve(self, clip_config: CLIPConfig) -> None:
+        """Fill in, in place, what depends on the backbone, and check it against the backbone.
+
+        Args:
+            clip_config (`CLIPConfig`): the configuration of the CLIP to adapt.
+
+        Raises:
+            ValueError: if a layer number lies outside the encoder or a rank exceeds the width it applies to.
+        """
+        self.latent_dim = self.latent_dim or clip_config.projection_dim
+        self.text_layers = resolve_layers("text_layers", self.text_layers, clip_config.text_config.num_hidden_layers)
+        self.vision_layers = resolve_layers(
+            "vision_layers", self.vision_layers, clip_config.vision_config.num_hidden_layers
+        )
+        widths = (clip_config.text_config.hidden_size, clip_config.vision_config.hidden_size)
+        if self.projection_rank is not None:
+            _check_int("projection_rank", self.projection_rank, 1, min(self.latent_dim, *widths))
+        if self.prototype_rank is not None:
+            _check_int("prototype_rank", self.prototype_rank, 1, min(clip_config.projection_dim, widths[1]))
+        self.noise_source = self.noise_sources
+        self.target_modules = _target_modules(self.text_layers, self.vision_layers, clip_config)
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the configuration as PEFT does; the base model is recorded as the plain `CLIPModel` it is."""
+        if kwargs.get("auto_mapping_dict") is not None:
+            kwargs["auto_mapping_dict"] = {"base_model_class": "CLIPModel", "parent_library": "transformers"}
+        super().save_pretrained(save_directory, **kwargs)
+
+
+def check_class_names(names: Any) -> None:
+    """Raise `ValueError` unless `names` are at least two different, non-empty strings."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of strings, got {names!r}.")
+    if len(names) < 2:
+        raise ValueError(f"class_names needs at least two classes, got {list(names)!r}.")
+    if empty := [index for index, name in enumerate(names) if not name.strip()]:
+        raise ValueError(f"class_names must not be empty strings: check position(s) {empty}.")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"class_names must all be different, these are repeated: {repeated}.")
+
+
+def check_template(template: Any) -> None:
+    """Raise `ValueError` unless `template` is one or more different strings with exactly one `{}` each."""
+    templates = [template] if isinstance(template, str) else template
+    if not isinstance(templates, (list, tuple)) or not templates:
+        raise ValueError(f"template must be a string or a non-empty list of strings, got {template!r}.")
+    for text in templates:
+        if not isinstance(text, str) or text.count("{}") != 1:
+            raise ValueError(
+                f"template {text!r} must contain {{}} exactly once, where the class name goes, as in 'a photo of a {{}}.'"
+            )
+    if len(set(templates)) < len(templates):
+        raise ValueError(f"template must not list a template twice, got {templates!r}.")
+
+
+def check_descriptions(descriptions: dict[str, list[str]] | None, class_names: list[str]) -> None:
+    """Raise `ValueError` unless every class has at least one non-empty description."""
+    descriptions = descriptions or {}
+    missing = [name for name in class_names if not descriptions.get(name)]
+    missing += [name for name in class_names if any(not text.strip() for text in descriptions.get(name, ()))]
+    if missing:
+        raise ValueError(
+            f"noise_source 'descriptions' needs at least one non-empty sentence for every class; check {missing}. "
+            "Add them to `descriptions` or choose another noise_source."
+        )
+
+
+def resolve_layers(name: str, layers: int | list[int] | None, depth: int) -> list[int]:
+    """Return the sorted 1-based layer numbers meant by a `text_layers` or `vision_layers` value.
+
+    Args:
+        name (`str`): the field's name, for the error message.
+        layers (`int`, `list[int]` or `None`): the last k, explicit 1-based numbers, or the default last 7/12.
+        depth (`int`): number of layers of the encoder.
+    """
+    if layers is None:
+        layers = max(1, round(DEFAULT_DEPTH * depth))
+    if isinstance(layers, int):
+        _check_int(name, layers, 1, depth)
+        return list(range(depth - layers + 1, depth + 1))
+    layers = list(layers)
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"{name}={layers} must be different layer numbers between 1 and {depth}, at least one.")
+    for layer in layers:
+        _check_int(name, layer, 1, depth)
+    return sorted(layers)
+
+
+def _target_modules(text_layers: list[int], vision_layers: list[int], clip_config: CLIPConfig) -> str:
+    """Return the regular expression of the modules to wrap: first target to last layer of each tower, and the head."""
+
+    def tower(prefix: str, first: int, depth: int) -> str:
+        numbers = "|".join(str(index) for index in range(first - 1, depth))
+        return rf"{prefix}\.encoder\.layers\.(?:{numbers})"
+
+    text = tower("text_model", text_layers[0], clip_config.text_config.num_hidden_layers)
+    vision = tower("vision_model", vision_layers[0], clip_config.vision_config.num_hidden_layers)
+    return f"{text}|{vision}|visual_projection"
+
+
+def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
+    allowed = f"at least {low}" if high is None else f"between {low} and {high}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise ValueError(f"{name}={value!r} must be an integer, {allowed}.")
+
+
+def _check_float(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not valid or not low <= value <= high:
+        raise ValueError(f"{name}={value!r} must be a finite number, {allowed}.")
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {list(allowed)}.")

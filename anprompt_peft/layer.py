@@ -1,0 +1,381 @@
+"""The tuner layers: prompts inside CLIP's encoder layers, and the head that owns what an adapter shares among them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import ANPromptConfig
+
+TOKEN_STD = 0.02
+LOW_RANK_STD = 0.02
+
+
+@dataclass
+class PromptContext:
+    """What one pass through an encoder is told and tells back; it travels as a keyword argument through the encoder.
+
+    Attributes:
+        enabled (`bool`): whether prompts take part. `False` is the frozen CLIP.
+        vision_prompts (`Tensor`, *optional*): `[B, n, d_v]`, the prompts as they left the last vision layer.
+    """
+
+    enabled: bool = True
+    vision_prompts: Tensor | None = None
+
+
+class LowRank(nn.Module):
+    """`x -> x A^T B^T` with `A` random and `B` zero, an update that starts as nothing.
+
+    Args:
+        in_features (`int`): width of the input.
+        out_features (`int`): width of the output.
+        rank (`int`): rank of the update.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, in_features) * LOW_RANK_STD)
+        self.up = nn.Parameter(torch.zeros(out_features, rank))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map `[..., in_features]` to `[..., out_features]`."""
+        return F.linear(F.linear(inputs, self.down), self.up)
+
+
+class ANPromptHead(nn.Module, BaseTunerLayer):
+    """Wraps CLIP's `visual_projection` and holds per adapter what its layers share.
+
+    That is: the learnable tokens, the shared prompt maps of `projection_rank`, the prototype projection, and as
+    buffers the noise prompts, the classes' token ids and their clean and perturbed text features. Which adapter is
+    active, and whether adapters are on, is decided here for all layers.
+
+    Args:
+        base_layer (`nn.Linear`): the visual projection, `d_v -> d` without bias.
+    """
+
+    adapter_layer_names = (
+        "anprompt_tokens",
+        "anprompt_noise_map",
+        "anprompt_text_map",
+        "anprompt_vision_map",
+        "anprompt_prototype",
+    )
+    other_param_names = (
+        "anprompt_noise_prompts",
+        "anprompt_clean_features",
+        "anprompt_perturbed_features",
+        "anprompt_class_ids",
+    )
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.configs: dict[str, ANPromptConfig] = {}
+        self.anprompt_tokens = nn.ParameterDict()
+        self.anprompt_noise_map = nn.ModuleDict()
+        self.anprompt_text_map = nn.ModuleDict()
+        self.anprompt_vision_map = nn.ModuleDict()
+        self.anprompt_prototype = nn.ModuleDict()
+        for name in self.other_param_names:
+            setattr(self, name, BufferDict(persistent=True))
+
+    def update_layer(
+        self, adapter_name: str, config: ANPromptConfig, text_width: int, context: int, inference_mode: bool = False
+    ) -> None:
+        """Create the parameters and (empty) buffers of an adapter.
+
+        Args:
+            adapter_name (`str`): the adapter.
+            config (`ANPromptConfig`): resolved against the backbone.
+            text_width (`int`): width d_t of the text encoder.
+            context (`int`): CLIP's context length, the width of the token-id buffer.
+            inference_mode (`bool`): whether the adapter stays frozen.
+        """
+        self.configs[adapter_name] = config
+        latent, (dim, vision_width) = _latent_dim(config), self.base_layer.weight.shape
+        if config.num_virtual_tokens:
+            tokens = torch.randn(config.num_virtual_tokens, latent) * TOKEN_STD
+            self.anprompt_tokens[adapter_name] = nn.Parameter(tokens)
+        if config.num_noise_tokens and latent != dim and config.noise_map == "learned":
+            self.anprompt_noise_map[adapter_name] = nn.Linear(dim, latent)
+        if config.num_prompts:
+            if config.projection_rank is not None:
+                self.anprompt_text_map[adapter_name] = nn.Linear(latent, text_width)
+                self.anprompt_vision_map[adapter_name] = nn.Linear(latent, vision_width)
+            self.anprompt_prototype[adapter_name] = self._new_prototype(config)
+        self._create_buffers(adapter_name, config, context)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _new_prototype(self, config: ANPromptConfig) -> nn.Module:
+        dim, vision_width = self.base_layer.weight.shape
+        if config.prototype_rank is not None:
+            return LowRank(vision_width, dim, config.prototype_rank)
+        projection = nn.Linear(vision_width, dim, bias=False)
+        if not projection.weight.is_meta and not self.base_layer.weight.is_meta:
+            with torch.no_grad():
+                projection.weight.copy_(self.base_layer.weight)
+        return projection
+
+    def _create_buffers(self, adapter_name: str, config: ANPromptConfig, context: int) -> None:
+        dim = self.base_layer.weight.shape[0]
+        noise_width = dim if adapter_name in self.anprompt_noise_map else _latent_dim(config)
+        num_classes = len(config.class_names)
+        empty = self.base_layer.weight.new_full
+        device = torch.device("cpu") if self.base_layer.weight.is_meta else self.base_layer.weight.device
+        for name, shape in (
+            ("anprompt_noise_prompts", (config.num_noise_tokens, noise_width)),
+            ("anprompt_clean_features", (num_classes, dim)),
+            ("anprompt_perturbed_features", (num_classes, dim)),
+        ):
+            getattr(self, name)[adapter_name] = empty(shape, math.nan, device=device)
+        ids_shape = (num_classes * len(config.templates), context)
+        self.anprompt_class_ids[adapter_name] = torch.full(ids_shape, -1, device=device)
+
+    def fill(self, adapter_name: str, noise_prompts: Tensor, clean: Tensor, perturbed: Tensor, ids: Tensor) -> None:
+        """Write what the noise pipeline found into the adapter's buffers.
+
+        Args:
+            adapter_name (`str`): the adapter.
+            noise_prompts (`Tensor`): `[K, d]`; mapped to the latent dim here if the map is the fixed one.
+            clean (`Tensor`): `[C, d]`.
+            perturbed (`Tensor`): `[C, d]`.
+            ids (`Tensor`): int64 `[C * T, L]`, extended to the context by repeating the last column.
+        """
+        config = self.configs[adapter_name]
+        width = self.anprompt_noise_prompts[adapter_name].shape[-1]
+        if width != noise_prompts.shape[-1]:
+            noise_prompts = noise_prompts @ _orthogonal(noise_prompts.shape[-1], width, config.noise_seed).to(
+                noise_prompts
+            )
+        context = self.anprompt_class_ids[adapter_name].shape[-1]
+        ids = torch.cat([ids, ids[:, -1:].expand(-1, context - ids.shape[-1])], dim=-1)
+        self.anprompt_noise_prompts[adapter_name].copy_(noise_prompts)
+        self.anprompt_clean_features[adapter_name].copy_(clean)
+        self.anprompt_perturbed_features[adapter_name].copy_(perturbed)
+        self.anprompt_class_ids[adapter_name].copy_(ids)
+
+    @property
+    def adapter(self) -> str | None:
+        """Name of the active adapter, `None` if there is none."""
+        return self.active_adapters[0] if self.active_adapters else None
+
+    def prompts(self, adapter_name: str) -> Tensor:
+        """Return the anti-noise prompts A `[n, r]`: tokens and noise prompts, joined by the chosen integration."""
+        noise = self.anprompt_noise_prompts[adapter_name]
+        if adapter_name in self.anprompt_noise_map:
+            noise = self.anprompt_noise_map[adapter_name](noise)
+        if adapter_name not in self.anprompt_tokens:
+            return noise
+        tokens = self.anprompt_tokens[adapter_name]
+        noise = noise.to(tokens.dtype)
+        if self.configs[adapter_name].noise_integration == "add":
+            return tokens + noise
+        return torch.cat([tokens, noise])
+
+    def prototype(self, prompts: Tensor) -> Tensor:
+        """Return the NRVPP before normalisation, `[B, d]`: the projected prompts, averaged.
+
+        Args:
+            prompts (`Tensor`): `[B, n, d_v]`, the vision encoder's output prompts after its final layer norm.
+        """
+        projection = self.anprompt_prototype[self.adapter]
+        mean = prompts.mean(dim=1)
+        if isinstance(projection, LowRank):
+            return self.base_layer(mean).to(projection.up.dtype) + projection(mean.to(projection.up.dtype))
+        return projection(mean.to(projection.weight.dtype))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Apply CLIP's own visual projection, untouched."""
+        return self.base_layer(hidden_states)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter.
+
+        Raises:
+            ValueError: if more than one is named.
+        """
+        refuse_several(adapter_names)
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter and its configuration."""
+        super().delete_adapter(adapter_name)
+        self.configs.pop(adapter_name, None)
+
+
+class ANPromptLayer(nn.Module, BaseTunerLayer):
+    """Wraps one `CLIPEncoderLayer` from the first layer with prompts to the last of a tower.
+
+    Inserts the prompts behind BOS/CLS at the first target layer, replaces (or mixes) them at later ones and strips
+    them after the last layer of the encoder. In between, the attention mask grows with the sequence.
+
+    Args:
+        base_layer (`CLIPEncoderLayer`): the layer.
+        tower (`"text"` or `"vision"`): the encoder it belongs to.
+        number (`int`): its 1-based number.
+        width (`int`): hidden size of the tower.
+        is_last (`bool`): whether it is the encoder's last layer.
+    """
+
+    adapter_layer_names = ("anprompt_projection",)
+
+    def __init__(self, base_layer: nn.Module, tower: str, number: int, width: int, is_last: bool) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.tower = tower
+        self.number = number
+        self.width = width
+        self.is_last = is_last
+        self.anprompt_projection = nn.ModuleDict()
+        self._head: tuple[ANPromptHead, ...] = ()
+
+    def link(self, head: ANPromptHead) -> None:
+        """Remember the head without making it a submodule."""
+        self._head = (head,)
+
+    def update_layer(self, adapter_name: str, config: ANPromptConfig, inference_mode: bool = False) -> None:
+        """Create the adapter's prompt projection, if this is one of its target layers."""
+        if self.number in self.target_layers(config) and config.num_prompts:
+            latent = _latent_dim(config)
+            self.anprompt_projection[adapter_name] = (
+                nn.Linear(latent, self.width)
+                if config.projection_rank is None
+                else LowRank(latent, self.width, config.projection_rank)
+            )
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def target_layers(self, config: ANPromptConfig) -> list[int]:
+        """Return the 1-based target layers of this layer's tower."""
+        layers = config.text_layers if self.tower == "text" else config.vision_layers
+        assert isinstance(layers, list)
+        return layers
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        prompt_context: PromptContext | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Run the layer with prompts in.
+
+        Args:
+            hidden_states (`Tensor`): `[B, L, width]`; with n prompts behind position 0 after the first target layer.
+            attention_mask (`Tensor`, *optional*): the mask of the sequence without prompts.
+            prompt_context (`PromptContext`, *optional*): see there.
+            kwargs: passed on to the encoder layer.
+
+        Returns:
+            `Tensor`: `[B, L + n, width]`, or `[B, L, width]` from the encoder's last layer.
+        """
+        context = prompt_context or PromptContext()
+        head = self._head[0]
+        config = head.configs.get(head.adapter) if context.enabled and not head.disable_adapters else None
+        if config is None or config.num_prompts == 0 or self.number < self.target_layers(config)[0]:
+            return self.base_layer(hidden_states, attention_mask, **kwargs)
+        hidden_states = self._put_prompts(hidden_states, head, config)
+        count = config.num_prompts
+        hidden_states = self.base_layer(hidden_states, grow_mask(attention_mask, count), **kwargs)
+        if not self.is_last:
+            return hidden_states
+        start, prompts, rest = hidden_states.split([1, count, hidden_states.shape[1] - 1 - count], dim=1)
+        if self.tower == "vision":
+            context.vision_prompts = prompts
+        return torch.cat([start, rest], dim=1)
+
+    def _put_prompts(self, hidden_states: Tensor, head: ANPromptHead, config: ANPromptConfig) -> Tensor:
+        layers = self.target_layers(config)
+        if self.number not in layers:
+            return hidden_states
+        prompts = self._project(head).to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+        if self.number == layers[0]:
+            return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1:]], dim=1)
+        count = config.num_prompts
+        if self.tower == "vision" and config.prompt_mixing != 1:
+            before = hidden_states[:, 1 : 1 + count]
+            prompts = config.prompt_mixing * prompts + (1 - config.prompt_mixing) * before
+        return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1 + count :]], dim=1)
+
+    def _project(self, head: ANPromptHead) -> Tensor:
+        adapter = head.adapter
+        prompts = head.prompts(adapter)
+        projected = self.anprompt_projection[adapter](prompts)
+        shared = head.anprompt_text_map if self.tower == "text" else head.anprompt_vision_map
+        if adapter in shared:
+            projected = projected + shared[adapter](prompts)
+        return projected
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter; more than one raises `ValueError`."""
+        refuse_several(adapter_names)
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        weight = next(base_layer.parameters())
+        return weight.device, weight.dtype
+
+
+def refuse_several(adapter_names: str | list[str]) -> None:
+    """Raise `ValueError` if more than one adapter is named."""
+    if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+        raise ValueError(f"ANPrompt can have one active adapter at a time, not {adapter_names}.")
+
+
+def grow_mask(mask: Tensor | None, count: int) -> Tensor | None:
+    """Make room in an attention mask for `count` prompts behind position 0.
+
+    The prompts are seen by every later position, and by each other and BOS causally; padding stays hidden.
+
+    Args:
+        mask (`Tensor`, *optional*): any form that transformers gives CLIP's text encoder: `None`; bool (sdpa, `True`
+            attends) or additive float (eager) `[B, 1, L, L]`; `[B, L]` (flash attention).
+        count (`int`): number n of prompts.
+
+    Returns:
+        `Tensor` or `None`: the mask for length L + n, in the same form.
+
+    Raises:
+        NotImplementedError: for any other form.
+    """
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        form = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise NotImplementedError(
+            f"Prompts cannot be inserted into an attention mask of the form {form}. Load CLIP with "
+            "attn_implementation='sdpa', 'eager' or 'flash_attention_2'."
+        )
+    if mask.dim() == 2:
+        return torch.cat([mask[:, :1], mask.new_ones(len(mask), count), mask[:, 1:]], dim=1)
+    length = mask.shape[-1]
+    positions = torch.arange(length + count, device=mask.device)
+    source = torch.where(positions <= count, 0, positions - count)
+    grown = mask[:, :, source][:, :, :, source]
+    block = torch.ones(1 + count, 1 + count, dtype=torch.bool, device=mask.device).tril()
+    if mask.dtype != torch.bool:
+        block = torch.zeros_like(block, dtype=mask.dtype).masked_fill(~block, torch.finfo(mask.dtype).min)
+    grown[:, :, : 1 + count, : 1 + count] = block
+    return grown
+
+
+def _latent_dim(config: ANPromptConfig) -> int:
+    assert config.latent_dim is not None
+    return config.latent_dim
+
+
+def _orthogonal(rows: int, columns: int, seed: int) -> Tensor:
+    """Return a seeded float64 matrix `[rows, columns]` with orthonormal rows or columns, whichever are fewer."""
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(gaussian).Q
+    return basis if rows >= columns else basis.t()

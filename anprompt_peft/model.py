@@ -1,0 +1,196 @@
+"""`ANPromptModel`, the PEFT tuner: puts adapters into a `CLIPModel` and answers PEFT's verbs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+from transformers import CLIPModel
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from .classes import ClassSet, class_texts, load_tokenizer, tokenize
+from .clip import ANPromptCLIPModel, text_targets
+from .config import ANPromptConfig
+from .layer import ANPromptHead, ANPromptLayer
+from .noise import cluster
+from .registration import PREFIX
+
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+
+
+class ANPromptModel(BaseTuner):
+    """Adapts a CLIP with anti-noise prompts (https://arxiv.org/abs/2508.04677).
+
+    Args:
+        model (`CLIPModel`): the model to adapt, changed in place.
+        peft_config (`ANPromptConfig`): the configuration; a copy, completed from the backbone, is kept.
+        adapter_name (`str`): defaults to `"default"`.
+        low_cpu_mem_usage (`bool`): create the adapter's parameters on the meta device, to be loaded.
+
+    Raises:
+        TypeError: if the model is not a `CLIPModel`.
+        ValueError: if the configuration does not fit the backbone.
+        NotImplementedError: for an attention implementation whose masks prompts cannot be inserted into.
+
+    Example:
+
+        ```py
+        >>> from transformers import CLIPModel
+        >>> from peft import get_peft_model
+        >>> from anprompt_peft import ANPromptConfig
+
+        >>> clip = CLIPModel.from_pretrained("openai/clip-vit-base-patch16")
+        >>> model = get_peft_model(clip, ANPromptConfig(class_names=["cat", "dog"]))
+        ```
+    """
+
+    prefix = PREFIX
+    tuner_layer_cls = (ANPromptLayer, ANPromptHead)
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Check the backbone, compute the noise prompts, and put the adapter's layers in.
+
+        Nothing of the model has changed if a check or the noise pipeline raises. Modules are chosen from the
+        configuration, never from the keys of `state_dict`: layers that only pass prompts on have no weights.
+        """
+        check_backbone(model)
+        config = copy.copy(self.peft_config[adapter_name])
+        config.resolve(model.config)
+        if config.tokenizer_name_or_path is None:
+            config.tokenizer_name_or_path = getattr(model, "name_or_path", None) or None
+        fitted = fit(model, config) if config.init_noise_prompts else None
+        config.init_noise_prompts = False
+        self.peft_config[adapter_name] = config
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        head = model.visual_projection
+        if fitted is not None:
+            head.fill(adapter_name, *fitted)
+        for module in model.modules():
+            if isinstance(module, ANPromptLayer):
+                module.link(head)
+        model.__class__ = ANPromptCLIPModel
+
+    def _create_and_replace(
+        self,
+        peft_config: ANPromptConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        inference_mode = peft_config.inference_mode
+        if current_key == "visual_projection":
+            head = target if isinstance(target, ANPromptHead) else ANPromptHead(target)
+            text = self.model.config.text_config
+            head.update_layer(
+                adapter_name, peft_config, text.hidden_size, text.max_position_embeddings, inference_mode
+            )
+            new_module: nn.Module = head
+        else:
+            layer = target if isinstance(target, ANPromptLayer) else self._new_layer(target, current_key)
+            layer.update_layer(adapter_name, peft_config, inference_mode)
+            new_module = layer
+        if new_module is not target:
+            if adapter_name not in self.active_adapters:
+                new_module.requires_grad_(False)
+            self._replace_module(parent, target_name, new_module, target)
+
+    def _new_layer(self, target: nn.Module, key: str) -> ANPromptLayer:
+        tower, *_, index = key.split(".")
+        config = self.model.config.text_config if tower == "text_model" else self.model.config.vision_config
+        number = int(index) + 1
+        layer = ANPromptLayer(
+            target, tower.removesuffix("_model"), number, config.hidden_size, number == config.num_hidden_layers
+        )
+        layer.set_adapter(self.active_adapters)
+        return layer
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Only put the module in its place; the wrapped blocks have no weight or bias to copy."""
+        setattr(parent, child_name, new_module)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> CLIPModel:
+        model = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        model.__class__ = CLIPModel
+        for name in [name for name in vars(model) if name.startswith(("_asked_", "_trained_", "_text_"))]:
+            delattr(model, name)
+        return model
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            "ANPrompt adds tokens to the sequence and changes no weight, so it cannot be merged. Keep the adapter "
+            "loaded, or call unload() to get the base model back."
+        )
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if it was the active one, the first remaining one becomes active in all layers."""
+        super().delete_adapter(adapter_name)
+        self.set_adapter(self.model.visual_projection.active_adapters)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "ANPrompt cannot mix adapters within a batch (adapter_names). Use set_adapter(name) and one batch per "
+                "adapter."
+            )
+        yield
+
+
+def check_backbone(model: nn.Module) -> None:
+    """Raise unless `model` is a `CLIPModel` that prompts can be put into.
+
+    Raises:
+        TypeError: for any other model, single CLIP towers and other CLIP-like architectures included.
+        NotImplementedError: for an attention implementation with other masks.
+    """
+    if type(model) not in (CLIPModel, ANPromptCLIPModel):
+        raise TypeError(
+            f"ANPrompt adapts transformers' CLIPModel (both towers), not {type(model).__name__}. Load the base model "
+            "with CLIPModel.from_pretrained(...)."
+        )
+    for tower in (model.text_model, model.vision_model):
+        name = tower.config._attn_implementation
+        if name not in ATTENTION:
+            raise NotImplementedError(
+                f"attn_implementation={name!r} is not supported: prompts are inserted into the attention masks of "
+                f"{list(ATTENTION)} only. Load CLIP with one of these."
+            )
+    for layer in (*model.text_model.encoder.layers, *model.vision_model.encoder.layers):
+        base = layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer
+        if not isinstance(base, CLIPEncoderLayer):
+            raise TypeError(f"ANPrompt wraps CLIPEncoderLayer, found {type(base).__name__} in its place.")
+
+
+def fit(clip: CLIPModel, config: ANPromptConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute what an adapter freezes, from the frozen CLIP and the class texts.
+
+    Args:
+        clip (`CLIPModel`): with or without other adapters.
+        config (`ANPromptConfig`): resolved.
+
+    Returns:
+        `tuple`: noise prompts `[K, d]`, clean `[C, d]` and perturbed `[C, d]` features, token ids int64 `[C * T, L]`.
+    """
+    if any(parameter.is_meta for parameter in clip.parameters()):
+        raise ValueError("The noise prompts need CLIP's weights, but the model is on the meta device. Load it first.")
+    config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
+    names, templates = tuple(config.class_names), tuple(config.templates)
+    input_ids = tokenize(class_texts(names, templates), config.tokenizer, clip.config)
+    clean, perturbed, draws = text_targets(clip, ClassSet(names, templates, input_ids), config, config.tokenizer)
+    return cluster(draws, config.num_noise_tokens, config.noise_seed), clean, perturbed, input_ids.to(clip.device)
