@@ -1,7 +1,8 @@
 """Sets up the environment and runs the project's commands; needs nothing but Python.
 
-    python3 run.py digits   adapt the small CLIP to handwritten digits and report what it gained
-    python3 run.py test     lint, type check and test
+    python3 run.py digits           adapt a tiny CLIP to handwritten digits and report what it gained
+    python3 run.py classify IMAGE   classify an image file with the adapter that `digits` saved
+    python3 run.py test             lint, type check and test
 
 The environment goes to .venv, with the versions of constraints.txt. Further arguments go to the command.
 """
@@ -18,9 +19,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
-PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+PYTHON = str(ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 COMMANDS: dict[str, list[list[str]]] = {
     "digits": [["examples/digits/base_to_new.py"]],
+    "classify": [["examples/digits/classify.py"]],
     "test": [["-m", "ruff", "check"], ["-m", "ruff", "format", "--check"], ["-m", "mypy"], ["-m", "pytest"]],
 }
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] not in COMMANDS:
         print(__doc__, file=sys.stderr)
         return 2
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - the reader may start this with any Python
         print(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}.", file=sys.stderr)
         return 2
     set_up()

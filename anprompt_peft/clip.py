@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,10 @@ from transformers.utils import ModelOutput
 
 from .classes import ClassSet, class_texts, load_tokenizer, tokenize, trim
 from .config import ANPromptConfig, check_class_names, check_template
+from .features import at_least_float32, ensemble, full_precision, text_targets
 from .layer import ANPromptHead, PromptContext
-from .losses import clip_logits, similarity_loss, waloss
-from .noise import class_means, normalize, perturbed_features
-
-TEXT_CHUNK = 256
+from .losses import clip_logits, similarity_loss, total_loss, waloss
+from .noise import normalize
 
 
 @dataclass
@@ -34,7 +32,6 @@ class ANPromptOutput(ModelOutput):
         logits_prototype (`Tensor`, *optional*): `[B, C]`, prototypes (NRVPP) against prompted class texts.
         logits_fused (`Tensor`): `[B, C]`, `alpha * logits_class + (1 - alpha) * logits_prototype`.
         image_embeds (`Tensor`): `[B, d]`, normalised.
-        text_embeds (`Tensor`): `[C, d]`, normalised.
         prototype_embeds (`Tensor`, *optional*): `[B, d]`, normalised.
         loss_terms (`dict[str, Tensor]`, *optional*): the detached, unweighted scalar terms by name; only with labels.
     """
@@ -45,7 +42,6 @@ class ANPromptOutput(ModelOutput):
     logits_prototype: Tensor | None = None
     logits_fused: Tensor | None = None
     image_embeds: Tensor | None = None
-    text_embeds: Tensor | None = None
     prototype_embeds: Tensor | None = None
     loss_terms: dict[str, Tensor] | None = None
 
@@ -109,9 +105,9 @@ class ANPromptCLIPModel(CLIPModel):
         if text is None:
             text = self._text_embeds(classes)
         images = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding, **kwargs}
-        output = self._classify(classes, text, images)
         if labels is not None:
-            self._add_losses(output, classes, images, labels)
+            _check_labels(labels, classes)
+        output = self._classify(classes, text, images, labels)
         return output if return_dict else output.to_tuple()
 
     def set_classes(
@@ -153,14 +149,9 @@ class ANPromptCLIPModel(CLIPModel):
         """Names of the current classes, in the order of the logits."""
         return list(self._classes().names)
 
-    @torch.no_grad()
-    def frozen_text_features(self, input_ids: Tensor) -> Tensor:
-        """Return the frozen CLIP's normalised text features `[n, d]`, at least float32, for int64 ids `[n, L]`."""
-        return frozen_text_features(self, input_ids)
-
     @property
     def _head(self) -> ANPromptHead:
-        return self.visual_projection  # type: ignore[return-value]
+        return self.visual_projection
 
     def _active_config(self) -> ANPromptConfig:
         adapter = self._head.adapter
@@ -210,135 +201,79 @@ class ANPromptCLIPModel(CLIPModel):
 
     def _text_embeds(self, classes: ClassSet) -> Tensor:
         features = self.get_text_features(input_ids=classes.input_ids.to(self.device)).pooler_output
-        with _full_precision(features):
-            return _ensemble(normalize(_at_least_float32(features)), len(classes.templates))
+        with full_precision(features):
+            return ensemble(normalize(at_least_float32(features)), len(classes.templates))
 
-    def _classify(self, classes: ClassSet, text: Tensor, images: dict[str, Any]) -> ANPromptOutput:
-        context = PromptContext()
+    def _classify(
+        self, classes: ClassSet, text: Tensor, images: dict[str, Any], labels: Tensor | None
+    ) -> ANPromptOutput:
+        config, context = self._active_config(), PromptContext()
         features = self.get_image_features(prompt_context=context, **images).pooler_output
-        config, prototype = self._active_config(), None
-        with _full_precision(features):
-            image = normalize(_at_least_float32(features))
-            scale = _at_least_float32(self.logit_scale).exp()
-            logits = fused = clip_logits(image, text, scale)
-            logits_prototype = None
+        prototype = logits_prototype = None
+        with full_precision(features):
+            image = normalize(at_least_float32(features))
+            scale = at_least_float32(self.logit_scale).exp()
+            logits_class = logits_fused = clip_logits(image, text, scale)
             if context.vision_prompts is not None:
                 prompts = self.vision_model.post_layernorm(context.vision_prompts)
-                prototype = normalize(_at_least_float32(self._head.prototype(prompts)))
+                prototype = normalize(at_least_float32(self._head.prototype(prompts)))
                 logits_prototype = clip_logits(prototype, text, scale)
-                fused = config.alpha * logits + (1 - config.alpha) * logits_prototype
+                logits_fused = config.alpha * logits_class + (1 - config.alpha) * logits_prototype
+        terms: dict[str, Tensor] = {}
+        if labels is not None:
+            terms["cross_entropy_class"] = F.cross_entropy(logits_class, labels)
+            if logits_prototype is not None:
+                terms["cross_entropy_prototype"] = F.cross_entropy(logits_prototype, labels)
+            if not self._head.disable_adapters:
+                terms |= self._consistency_terms(classes, images, image, text, prototype, logits_class)
         output = ANPromptOutput(
-            logits_class=logits,
+            loss=total_loss(terms, config) if terms else None,
+            logits=logits_class,
+            logits_class=logits_class,
             logits_prototype=logits_prototype,
-            logits_fused=fused,
+            logits_fused=logits_fused,
             image_embeds=image,
-            text_embeds=text,
             prototype_embeds=prototype,
+            loss_terms={name: term.detach() for name, term in terms.items()} or None,
         )
-        output.logits = self._choose(output, config, classes)
+        output.logits = output[self._chosen_logits(config, classes, prototype)]
         return output
 
-    def _choose(self, output: ANPromptOutput, config: ANPromptConfig, classes: ClassSet) -> Tensor | None:
+    def _chosen_logits(self, config: ANPromptConfig, classes: ClassSet, prototype: Tensor | None) -> str:
         choice = config.inference_logits
-        if self.training or output.logits_prototype is None:
+        if self.training or prototype is None:
             choice = "fused"
         elif choice == "auto":
             choice = "fused" if set(classes.names) <= set(config.class_names) else "class"
-        return output[f"logits_{choice}"]
+        return f"logits_{choice}"
 
-    def _add_losses(self, output: ANPromptOutput, classes: ClassSet, images: dict[str, Any], labels: Tensor) -> None:
-        _check_labels(labels, classes)
-        config = self._active_config()
-        frozen = None
-        if not self._head.disable_adapters:
-            with torch.no_grad():
-                frozen = self.get_image_features(prompt_context=PromptContext(enabled=False), **images).pooler_output
-            self._require_text_targets(classes)
-        with _full_precision(output.logits_class):
-            terms = {"cross_entropy_class": F.cross_entropy(output.logits_class, labels)}
-            loss = terms["cross_entropy_class"]
-            if output.logits_prototype is not None:
-                terms["cross_entropy_prototype"] = F.cross_entropy(output.logits_prototype, labels)
-                loss = config.alpha * loss + (1 - config.alpha) * terms["cross_entropy_prototype"]
-            if frozen is not None:
-                terms["similarity_image"] = similarity_loss(output.image_embeds, normalize(_at_least_float32(frozen)))
-                terms["similarity_text"] = similarity_loss(output.text_embeds, classes.clean.to(output.text_embeds))
-                loss = loss + config.similarity_weight * (terms["similarity_image"] + terms["similarity_text"])
-            if output.logits_prototype is not None:
-                scale = _at_least_float32(self.logit_scale).exp()
-                perturbed = classes.perturbed.to(output.text_embeds)
-                terms["waloss"] = waloss(
-                    output.logits_class, clip_logits(output.prototype_embeds, perturbed, scale)
-                )
-                loss = loss + config.waloss_weight * terms["waloss"]
-        output.loss = loss
-        output.loss_terms = {name: term.detach() for name, term in terms.items()}
+    def _consistency_terms(
+        self,
+        classes: ClassSet,
+        images: dict[str, Any],
+        image: Tensor,
+        text: Tensor,
+        prototype: Tensor | None,
+        logits_class: Tensor,
+    ) -> dict[str, Tensor]:
+        clean, perturbed = self._text_targets(classes)
+        with torch.no_grad():
+            frozen = self.get_image_features(prompt_context=PromptContext(enabled=False), **images).pooler_output
+        with full_precision(image):
+            terms = {
+                "similarity_image": similarity_loss(image, normalize(at_least_float32(frozen))),
+                "similarity_text": similarity_loss(text, clean.to(text)),
+            }
+            if prototype is not None:
+                scale = at_least_float32(self.logit_scale).exp()
+                terms["waloss"] = waloss(logits_class, clip_logits(prototype, perturbed.to(text), scale))
+        return terms
 
-    def _require_text_targets(self, classes: ClassSet) -> None:
-        if classes.clean is None:
+    def _text_targets(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
+        if classes.clean is None or classes.perturbed is None:
             config = self._active_config()
             classes.clean, classes.perturbed, _ = text_targets(self, classes, config, self._asked_tokenizer)
-
-
-@torch.no_grad()
-def frozen_text_features(clip: CLIPModel, input_ids: Tensor) -> Tensor:
-    """Return the frozen CLIP's normalised text features `[n, d]`, at least float32.
-
-    Args:
-        clip (`CLIPModel`): with or without adapters.
-        input_ids (`Tensor`): int64 `[n, L]`.
-    """
-    training = clip.training
-    clip.eval()
-    try:
-        rows = [
-            clip.get_text_features(
-                input_ids=chunk.to(clip.device), prompt_context=PromptContext(enabled=False)
-            ).pooler_output
-            for chunk in input_ids.split(TEXT_CHUNK)
-        ]
-    finally:
-        clip.train(training)
-    return normalize(_at_least_float32(torch.cat(rows)))
-
-
-def text_targets(
-    clip: CLIPModel, classes: ClassSet, config: ANPromptConfig, tokenizer: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the method needs from the frozen text encoder.
-
-    Args:
-        clip (`CLIPModel`): with or without adapters.
-        classes (`ClassSet`): C classes.
-        config (`ANPromptConfig`): names the noise.
-        tokenizer: of the backbone.
-
-    Returns:
-        `tuple[Tensor, Tensor, Tensor]`: the clean features w `[C, d]`, the perturbed ones u `[C, d]` (the normalised
-        mean over a class's draws), and all draws `[M, d]`.
-    """
-    names, templates = list(classes.names), list(classes.templates)
-    clean = _ensemble(frozen_text_features(clip, classes.input_ids), len(templates))
-
-    def encode(texts: list[str], truncate: bool) -> Tensor:
-        return frozen_text_features(clip, tokenize(texts, tokenizer, clip.config, truncate))
-
-    draws, owners = perturbed_features(names, templates, clean, encode, config)
-    return clean, class_means(draws, owners, len(names)), draws
-
-
-def _ensemble(features: Tensor, num_templates: int) -> Tensor:
-    if num_templates == 1:
-        return features
-    return normalize(features.unflatten(0, (-1, num_templates)).mean(dim=1))
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
-    return torch.autocast(tensor.device.type, enabled=False)
+        return classes.clean, classes.perturbed
 
 
 def _autocast_state(device_type: str) -> tuple[bool, torch.dtype]:
@@ -355,5 +290,7 @@ def _versions(tensors: Any) -> tuple[tuple[Any, ...], ...]:
 def _check_labels(labels: Tensor, classes: ClassSet) -> None:
     """Raise on labels outside the classes; labels on an accelerator are left to its own check, to avoid a wait."""
     count = len(classes.names)
-    if labels.device.type == "cpu" and labels.dim() == 1 and labels.numel() and not 0 <= labels.min() <= labels.max() < count:
+    if labels.device.type != "cpu" or labels.dim() != 1 or not labels.numel():
+        return
+    if labels.min() < 0 or labels.max() >= count:
         raise ValueError(f"labels must lie between 0 and {count - 1} for {count} classes, got {labels.tolist()}.")

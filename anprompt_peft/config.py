@@ -133,7 +133,9 @@ class ANPromptConfig(PeftConfig):
     )
     noise_source: NoiseSource | list[NoiseSource] | None = field(
         default=None,
-        metadata={"help": "'text', 'descriptions', 'gaussian' or several. Defaults to text (+ descriptions if given)."},
+        metadata={
+            "help": "'text', 'descriptions', 'gaussian' or several. Defaults to text (+ descriptions if given)."
+        },
     )
     descriptions: dict[str, list[str]] | None = field(
         default=None, metadata={"help": "Sentences about each class, for the 'descriptions' noise source."}
@@ -162,8 +164,8 @@ class ANPromptConfig(PeftConfig):
             self.tokenizer_name_or_path = getattr(self.tokenizer, "name_or_path", None) or None
         if self.task_type is not None:
             raise ValueError(
-                f"task_type={self.task_type!r} does not apply to CLIP, whose forward none of PEFT's task classes fits. "
-                "Leave it None."
+                f"task_type={self.task_type!r} does not apply: none of PEFT's task classes fits CLIP's forward. Leave "
+                "it None."
             )
         check_class_names(self.class_names)
         self.class_names = list(self.class_names)
@@ -226,8 +228,10 @@ class ANPromptConfig(PeftConfig):
         return [self.template] if isinstance(self.template, str) else list(self.template)
 
     @property
-    def noise_sources(self) -> list[str]:
+    def noise_sources(self) -> list[NoiseSource]:
         """`noise_source` as a list, with the default filled in."""
+        if isinstance(self.noise_source, str):
+            return [self.noise_source]
         if self.noise_source is not None:
             return list(self.noise_source)
         return ["text", "descriptions"] if self.descriptions else ["text"]
@@ -288,7 +292,7 @@ def check_template(template: Any) -> None:
     for text in templates:
         if not isinstance(text, str) or text.count("{}") != 1:
             raise ValueError(
-                f"template {text!r} must contain {{}} exactly once, where the class name goes, as in 'a photo of a {{}}.'"
+                f"template {text!r} must contain {{}} exactly once, where the class name goes: 'a photo of a {{}}.'"
             )
     if len(set(templates)) < len(templates):
         raise ValueError(f"template must not list a template twice, got {templates!r}.")

@@ -75,6 +75,12 @@ class ANPromptHead(nn.Module, BaseTunerLayer):
         "anprompt_class_ids",
     )
 
+    base_layer: nn.Linear
+    anprompt_noise_prompts: BufferDict
+    anprompt_clean_features: BufferDict
+    anprompt_perturbed_features: BufferDict
+    anprompt_class_ids: BufferDict
+
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -164,9 +170,14 @@ class ANPromptHead(nn.Module, BaseTunerLayer):
         self.anprompt_class_ids[adapter_name].copy_(ids)
 
     @property
-    def adapter(self) -> str | None:
-        """Name of the active adapter, `None` if there is none."""
-        return self.active_adapters[0] if self.active_adapters else None
+    def adapter(self) -> str:
+        """Name of the active adapter, empty if there is none."""
+        return self.active_adapters[0] if self.active_adapters else ""
+
+    @property
+    def active_config(self) -> ANPromptConfig | None:
+        """Configuration of the adapter that takes part now, `None` if there is none or adapters are disabled."""
+        return None if self.disable_adapters else self.configs.get(self.adapter)
 
     def prompts(self, adapter_name: str) -> Tensor:
         """Return the anti-noise prompts A `[n, r]`: tokens and noise prompts, joined by the chosen integration."""
@@ -191,7 +202,7 @@ class ANPromptHead(nn.Module, BaseTunerLayer):
         mean = prompts.mean(dim=1)
         if isinstance(projection, LowRank):
             return self.base_layer(mean).to(projection.up.dtype) + projection(mean.to(projection.up.dtype))
-        return projection(mean.to(projection.weight.dtype))
+        return projection(mean.to(next(projection.parameters()).dtype))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Apply CLIP's own visual projection, untouched."""
@@ -280,7 +291,7 @@ class ANPromptLayer(nn.Module, BaseTunerLayer):
         """
         context = prompt_context or PromptContext()
         head = self._head[0]
-        config = head.configs.get(head.adapter) if context.enabled and not head.disable_adapters else None
+        config = head.active_config if context.enabled else None
         if config is None or config.num_prompts == 0 or self.number < self.target_layers(config)[0]:
             return self.base_layer(hidden_states, attention_mask, **kwargs)
         hidden_states = self._put_prompts(hidden_states, head, config)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from .config import ANPromptConfig
+
 STD_EPSILON = 1e-6
 
 
@@ -38,3 +40,16 @@ def waloss(logits_class: Tensor, logits_perturbed: Tensor) -> Tensor:
         logits_class.log_softmax(dim=-1), logits_perturbed.log_softmax(dim=-1), reduction="sum", log_target=True
     )
     return divergence / ((logits_class.std() + STD_EPSILON) * logits_class.numel())
+
+
+def total_loss(terms: dict[str, Tensor], config: ANPromptConfig) -> Tensor:
+    """Return the weighted sum of the loss terms that are there; without a prototype alpha plays no part."""
+    weights = {
+        "cross_entropy_class": config.alpha if "cross_entropy_prototype" in terms else 1.0,
+        "cross_entropy_prototype": 1 - config.alpha,
+        "similarity_image": config.similarity_weight,
+        "similarity_text": config.similarity_weight,
+        "waloss": config.waloss_weight,
+    }
+    first, *others = (weights[name] * term for name, term in terms.items())
+    return sum(others, start=first)

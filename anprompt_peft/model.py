@@ -7,20 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from .classes import ClassSet, class_texts, load_tokenizer, tokenize
-from .clip import ANPromptCLIPModel, text_targets
+from .clip import ANPromptCLIPModel
 from .config import ANPromptConfig
+from .features import text_targets
 from .layer import ANPromptHead, ANPromptLayer
 from .noise import cluster
 from .registration import PREFIX
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
+OWN_LAYERS = (ANPromptLayer, ANPromptHead)
 
 
 class ANPromptModel(BaseTuner):
@@ -50,12 +51,11 @@ class ANPromptModel(BaseTuner):
     """
 
     prefix = PREFIX
-    tuner_layer_cls = (ANPromptLayer, ANPromptHead)
-    target_module_mapping: dict[str, list[str]] = {}
+    tuner_layer_cls = BaseTunerLayer
 
     def inject_adapter(
         self,
-        model: nn.Module,
+        model: CLIPModel,
         adapter_name: str,
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False,
@@ -87,7 +87,7 @@ class ANPromptModel(BaseTuner):
         self,
         peft_config: ANPromptConfig,
         adapter_name: str,
-        target: nn.Module,
+        target: Any,
         target_name: str,
         parent: nn.Module,
         current_key: str,
@@ -152,7 +152,7 @@ class ANPromptModel(BaseTuner):
         yield
 
 
-def check_backbone(model: nn.Module) -> None:
+def check_backbone(model: Any) -> None:
     """Raise unless `model` is a `CLIPModel` that prompts can be put into.
 
     Raises:
@@ -171,6 +171,8 @@ def check_backbone(model: nn.Module) -> None:
                 f"attn_implementation={name!r} is not supported: prompts are inserted into the attention masks of "
                 f"{list(ATTENTION)} only. Load CLIP with one of these."
             )
+    if any(isinstance(module, BaseTunerLayer) and not isinstance(module, OWN_LAYERS) for module in model.modules()):
+        raise TypeError("This CLIP already carries adapters of another method. Merge or unload them first.")
     for layer in (*model.text_model.encoder.layers, *model.vision_model.encoder.layers):
         base = layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer
         if not isinstance(base, CLIPEncoderLayer):

@@ -23,13 +23,15 @@ def perturb_class_text(name: str, templates: list[str], rng: random.Random) -> s
         rng (`random.Random`): source of every choice made.
     """
     template = rng.choice(templates)
-    edits = [*(lambda text, typo=typo: _edit_word(text, typo, rng) for typo in TYPOS)]
-    edits.append(lambda text: _drop_word(template, rng).replace("{}", name))
-    edits.append(lambda text: paraphrase(template, rng).replace("{}", name))
-    rng.shuffle(edits)
-    clean = {each.replace("{}", name) for each in templates}
     text = template.replace("{}", name)
-    return next((edited for edit in edits if (edited := edit(text)) not in clean), f"{text} {text}")
+    edited = [
+        *(_edit_word(text, typo, rng) for typo in TYPOS),
+        _drop_word(template, rng).replace("{}", name),
+        paraphrase(template, rng).replace("{}", name),
+    ]
+    rng.shuffle(edited)
+    clean = {each.replace("{}", name) for each in templates}
+    return next(candidate for candidate in edited if candidate not in clean)
 
 
 def paraphrase(template: str, rng: random.Random) -> str:
@@ -39,9 +41,11 @@ def paraphrase(template: str, rng: random.Random) -> str:
     """
     if match := re.search(r"\ba (photo|picture)\b", template, re.IGNORECASE):
         start, end = match.span()
-        return template[:start] + rng.choice(PHOTO_NOUNS) + template[end:]
+        nouns = [noun for noun in PHOTO_NOUNS if noun != match.group().lower()]
+        return template[:start] + rng.choice(nouns) + template[end:]
     article = match.group() if (match := re.search(r"\b(a|an|the) \{\}", template, re.IGNORECASE)) else "{}"
-    return rng.choice(PARAPHRASES).replace("{}", article)
+    others = [each for each in (text.replace("{}", article) for text in PARAPHRASES) if each != template]
+    return rng.choice(others)
 
 
 def swap_letters(word: str, rng: random.Random) -> str:

@@ -22,7 +22,6 @@ def peft_type() -> PeftType:
     member = str.__new__(PeftType, NAME)
     member._name_ = NAME
     member._value_ = NAME
-    member._sort_order_ = len(PeftType)
     type.__setattr__(PeftType, NAME, member)
     PeftType._member_map_[NAME] = member
     PeftType._value2member_map_[NAME] = member

@@ -54,6 +54,8 @@ class Deformation:
     rotation: float = 15.0  # degrees, either way
     shear: float = 0.35  # horizontal shift per vertical unit, either way
     elastic: float = 0.07  # standard deviation of the 4 x 4 displacement grid, in half canvas sides
+    lift: float = 0.0  # probability that the pen lifts somewhere
+    lift_radius: tuple[float, float] = (4.0, 10.0)  # canvas pixels, of the disc in which it leaves no ink
     width: tuple[float, float] = (14.0, 28.0)  # pixels of the 32 x 32 bitmap
     margin: float = 1.5  # pixels, most that the bitmap's top and bottom edges move, either way
     ink: tuple[float, float] = (0.22, 0.38)  # share of the bitmap that is inked
@@ -114,6 +116,17 @@ def uniform(rng: np.random.Generator, low: float, high: float, n: int) -> Tensor
 def normal(rng: np.random.Generator, scale: float, *shape: int) -> Tensor:
     """Float32 tensor of the given shape, normal with mean 0 and the given standard deviation."""
     return torch.from_numpy((scale * rng.standard_normal(shape)).astype(np.float32))
+
+
+def lift_pen(distance: Tensor, how: Deformation, rng: np.random.Generator) -> Tensor:
+    """Leave a disc of some skeletons undrawn; float32 distance maps [n, 1, CANVAS, CANVAS], in and out."""
+    n = len(distance)
+    radius = uniform(rng, *how.lift_radius, n) * (uniform(rng, 0, 1, n) < how.lift)
+    low, high = (CANVAS - GLYPH) / 2, (CANVAS + GLYPH) / 2
+    x, y = uniform(rng, low, high, n), uniform(rng, low, high, n)
+    at = torch.arange(CANVAS) + 0.5
+    apart = torch.hypot(at - x[:, None, None], at[:, None] - y[:, None, None])
+    return distance.masked_fill((apart < radius[:, None, None])[:, None], CANVAS)
 
 
 def affine_grid(matrix: Tensor, side: int) -> Tensor:
@@ -190,9 +203,7 @@ def sample(distance: Tensor, how: Deformation, rng: np.random.Generator) -> Tens
     return enlarge(quantised.round())[:, 0].to(torch.uint8)
 
 
-def draw(
-    bank: Tensor, chars: np.ndarray, rng: np.random.Generator, how: Deformation | None = None
-) -> Tensor:
+def draw(bank: Tensor, chars: np.ndarray, rng: np.random.Generator, how: Deformation | None = None) -> Tensor:
     """Training images of the given characters, each in a random font and randomly deformed.
 
     Args:
@@ -206,5 +217,5 @@ def draw(
     """
     how = how or Deformation()
     fonts = rng.integers(bank.shape[1], size=len(chars))
-    distance = bank[torch.from_numpy(chars), torch.from_numpy(fonts)][:, None]
+    distance = lift_pen(bank[torch.from_numpy(chars), torch.from_numpy(fonts)][:, None], how, rng)
     return sample(fit(deform(distance, how, rng), how, rng), how, rng)

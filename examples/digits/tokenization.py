@@ -1,5 +1,6 @@
 """A small CLIP tokenizer trained on the captions."""
 
+import json
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, pre_tokenizers
@@ -11,28 +12,38 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int, context: int) -> CLIPTokenizer:
+def train_tokenizer(captions: Iterable[str], merges: int, context: int) -> CLIPTokenizer:
     """Lower-casing byte-level BPE with CLIP's conventions, complete over bytes so that any text can be tokenised.
+
+    Ids run: 256 bytes inside a word, 256 bytes at a word's end, learnt pieces, bos, eos (also unk and pad).
 
     Args:
         captions: training text.
-        vocab_size: most entries, including 512 for the bytes (inside and at the end of a word) and 2 special tokens.
+        merges: most pieces to learn on top of the bytes.
         context: `model_max_length`, in tokens.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_only = alphabet + [letter + WORD_END for letter in alphabet]
-    reserved = len(bytes_only) + 2
-    if vocab_size < reserved:
-        raise ValueError(f"vocab_size is {vocab_size}, but the bytes and special tokens alone take {reserved}")
-    trained = Tokenizer(BPE(end_of_word_suffix=WORD_END))
     conventions = CLIPTokenizer().backend_tokenizer
+    trained = Tokenizer(BPE(end_of_word_suffix=WORD_END))
     trained.normalizer = conventions.normalizer
     trained.pre_tokenizer = conventions.pre_tokenizer
     trainer = BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix=WORD_END, show_progress=False
+        vocab_size=2 * len(alphabet) + merges,
+        initial_alphabet=alphabet,
+        end_of_word_suffix=WORD_END,
+        show_progress=False,
     )
     trained.train_from_iterator(captions, trainer)
-    learnt = trained.get_vocab()
-    print(len(learnt), [t for t in sorted(learnt, key=learnt.__getitem__)][256:])
-    import json
-    print(json.loads(trained.to_str())["model"]["merges"][:5])
+    learnt = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]][:merges]
+    pieces = [left + right for left, right in learnt]
+    entries = [*alphabet, *(letter + WORD_END for letter in alphabet), *pieces, BOS, EOS]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(entries))}
+    return CLIPTokenizer(
+        vocab=vocab,
+        merges=learnt,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=EOS,
+        pad_token=EOS,
+        model_max_length=context,
+    )

@@ -1,0 +1,84 @@
+"""Base-to-new generalisation: accuracies on trained and unseen classes, their harmonic mean, and intervals."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval, all in per cent."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+
+
+@dataclass(frozen=True)
+class BaseToNew:
+    """Accuracy on base and on new classes, and their harmonic mean H (Xian et al., 2017), in per cent."""
+
+    base: Estimate
+    new: Estimate
+    harmonic_mean: Estimate
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Return the figures as plain numbers."""
+        return asdict(self)
+
+
+def harmonic_mean(base: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return `2 * base * new / (base + new)`, and 0 where both are 0."""
+    total = base + new
+    return np.divide(2 * base * new, total, out=np.zeros_like(total, dtype=float), where=total > 0)
+
+
+def base_to_new(base_correct: np.ndarray, new_correct: np.ndarray, seed: int = 0) -> BaseToNew:
+    """Summarise which test images each run got right.
+
+    A figure is the mean over the runs; H is the mean of the runs' own harmonic means. The intervals are percentiles
+    of a bootstrap that resamples runs and test images, so they cover the choice of shots and of test images. A single
+    run (zero-shot CLIP, which has no shots) leaves the images.
+
+    Args:
+        base_correct (`np.ndarray`): bool `[S, n]`, S runs on n images of base classes.
+        new_correct (`np.ndarray`): bool `[S, m]`, the same S runs on m images of new classes.
+        seed (`int`): seed of the bootstrap.
+
+    Raises:
+        ValueError: if the numbers of runs differ or anything is empty.
+    """
+    if base_correct.ndim != 2 or new_correct.ndim != 2 or not base_correct.size or not new_correct.size:
+        raise ValueError(f"need non-empty [runs, images] arrays, got {base_correct.shape} and {new_correct.shape}.")
+    if len(base_correct) != len(new_correct):
+        raise ValueError(f"need the same runs on both halves, got {len(base_correct)} and {len(new_correct)}.")
+    rng = np.random.default_rng(seed)
+    runs = rng.integers(len(base_correct), size=(RESAMPLES, len(base_correct)))
+    base = _resampled_accuracies(base_correct, runs, rng)
+    new = _resampled_accuracies(new_correct, runs, rng)
+    base_runs, new_runs = base_correct.mean(axis=1), new_correct.mean(axis=1)
+    return BaseToNew(
+        _estimate(base_runs, base),
+        _estimate(new_runs, new),
+        _estimate(harmonic_mean(base_runs, new_runs), harmonic_mean(base, new)),
+    )
+
+
+def _resampled_accuracies(correct: np.ndarray, runs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the accuracies `[resamples, S]` of resampled runs on resampled images."""
+    images = correct.shape[1]
+    counts = rng.multinomial(images, np.full(images, 1 / images), size=len(runs))
+    return np.take_along_axis(counts @ correct.T / images, runs, axis=1)
+
+
+def _estimate(per_run: np.ndarray, resampled: np.ndarray) -> Estimate:
+    low, high = np.quantile(resampled.mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(*(100 * float(figure) for figure in (per_run.mean(), low, high)))

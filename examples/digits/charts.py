@@ -1,0 +1,68 @@
+"""The picture of a base-to-new result: accuracies with intervals, and the loss terms over time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from anprompt_peft.evaluation import BaseToNew
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+MEASURES = {"base": "base (0-4)", "new": "new (5-9)", "harmonic_mean": "harmonic mean"}
+TERMS = ("loss", "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss")
+COLOURS = ("#9aa5b1", "#1f6fb2")
+BAR = 0.38
+
+
+def save_chart(path: Path, results: dict[str, BaseToNew], logs: list[list[dict[str, Any]]], subtitle: str) -> None:
+    """Draw the accuracies beside the loss terms.
+
+    Args:
+        path: PNG file to write.
+        results: figures by method.
+        logs: per seed, one record of loss terms per epoch.
+        subtitle: what the figures are of.
+    """
+    figure, (bars, curves) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    draw_accuracies(bars, results)
+    bars.set_title(f"Handwritten digits, {subtitle}; bars: 95 % interval", fontsize=11)
+    draw_loss_terms(curves, logs)
+    curves.set_title("Loss terms while adapting: mean over seeds, band: all seeds", fontsize=11)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_accuracies(axes: Any, results: dict[str, BaseToNew]) -> None:
+    """One group of bars per measure, one bar per method."""
+    for at, (method, result) in enumerate(results.items()):
+        places = np.arange(len(MEASURES)) + (at - (len(results) - 1) / 2) * BAR
+        estimates = [getattr(result, measure) for measure in MEASURES]
+        values = [estimate.value for estimate in estimates]
+        errors = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+        axes.bar(places, values, BAR * 0.94, yerr=errors, capsize=4, label=method, color=COLOURS[at])
+        for place, estimate in zip(places, estimates, strict=True):
+            axes.text(place, 2, f"{estimate.value:.1f}", ha="center", color="white", fontweight="bold")
+    axes.set_xticks(range(len(MEASURES)), MEASURES.values())
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("accuracy (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper center", ncols=len(results), frameon=False)
+
+
+def draw_loss_terms(axes: Any, logs: list[list[dict[str, Any]]]) -> None:
+    """One curve per term over the epochs."""
+    epochs = [record["epoch"] for record in logs[0]]
+    for term in TERMS:
+        runs = np.array([[record[term] for record in log] for log in logs])
+        (line,) = axes.plot(epochs, runs.mean(axis=0), label=term, linewidth=2.5 if term == "loss" else 1.4)
+        axes.fill_between(epochs, runs.min(axis=0), runs.max(axis=0), color=line.get_color(), alpha=0.12)
+    axes.set_yscale("log")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mean over the epoch, unweighted terms")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, ncols=2)

@@ -1,0 +1,250 @@
+"""Pre-train a tiny CLIP model from nothing on rendered glyphs and their captions.
+
+    python examples/digits/pretrain.py --output DIR [--seed 0] [--steps 1000]
+
+No handwriting is seen in training: scikit-learn's digits only measure the finished model, on the "recipe" split.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from captions import captions_for, draw_captions
+from glyphs import BITMAP, CHARS, DIGITS, draw, make_bank
+from handwriting import CLASS_NAMES, TEMPLATE, load_split, select_classes
+from tokenization import train_tokenizer
+from zeroshot import zero_shot_accuracy
+
+MAX_LOGIT_SCALE = math.log(100)
+BASE, NEW = tuple(range(5)), tuple(range(5, 10))
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "matplotlib", "pillow")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the result depends on besides the seed."""
+
+    steps: int = 1000
+    batch_size: int = 128
+    digit_share: float = 0.5  # of each batch, the rest are letters
+    learning_rate: float = 1e-3
+    warmup: float = 0.05  # share of the steps
+    weight_decay: float = 0.1
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 256
+    projection: int = 128
+    patch: int = 8  # pixels
+    context: int = 32  # tokens
+    merges: int = 128
+
+
+def make_processor(recipe: Recipe, mean: float, std: float) -> CLIPProcessor:
+    """Tokenizer trained on all captions, and an image processor for 32 px with the given grey mean and deviation."""
+    texts = [caption for char in CHARS for caption in captions_for(char)]
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": BITMAP},
+        crop_size={"height": BITMAP, "width": BITMAP},
+        image_mean=[mean] * 3,
+        image_std=[std] * 3,
+    )
+    tokenizer = train_tokenizer(texts, recipe.merges, recipe.context)
+    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def make_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A freshly initialised float32 model, drawn from torch's global random state."""
+    width: dict[str, Any] = {
+        "hidden_size": recipe.hidden,
+        "intermediate_size": recipe.mlp,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "projection_dim": recipe.projection,
+    }
+    text = {
+        **width,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": recipe.context,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**width, "image_size": BITMAP, "patch_size": recipe.patch}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection))
+
+
+def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """Symmetric cross-entropy in which all pairs of equal class share the target equally.
+
+    Args:
+        logits: float [n, n], images along rows, captions along columns.
+        classes: int64 [n], class of each image and of its caption.
+    """
+    positive = (classes[:, None] == classes[None, :]).to(logits.dtype)
+    target = positive / positive.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def draw_chars(n: int, digit_share: float, rng: np.random.Generator) -> np.ndarray:
+    """Positions in `CHARS` of n random characters, int64 [n]; a fixed share are digits, which come first there."""
+    digits = round(n * digit_share)
+    return np.concatenate(
+        [rng.integers(len(DIGITS), size=digits), rng.integers(len(DIGITS), len(CHARS), size=n - digits)]
+    )
+
+
+def learning_rate_factor(step: int, recipe: Recipe) -> float:
+    """Linear warm-up to 1, then a cosine to 0."""
+    warmup = max(1, round(recipe.steps * recipe.warmup))
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup))) / 2
+
+
+def parameter_groups(model: CLIPModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only: biases, norms and the logit scale go without."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def pretrain(recipe: Recipe, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
+    """Train a tokenizer and a model; the same recipe and seed give the same weights on the same machine."""
+    rng = np.random.default_rng(seed)
+    bank = make_bank()
+    grey = draw(bank, draw_chars(2048, recipe.digit_share, rng), rng).float() / 255
+    mean, std = round(grey.mean().item(), 4), round(grey.std().item(), 4)
+    processor = make_processor(recipe, mean, std)
+    options = [captions_for(char) for char in CHARS]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make_model(recipe, processor.tokenizer).train()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
+    progress = tqdm(range(recipe.steps), desc="pre-training", unit="step")
+    for _ in progress:
+        chars = draw_chars(recipe.batch_size, recipe.digit_share, rng)
+        pixels = (draw(bank, chars, rng)[:, None].float() / 255 - mean) / std
+        text = processor.tokenizer(draw_captions(options, chars, rng), padding=True, return_tensors="pt")
+        logits = model(pixel_values=pixels.expand(-1, 3, -1, -1), **text).logits_per_image
+        loss = contrastive_loss(logits, torch.from_numpy(chars))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    return model.eval(), processor
+
+
+def recipe_accuracies(model: CLIPModel, processor: CLIPProcessor) -> dict[str, float]:
+    """Zero-shot accuracy (0..1) on the recipe split: among all ten digits, among 0-4, and among 5-9."""
+    images, labels = load_split("recipe")
+    sets: dict[str, Sequence[int]] = {"all": range(10), "0-4": BASE, "5-9": NEW}
+    return {
+        name: zero_shot_accuracy(
+            model, processor, *select_classes(images, labels, classes), [CLASS_NAMES[c] for c in classes], TEMPLATE
+        )
+        for name, classes in sets.items()
+    }
+
+
+def git_commit() -> str | None:
+    """Commit that this file's repository is at, None where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def check_output(output: Path) -> None:
+    """Refuse a path that holds anything already."""
+    if output.is_dir():
+        if any(output.iterdir()):
+            raise FileExistsError(f"{output} is not empty: choose another directory, or remove it first")
+    elif output.exists():
+        raise FileExistsError(f"{output} is not a directory")
+
+
+def save(model: CLIPModel, processor: CLIPProcessor, record: dict[str, Any], output: Path) -> None:
+    """Write model, processor and training.json to a temporary sibling directory, then rename it to `output`."""
+    check_output(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = output.with_name(f".{output.name}.{os.getpid()}.part")
+    draft.mkdir()
+    try:
+        model.save_pretrained(draft)
+        processor.save_pretrained(draft)
+        (draft / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if output.exists():
+            output.rmdir()
+        draft.rename(output)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def run(output: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Pre-train, measure on the recipe split, save; returns what training.json holds."""
+    output = output.resolve()
+    check_output(output)
+    start = time.perf_counter()
+    model, processor = pretrain(recipe, seed)
+    seconds = time.perf_counter() - start
+    record = {
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(seconds, 1),
+        "zero_shot_accuracy_recipe_split": recipe_accuracies(model, processor),
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "commit": git_commit(),
+    }
+    save(model, processor, record, output)
+    return record
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Pre-train a tiny CLIP model on rendered glyphs.")
+    parser.add_argument("--output", type=Path, required=True, help="directory to make; must be absent or empty")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    args = parser.parse_args()
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, not {args.steps}")
+    try:
+        record = run(args.output, Recipe(steps=args.steps), args.seed)
+    except FileExistsError as error:
+        parser.error(str(error))
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Short hands of the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from anprompt_peft import ANPromptConfig
+
+CLASSES = ["cat", "dog", "small fish"]
+
+
+def make_config(tokenizer: CLIPTokenizer, **settings: Any) -> ANPromptConfig:
+    """A configuration for three classes and two target layers per tower."""
+    defaults = {"class_names": CLASSES, "tokenizer_name_or_path": tokenizer, "text_layers": 2, "vision_layers": 2}
+    return ANPromptConfig(**{**defaults, **settings})
+
+
+def adapt(clip: CLIPModel, tokenizer: CLIPTokenizer, **settings: Any) -> Any:
+    """An adapted model in evaluation mode whose trainable weights have left their initial values."""
+    return scatter(get_peft_model(clip, make_config(tokenizer, **settings)).eval())
+
+
+def scatter(model: Any, scale: float = 0.1, seed: int = 2) -> Any:
+    """Moves every trainable weight a little, so that nothing is tested at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return model
+
+
+def trainable(model: Any) -> dict[str, Any]:
+    """The trainable parameters by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def assert_exact(ours: Tensor, expected: Tensor, name: str = "") -> None:
+    """Checks float64 equality within 1e-10."""
+    assert ours.dtype == expected.dtype == torch.float64
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10, msg=lambda text: f"{name}: {text}")
+
+
+@torch.no_grad()
+def logits(model: Any, pixels: Tensor) -> Tensor:
+    """The model's logits for images."""
+    return model(pixel_values=pixels).logits

@@ -1,0 +1,224 @@
+"""Classes at inference: asking for others, cached text features, the choice of logits, CLIPModel's own form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from conftest import MakeClip
+from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
+
+NEW = ["red bird", "cow"]
+LABELS = torch.tensor([0, 2, 1])
+
+
+def expected_text(model: Any, tokenizer: CLIPTokenizer, names: list[str], template: str) -> Tensor:
+    """Prompted, normalised features of class texts, through CLIPModel's own method."""
+    tokens = tokenizer([template.format(name) for name in names], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        features = model.get_text_features(**tokens).pooler_output
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+def test_set_classes(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    trained = logits(model, pixels)
+    model.set_classes(NEW)
+    assert model.class_names == NEW
+    torch.testing.assert_close(model.encode_classes(), expected_text(model, tokenizer, NEW, "a photo of a {}."))
+    assert logits(model, pixels).shape == (3, 2)
+    model.set_classes(NEW, template="{} texture.")
+    torch.testing.assert_close(model.encode_classes(), expected_text(model, tokenizer, NEW, "{} texture."))
+    model.set_classes(None)
+    assert model.class_names == CLASSES
+    assert torch.equal(logits(model, pixels), trained)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), "at least two classes"),
+        ((["cat", "cat"],), "repeated"),
+        ((NEW, "no place"), "exactly once"),
+        ((["cat", "dog " * 60],), "more than the 48"),
+    ],
+)
+def test_wrong_classes_change_nothing(arguments: Any, message: str, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    model = adapt(clip, tokenizer)
+    with pytest.raises(ValueError, match=message):
+        model.set_classes(*arguments)
+    assert model.class_names == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("choice", "names", "used"),
+    [
+        ("auto", None, "fused"),
+        ("auto", ["dog", "cat"], "fused"),
+        ("auto", ["dog", "cow"], "class"),
+        ("auto", NEW, "class"),
+        ("fused", NEW, "fused"),
+        ("class", None, "class"),
+        ("prototype", NEW, "prototype"),
+    ],
+)
+def test_inference_logits(
+    choice: str, names: list[str] | None, used: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(clip, tokenizer, inference_logits=choice)
+    model.set_classes(names)
+    with torch.no_grad():
+        output = model(pixel_values=pixels)
+        assert output.logits is output[f"logits_{used}"]
+        assert not torch.equal(output.logits_class, output.logits_prototype)
+        assert model.train()(pixel_values=pixels).logits is not None
+        trained = model(pixel_values=pixels)
+    assert trained.logits is trained.logits_fused
+
+
+def test_losses_for_other_classes(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, make_clip: MakeClip
+) -> None:
+    """Asked classes get clean and perturbed features by the same pipeline as trained ones."""
+    model = adapt(clip, tokenizer, num_noise_tokens=0)
+    asked = [*NEW, "dog"]
+    model.set_classes(asked)
+    terms = model(pixel_values=pixels, labels=LABELS).loss_terms
+    other = adapt(make_clip(), tokenizer, num_noise_tokens=0, class_names=asked)
+    same = other(pixel_values=pixels, labels=LABELS).loss_terms
+    assert set(terms) == set(same)
+    for name, term in terms.items():
+        torch.testing.assert_close(term, same[name])
+
+
+def test_labels_are_checked(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    for wrong in ([0, 1, 3], [-1, 0, 1]):
+        with pytest.raises(ValueError, match="between 0 and 2 for 3 classes"):
+            model(pixel_values=pixels, labels=torch.tensor(wrong))
+    tokens = tokenizer(["a cat"], return_tensors="pt")
+    with pytest.raises(ValueError, match="call the model without input_ids"):
+        model(**tokens, pixel_values=pixels, labels=LABELS)
+    with pytest.raises(ValueError, match="Give pixel_values"):
+        model(labels=LABELS)
+
+
+def test_tuple_output(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    output = model(pixel_values=pixels, labels=LABELS)
+    assert torch.equal(model(pixel_values=pixels, labels=LABELS, return_dict=False)[0], output.loss)
+
+
+def count_text_passes(model: Any) -> Callable[[], int]:
+    """Counts runs of the text encoder."""
+    passes = 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    model.text_model.register_forward_hook(count)
+    return lambda: passes
+
+
+@torch.no_grad()
+def test_class_features_are_kept_at_inference(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    passes = count_text_passes(model)
+    first = logits(model, pixels)
+    assert passes() == 1
+    assert torch.equal(logits(model, pixels), first)
+    model.encode_classes()
+    assert passes() == 1
+    with torch.enable_grad():
+        model.encode_classes()
+        model.encode_classes()
+    assert passes() == 3
+    for weight in trainable(model).values():
+        weight.requires_grad_(False)
+    with torch.enable_grad():
+        model.encode_classes()
+    assert passes() == 3
+
+
+def train_step(model: Any, folder: Path) -> None:
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.1)
+    with torch.enable_grad():
+        model.encode_classes().sum().backward()
+    optimizer.step()
+
+
+CHANGES: dict[str, Callable[[Any, Path], Any]] = {
+    "train step": train_step,
+    "set_classes": lambda model, folder: model.set_classes(["cat", "dog", "cow"]),
+    "set_adapter": lambda model, folder: model.set_adapter("two"),
+    "dtype": lambda model, folder: model.to(torch.bfloat16),
+    "load": lambda model, folder: model.load_adapter(folder, "default"),
+    "load_state_dict": lambda model, folder: model.load_state_dict(
+        {name: tensor + 0.1 if "tokens" in name else tensor for name, tensor in model.state_dict().items()}
+    ),
+    "disable": lambda model, folder: model.base_model.disable_adapter_layers(),
+    "delete": lambda model, folder: model.delete_adapter("default"),
+    "base weights": lambda model, folder: model.text_projection.weight.mul_(2).add_(0.1),
+    "noise prompts": lambda model, folder: model.visual_projection.anprompt_noise_prompts["default"].add_(0.5),
+    "class ids": lambda model, folder: model.visual_projection.anprompt_class_ids["default"][0].copy_(
+        model.visual_projection.anprompt_class_ids["default"][1]
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Adapter default was active")
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_kept_features_are_dropped_on_change(
+    change: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path
+) -> None:
+    scatter(adapt(make_clip(), tokenizer), seed=9).save_pretrained(tmp_path)
+    model = adapt(make_clip(), tokenizer)
+    model.add_adapter("two", make_config(tokenizer, num_noise_tokens=1))
+    before = model.encode_classes()
+    CHANGES[change](model, tmp_path)
+    after = model.encode_classes()
+    assert not torch.equal(after, before)
+    fresh = model._text_embeds(model._classes())
+    assert torch.equal(after, fresh)
+
+
+@torch.no_grad()
+def test_kept_features_follow_autocast(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    model = adapt(clip, tokenizer)
+    before = model.encode_classes()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not torch.equal(model.encode_classes(), before)
+    assert torch.equal(model.encode_classes(), before)
+
+
+def test_features_kept_in_inference_mode_do_not_reach_training(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(clip, tokenizer)
+    with torch.inference_mode():
+        model(pixel_values=pixels)
+    model(pixel_values=pixels, labels=LABELS).loss.backward()
+
+
+def test_asked_classes_survive_switching_adapters(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(make_clip(), tokenizer)
+    model.add_adapter("two", make_config(tokenizer, class_names=NEW))
+    assert model.class_names == CLASSES
+    model.set_adapter("two")
+    assert model.class_names == NEW
+    model.set_classes(["cow", "cat"])
+    model.set_adapter("default")
+    assert model.class_names == ["cow", "cat"]
+    assert isinstance(model, PeftModel)
+    assert logits(model, pixels).shape == (3, 2)

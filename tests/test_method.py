@@ -1,0 +1,223 @@
+"""The forward, the three logits, every loss term and every gradient, against the plain reference in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.models.clip import modeling_clip
+
+import reference
+from anprompt_peft.layer import ANPromptHead, ANPromptLayer, LowRank
+from conftest import MakeClip
+from helpers import CLASSES, adapt, assert_exact, trainable
+
+LABELS = torch.tensor([0, 2, 1])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "add": {"noise_integration": "add", "num_virtual_tokens": 3, "num_noise_tokens": 3},
+    "mixing": {"prompt_mixing": 0.3},
+    "layers differ, with gaps": {"text_layers": [1, 3], "vision_layers": [2, 3, 5], "prompt_mixing": 0.8},
+    "one layer, not the last": {"text_layers": [2], "vision_layers": [4]},
+    "the last layer only": {"text_layers": [4], "vision_layers": 1},
+    "every layer": {"text_layers": 4, "vision_layers": 5},
+    "low rank": {"projection_rank": 2, "prototype_rank": 3},
+    "latent dim, fixed map": {"latent_dim": 10},
+    "latent dim, learned map": {"latent_dim": 40, "noise_map": "learned"},
+    "no noise (MMRL)": {"num_noise_tokens": 0},
+    "no learnable tokens": {"num_virtual_tokens": 0},
+    "template ensemble": {"template": ["a photo of a {}.", "an image of one small {}, red.", "{}"]},
+    "other weights": {"alpha": 0.25, "similarity_weight": 3.0, "waloss_weight": 0.5, "noise_scale": 1.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _double_precision_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let eager attention take its softmax in float64; transformers' own rounds it to float32."""
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
+        scores = query @ key.mT * scaling
+        weights = (scores if mask is None else scores + mask).softmax(dim=-1)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+    monkeypatch.setattr(modeling_clip, "eager_attention_forward", attend)
+
+
+def reference_adapter(model: Any) -> reference.Adapter:
+    """The adapter's tensors in the reference's terms; gradients flow through to the adapter's parameters."""
+    head: ANPromptHead = model.visual_projection
+    config = model.peft_config["default"]
+    noise = head.anprompt_noise_prompts["default"]
+    if "default" in head.anprompt_noise_map:
+        noise = head.anprompt_noise_map["default"](noise)
+    maps: dict[str, reference.Maps] = {"text": {}, "vision": {}}
+    for layer in model.modules():
+        if isinstance(layer, ANPromptLayer) and "default" in layer.anprompt_projection:
+            projection: Any = layer.anprompt_projection["default"]
+            if isinstance(projection, LowRank):
+                shared: Any = getattr(head, f"anprompt_{layer.tower}_map")["default"]
+                weight, bias = shared.weight + projection.up @ projection.down, shared.bias
+            else:
+                weight, bias = projection.weight, projection.bias
+            maps[layer.tower][layer.number] = (weight, bias)
+    prototype: Any = head.anprompt_prototype["default"]
+    frozen = head.base_layer.weight
+    return reference.Adapter(
+        tokens=head.anprompt_tokens["default"] if "default" in head.anprompt_tokens else noise[:0],
+        noise=noise,
+        text_maps=maps["text"],
+        vision_maps=maps["vision"],
+        prototype=frozen + prototype.up @ prototype.down if isinstance(prototype, LowRank) else prototype.weight,
+        integration=config.noise_integration,
+        prompt_mixing=config.prompt_mixing,
+        alpha=config.alpha,
+        similarity_weight=config.similarity_weight,
+        waloss_weight=config.waloss_weight,
+    )
+
+
+def reference_clip(model: Any, make_clip: MakeClip) -> CLIPModel:
+    """A second CLIP with the weights of the model's base, without adapter."""
+    return make_clip(dtype=torch.float64)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_classes_and_losses(
+    variant: str, attention: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    settings = VARIANTS[variant]
+    model = adapt(make_clip(attention, torch.float64), tokenizer, **settings)
+    output = model(pixel_values=pixels.double(), labels=LABELS)
+
+    plain, adapter = reference_clip(model, make_clip), reference_adapter(model)
+    templates = model.peft_config["default"].templates
+    texts = [template.format(name) for name in CLASSES for template in templates]
+    tokens = tokenizer(texts, padding="max_length", return_tensors="pt")
+    head = model.visual_projection
+    expected = reference_outputs(
+        plain, adapter, pixels.double(), tokens, head.anprompt_perturbed_features["default"], len(templates)
+    )
+    for name in ("logits_class", "logits_prototype", "logits_fused", "loss"):
+        assert_exact(output[name], expected[name])
+    for name, term in output.loss_terms.items():
+        assert_exact(term, expected[name].detach())
+    assert set(output.loss_terms) == {
+        "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss"
+    }  # fmt: skip
+
+    weights = trainable(model)
+    ours = torch.autograd.grad(output.loss, list(weights.values()))
+    theirs = torch.autograd.grad(expected["loss"], list(weights.values()))
+    for name, mine, other in zip(weights, ours, theirs, strict=True):
+        assert other.abs().max() > 0, name
+        assert_exact(mine, other, name)
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("variant", ["default", "layers differ, with gaps", "the last layer only"])
+def test_clip_form(
+    variant: str, attention: str, padded: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(make_clip(attention, torch.float64), tokenizer, **VARIANTS[variant])
+    texts = ["a cat", "a photo of one red bird and a very small dog."] if padded else ["a red cat", "a red dog"]
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    assert bool((tokens.attention_mask == 0).any()) is padded
+    output = model(**tokens, pixel_values=pixels.double())
+
+    plain, adapter = reference_clip(model, make_clip), reference_adapter(model)
+    text = reference.encode_text(plain, tokens.input_ids, tokens.attention_mask, adapter)
+    image, _ = reference.encode_image(plain, pixels.double(), adapter)
+    assert_exact(model.get_text_features(**tokens).pooler_output, text)
+    assert_exact(model.get_image_features(pixels.double()).pooler_output, image)
+    expected = plain.logit_scale.exp() * reference.normalize(image) @ reference.normalize(text).T
+    assert_exact(output.logits_per_image, expected)
+
+    probe = torch.randn(expected.shape, dtype=torch.float64)
+    weights = {name: weight for name, weight in trainable(model).items() if "prototype" not in name}
+    ours = torch.autograd.grad((probe * output.logits_per_image).sum(), list(weights.values()))
+    theirs = torch.autograd.grad((probe * expected).sum(), list(weights.values()))
+    for name, mine, other in zip(weights, ours, theirs, strict=True):
+        assert other.abs().max() > 0, name
+        assert_exact(mine, other)
+
+
+def reference_outputs(
+    plain: CLIPModel, adapter: reference.Adapter, pixels: Tensor, tokens: Any, perturbed: Tensor, templates: int
+) -> dict[str, Tensor]:
+    """The reference's outputs; with several templates, with its text features averaged per class."""
+    if templates == 1:
+        with torch.no_grad():
+            clean = reference.normalize(reference.encode_text(plain, tokens.input_ids, None, None))
+        return reference.reference_forward(plain, adapter, pixels, tokens.input_ids, None, LABELS, clean, perturbed)
+
+    def ensemble(rows: Tensor) -> Tensor:
+        return reference.normalize(reference.normalize(rows).reshape(-1, templates, rows.shape[-1]).mean(dim=1))
+
+    frozen_text, encode_text = reference.encode_text(plain, tokens.input_ids, None, None), reference.encode_text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "encode_text", lambda *arguments: ensemble(encode_text(*arguments)))
+        clean = ensemble(frozen_text).detach()
+        return reference.reference_forward(plain, adapter, pixels, tokens.input_ids, None, LABELS, clean, perturbed)
+
+
+def test_no_prompts_is_clip_bit_for_bit(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    clip = make_clip()
+    tokens = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = clip(**tokens, pixel_values=pixels)
+    model = adapt(clip, tokenizer, num_virtual_tokens=0, num_noise_tokens=0)
+    assert not trainable(model)
+    with torch.no_grad():
+        output = model(pixel_values=pixels, labels=LABELS)
+        same = model(**tokens, pixel_values=pixels)
+    assert torch.equal(output.logits, expected.logits_per_image)
+    assert torch.equal(same.logits_per_image, expected.logits_per_image)
+    assert output.logits_prototype is None
+    assert set(output.loss_terms) == {"cross_entropy_class", "similarity_image", "similarity_text"}
+    assert output.loss_terms["similarity_image"].abs() < 1e-6
+
+
+def test_no_noise_prompts_is_mmrl(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    """Without noise prompts the noise settings do not touch the logits."""
+    first = adapt(make_clip(), tokenizer, num_noise_tokens=0)
+    second = adapt(make_clip(), tokenizer, num_noise_tokens=0, noise_seed=5, noise_scale=2.0, noise_source="gaussian")
+    second.load_state_dict(
+        {**second.state_dict(), **{k: v for k, v in first.state_dict().items() if "features" not in k}}
+    )
+    with torch.no_grad():
+        assert torch.equal(first(pixel_values=pixels).logits_fused, second(pixel_values=pixels).logits_fused)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
+def test_text_stays_causal(attention: str, padded: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    model = adapt(make_clip(attention), tokenizer, text_layers=[2, 4])
+    ids = torch.randint(300, (2, 9))
+    ids[:, -1] = tokenizer.eos_token_id
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, 7:] = 0
+    with torch.no_grad():
+        before = model.text_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        for position in range(1, 9):
+            changed = ids.clone()
+            changed[:, position] = (changed[:, position] + 1) % 300
+            after = model.text_model(input_ids=changed, attention_mask=mask).last_hidden_state
+            torch.testing.assert_close(after[:, :position], before[:, :position], rtol=0, atol=1e-6)
+            assert not torch.allclose(after[1, position], before[1, position], atol=1e-4)
+
+
+def test_nothing_after_the_end_of_text_matters(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    model = adapt(make_clip(dtype=torch.float64), tokenizer)
+    ids = tokenizer("a photo of a cat.", return_tensors="pt").input_ids
+    longer = torch.cat([ids, torch.randint(300, (1, 7))], dim=1)
+    with torch.no_grad():
+        short_features = model.get_text_features(ids).pooler_output
+        assert_exact(model.get_text_features(longer).pooler_output, short_features)

@@ -1,0 +1,167 @@
+"""The noise pipeline: perturbation, weak fusion, clustering."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+import reference
+from anprompt_peft import noise
+from anprompt_peft.perturb import (
+    drop_letter,
+    insert_letter,
+    mistype_letter,
+    paraphrase,
+    perturb_class_text,
+    swap_letters,
+)
+from conftest import MakeClip
+from helpers import CLASSES, adapt, make_config
+
+TEMPLATES = [
+    "a photo of a {}.",
+    "{} texture.",
+    "a photo of {}, a type of food.",
+    "a centered satellite photo of {}.",
+    "{}",
+]
+NAMES = ["cat", "Annual Crop Land", "737-300", "犬", "7", "déjà vu"]
+
+
+def clean_texts(name: str, template: str) -> str:
+    return template.replace("{}", name)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("name", NAMES)
+def test_perturbed_texts_differ_mildly(name: str, template: str) -> None:
+    clean = clean_texts(name, template)
+    texts = [perturb_class_text(name, [template], random.Random(seed)) for seed in range(200)]
+    assert clean not in texts
+    assert texts == [perturb_class_text(name, [template], random.Random(seed)) for seed in range(200)]
+    assert len(set(texts)) > 5 or len(clean) < 4
+    for text in texts:
+        typo = abs(len(text) - len(clean)) <= 1
+        assert typo or name in text, text
+
+
+def test_typos() -> None:
+    rng = random.Random(0)
+    for _ in range(100):
+        assert sorted(swap_letters("photo", rng)) == sorted("photo")
+        assert len(drop_letter("photo", rng)) == 4
+        assert len(insert_letter("photo", rng)) == 6
+        typed = mistype_letter("photo", rng)
+        assert sum(a != b for a, b in zip(typed, "photo", strict=True)) == 1
+    assert mistype_letter("犬", rng) == "犬"
+
+
+def test_paraphrase_keeps_the_article_and_the_place_of_the_name() -> None:
+    for seed in range(50):
+        assert " of a {}." in paraphrase("a photo of a {}.", random.Random(seed))
+        assert "an {}" in paraphrase("look at an {} now", random.Random(seed))
+        assert paraphrase("a photo of {}.", random.Random(seed)) != "a photo of {}."
+
+
+def test_every_edit_is_drawn() -> None:
+    texts = {perturb_class_text("cat", ["a photo of a {}."], random.Random(seed)) for seed in range(300)}
+    assert {"a picture of a cat.", "photo of a cat.", "a photo of a act."} <= texts
+
+
+@pytest.mark.parametrize("source", ["text", "descriptions", "gaussian", ["gaussian", "text"]])
+def test_pipeline_written_out(source: str, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    """Noise prompts and perturbed features again, step by step, from the reference's text encoder."""
+    descriptions = {name: [f"{name} {word}" for word in ("one", "two", "three", "four", "five")] for name in CLASSES}
+    clip = make_clip(dtype=torch.float64)
+    settings = {"noise_source": source, "descriptions": descriptions, "noise_scale": 0.5, "noise_seed": 3}
+    model = adapt(make_clip(dtype=torch.float64), tokenizer, **settings)
+
+    def encode(texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            return reference.normalize(reference.encode_text(clip, tokens.input_ids, tokens.attention_mask, None))
+
+    clean = encode([f"a photo of a {name}." for name in CLASSES])
+    draws: dict[str, list[Tensor]] = {name: [] for name in CLASSES}
+    points: list[Tensor] = []
+    for kind in [source] if isinstance(source, str) else source:
+        for index, name in enumerate(CLASSES):
+            if kind == "text":
+                rngs = [random.Random(f"3-{name}-{draw}") for draw in range(4)]
+                extra = encode([perturb_class_text(name, ["a photo of a {}."], rng) for rng in rngs])
+            elif kind == "descriptions":
+                extra = encode(random.Random(f"3-{name}-descriptions").sample(descriptions[name], 4))
+            else:
+                generator = torch.Generator().manual_seed(random.Random(f"3-{name}-gaussian").getrandbits(63))
+                extra = reference.normalize(torch.randn(4, clean.shape[1], generator=generator).double())
+            fused = [reference.normalize(clean[index] + 0.5 * row) for row in extra]
+            draws[name].extend(fused)
+            points.extend(fused)
+    means = torch.stack([reference.normalize(torch.stack(rows).mean(dim=0)) for rows in draws.values()])
+    head = model.visual_projection
+    torch.testing.assert_close(head.anprompt_clean_features["default"], clean, rtol=0, atol=1e-10)
+    torch.testing.assert_close(head.anprompt_perturbed_features["default"], means, rtol=0, atol=1e-10)
+    centroids = KMeans(4, n_init=10, random_state=3).fit(torch.stack(points).numpy()).cluster_centers_
+    ours = sorted(head.anprompt_noise_prompts["default"].tolist())
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(sorted(centroids.tolist())), rtol=0, atol=1e-10)
+
+
+def test_draws_do_not_depend_on_the_other_classes(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    clip = make_clip(dtype=torch.float64)
+    for source in ("text", "gaussian"):
+        few = adapt(make_clip(dtype=torch.float64), tokenizer, noise_source=source)
+        more = adapt(
+            make_clip(dtype=torch.float64),
+            tokenizer,
+            noise_source=source,
+            class_names=["red bird", *reversed(CLASSES)],
+        )
+        rows = few.visual_projection.anprompt_perturbed_features["default"]
+        other = more.visual_projection.anprompt_perturbed_features["default"][1:].flip(0)
+        torch.testing.assert_close(rows, other, rtol=0, atol=1e-12)
+    assert clip.training is False
+
+
+def test_noise_is_repeatable_and_seeded(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    first, again, other = (
+        adapt(make_clip(), tokenizer, noise_seed=seed).visual_projection.anprompt_noise_prompts["default"]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_long_perturbed_texts_are_cut_but_class_texts_are_not(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    """A typo can push a text that just fits over the context; the pipeline must not fail on it."""
+    words = 3
+    while len(tokenizer("a photo of a {}, " + "red " * (words + 1) + "small fish.")["input_ids"]) <= 48:
+        words += 1
+    model = adapt(make_clip(), tokenizer, template="a photo of a {}, " + "red " * words + ".", noise_draws=32)
+    assert model.visual_projection.anprompt_noise_prompts["default"].isfinite().all()
+
+
+def test_cluster_counts_distinct_features() -> None:
+    points = torch.eye(5)[[0, 0, 1, 1, 2]]
+    assert noise.cluster(points, 3, seed=0).shape == (3, 5)
+    with pytest.raises(ValueError, match=r"distinct perturbed features \(3\)"):
+        noise.cluster(points, 4, seed=0)
+    assert noise.cluster(points, 0, seed=0).shape == (0, 5)
+
+
+def test_noise_prompts_are_frozen(clip: torch.nn.Module, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    config = make_config(tokenizer)
+    assert config.num_noise_tokens == 4
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "anprompt" in name}
+    assert {name.split(".")[-2] for name in before} == {
+        "anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features", "anprompt_class_ids"
+    }  # fmt: skip
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.train()(pixel_values=pixels, labels=torch.tensor([0, 1, 2])).loss.backward()
+    optimizer.step()
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers() if name in before)

@@ -1,0 +1,402 @@
+"""PEFT's verbs, and the traps on the way to them."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import AutoPeftModel, PeftModel, get_peft_model
+from peft.utils import PeftType
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTokenizer
+
+from anprompt_peft import ANPromptCLIPModel, ANPromptConfig, ANPromptModel, registration
+from anprompt_peft.layer import ANPromptHead, ANPromptLayer, grow_mask
+from conftest import MakeClip
+from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
+
+LABELS = torch.tensor([0, 2, 1])
+ANPROMPT = PeftType["ANPROMPT"]
+OTHER = {"text_layers": [1, 3], "vision_layers": [4], "num_virtual_tokens": 2, "num_noise_tokens": 1}
+
+
+def test_registration_is_idempotent() -> None:
+    assert registration.peft_type() is ANPROMPT
+    assert PeftType("ANPROMPT") is ANPROMPT is getattr(PeftType, "ANPROMPT")  # noqa: B009
+    assert list(PeftType).count(ANPROMPT) == 1
+    registration.register(ANPromptConfig, ANPromptModel)
+    assert pickle.loads(pickle.dumps(ANPROMPT)) is ANPROMPT
+
+
+def test_only_the_adapter_is_trainable_and_saved(clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    model = adapt(clip, tokenizer)
+    assert trainable(model)
+    assert all("anprompt_" in name for name in trainable(model))
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    parameters = {name.replace(".default", "") for name in trainable(model)}
+    buffers = {"noise_prompts", "clean_features", "perturbed_features", "class_ids"}
+    prefix = "base_model.model.visual_projection.anprompt_"
+    assert set(saved) == parameters | {prefix + name for name in buffers}
+
+
+def test_parameter_count_at_vit_b_16(capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's figure; but for the patch size, the sizes of ViT-B/16 are transformers' defaults."""
+    with torch.device("meta"):
+        clip = CLIPModel(CLIPConfig(vision_config={"patch_size": 16}))
+        config = ANPromptConfig(class_names=["cat", "dog"], init_noise_prompts=False)
+        model = get_peft_model(clip, config, low_cpu_mem_usage=True)
+    model.print_trainable_parameters()
+    assert "trainable params: 4,992,256 " in capsys.readouterr().out
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert "4,992,256" in readme
+
+
+def test_save_and_load_in_a_fresh_process(
+    clip_folder: Path, tmp_path: Path, pixels: Tensor, tokenizer: CLIPTokenizer
+) -> None:
+    clip = CLIPModel.from_pretrained(clip_folder)
+    model = scatter(get_peft_model(clip, ANPromptConfig(class_names=CLASSES)).eval())
+    model.save_pretrained(tmp_path / "adapter")
+    output = model(pixel_values=pixels)
+    noise = model.visual_projection.anprompt_noise_prompts["default"]
+    save_file({"pixels": pixels}, tmp_path / "in.safetensors")
+    program = f"""
+import torch, anprompt_peft.noise, anprompt_peft.classes
+def never(*_, **__): raise AssertionError("recomputed at load")
+anprompt_peft.noise.KMeans = never
+anprompt_peft.classes.AutoTokenizer.from_pretrained = never
+import anprompt_peft
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel
+torch.set_num_threads(1)
+clip = CLIPModel.from_pretrained({str(clip_folder)!r})
+model = PeftModel.from_pretrained(clip, {str(tmp_path / "adapter")!r}).eval()
+output = model(pixel_values=load_file({str(tmp_path / "in.safetensors")!r})["pixels"])
+tensors = {{name: output[name].contiguous() for name in ("logits", "logits_class", "logits_prototype")}}
+noise = model.visual_projection.anprompt_noise_prompts["default"]
+save_file({{**tensors, "noise": noise}}, {str(tmp_path / "out.safetensors")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    reloaded = load_file(tmp_path / "out.safetensors")
+    assert torch.equal(reloaded.pop("noise"), noise)
+    for name, tensor in reloaded.items():
+        assert torch.equal(tensor, output[name]), name
+
+
+def test_auto_peft_model(clip_folder: Path, tmp_path: Path, pixels: Tensor) -> None:
+    model = adapt_from(clip_folder)
+    model.save_pretrained(tmp_path)
+    loaded = AutoPeftModel.from_pretrained(tmp_path).eval()
+    assert isinstance(loaded, PeftModel)
+    assert torch.equal(logits(loaded, pixels), logits(model, pixels))
+
+
+def adapt_from(clip_folder: Path, **settings: Any) -> Any:
+    config = ANPromptConfig(class_names=CLASSES, **settings)
+    return scatter(get_peft_model(CLIPModel.from_pretrained(clip_folder), config).eval())
+
+
+def test_low_cpu_mem_usage(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, pixels: Tensor) -> None:
+    model = adapt(make_clip(), tokenizer)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(make_clip(), tmp_path, low_cpu_mem_usage=True).eval()
+    assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
+    assert torch.equal(logits(loaded, pixels), logits(model, pixels))
+
+
+def test_weights_that_were_never_loaded(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = get_peft_model(clip, make_config(tokenizer, init_noise_prompts=False))
+    with pytest.raises(ValueError, match="'default' were neither computed nor loaded"):
+        model(pixel_values=pixels)
+
+
+def test_several_adapters(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, pixels: Tensor) -> None:
+    alone = {name: adapt(make_clip(), tokenizer, **settings) for name, settings in (("one", {}), ("two", OTHER))}
+    for name, model in alone.items():
+        model.save_pretrained(tmp_path / name)
+    both = PeftModel.from_pretrained(make_clip(), tmp_path / "one", adapter_name="one").eval()
+    both.load_adapter(tmp_path / "two", adapter_name="two")
+    assert both.active_adapter == "one"
+    for name in ("one", "two", "one"):
+        both.set_adapter(name)
+        assert torch.equal(logits(both, pixels), logits(alone[name], pixels))
+        assert all(f".{name}" in parameter for parameter in trainable(both))
+    both.delete_adapter("one")
+    assert both.active_adapters == ["two"]
+    assert torch.equal(logits(both, pixels), logits(alone["two"], pixels))
+    assert not any(".one" in name for name in both.state_dict())
+
+
+def test_adding_a_second_adapter_uses_the_frozen_clip(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """The second adapter's noise prompts come from CLIP alone, though the first adapter is active."""
+    model = adapt(make_clip(), tokenizer)
+    model.add_adapter("two", make_config(tokenizer, **OTHER))
+    fresh = get_peft_model(make_clip(), make_config(tokenizer, **OTHER))
+    for name in ("anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features"):
+        ours, expected = (
+            getattr(model.visual_projection, name)["two"],
+            getattr(fresh.visual_projection, name)["default"],
+        )
+        assert torch.equal(ours, expected)
+    assert model.active_adapters == ["default"]
+    assert not any("two" in name for name in trainable(model))
+
+
+def test_deleting_the_last_adapter_leaves_clip(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(make_clip(), tokenizer)
+    model.delete_adapter("default")
+    with torch.no_grad():
+        ours, base = model.get_image_features(pixels), make_clip().get_image_features(pixels)
+    assert torch.equal(ours.pooler_output, base.pooler_output)
+    with pytest.raises(ValueError, match="No ANPrompt adapter is active"):
+        model.base_model.model(pixel_values=pixels)
+
+
+def test_two_active_adapters_are_refused(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    model = adapt(clip, tokenizer)
+    model.add_adapter("two", make_config(tokenizer))
+    with pytest.raises(ValueError, match=r"one active adapter at a time, not \['default', 'two'\]"):
+        model.base_model.set_adapter(["default", "two"])
+    assert model.active_adapters == ["default"]
+
+
+def test_mixed_batches_are_refused(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    with pytest.raises(ValueError, match="cannot mix adapters within a batch"):
+        model(pixel_values=pixels, adapter_names=["default"] * 3)
+
+
+@pytest.mark.parametrize("verb", ["merge_adapter", "merge_and_unload"])
+def test_merge_is_refused(verb: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    before = logits(model, pixels)
+    with pytest.raises(ValueError, match="cannot be merged"):
+        getattr(model, verb)()
+    assert torch.equal(logits(model, pixels), before)
+
+
+def test_other_adapters_in_the_model_are_refused(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    lora: Any = get_peft_model(clip, peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TypeError, match="already carries adapters of another method"):
+        get_peft_model(lora.base_model.model, make_config(tokenizer))
+
+
+def test_disabled_is_the_base_model_bit_for_bit(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    clip, model = make_clip(), adapt(make_clip(), tokenizer)
+    tokens = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")
+    with torch.no_grad(), model.disable_adapter():
+        ours, base = model(**tokens, pixel_values=pixels), clip(**tokens, pixel_values=pixels)
+        assert torch.equal(ours.logits_per_image, base.logits_per_image)
+        assert torch.equal(ours.vision_model_output.last_hidden_state, base.vision_model_output.last_hidden_state)
+        assert torch.equal(logits(model, pixels), base.logits_per_image)
+        assert set(model(pixel_values=pixels, labels=LABELS).loss_terms) == {"cross_entropy_class"}
+    assert not torch.equal(logits(model, pixels), base.logits_per_image)
+
+
+def test_unload_gives_the_base_model_back(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    clip = make_clip()
+    attributes = set(vars(clip))
+    model = adapt(clip, tokenizer)
+    model.set_classes(["bird", "cow"])
+    logits(model, pixels)
+    base = model.unload()
+    assert type(base) is CLIPModel
+    assert base is clip
+    assert set(vars(base)) == attributes
+    assert set(base.state_dict()) == set(make_clip().state_dict())
+    with torch.no_grad():
+        expected = make_clip().get_image_features(pixels).pooler_output
+        assert torch.equal(base.get_image_features(pixels).pooler_output, expected)
+    again = adapt(base, tokenizer)
+    assert logits(again, pixels).shape == (3, 3)
+
+
+def test_native_integration(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, pixels: Tensor) -> None:
+    """`add_adapter`, `save_pretrained`, `load_adapter`, `set_adapter`, `delete_adapter` of transformers itself."""
+    model = make_clip()
+    model.add_adapter(make_config(tokenizer), adapter_name="one")
+    assert type(model) is ANPromptCLIPModel
+    scatter(model)
+    before = logits(model, pixels)
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+
+    fresh = make_clip()
+    fresh.load_adapter(tmp_path, adapter_name="two")
+    assert torch.equal(logits(fresh.eval(), pixels), before)
+    fresh.add_adapter(make_config(tokenizer, **OTHER), adapter_name="three")
+    assert fresh.active_adapters() == ["three"]
+    fresh.set_adapter("two")
+    assert torch.equal(logits(fresh, pixels), before)
+    fresh.disable_adapters()
+    with torch.no_grad():
+        base = make_clip().get_image_features(pixels).pooler_output
+        assert torch.equal(fresh.get_image_features(pixels).pooler_output, base)
+    fresh.enable_adapters()
+    fresh.delete_adapter("two")
+    with torch.no_grad():
+        assert not torch.equal(fresh.get_image_features(pixels).pooler_output, base)
+
+
+def test_auto_model_from_an_adapter_directory(clip_folder: Path, tmp_path: Path, pixels: Tensor) -> None:
+    model = adapt_from(clip_folder)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert type(loaded) is ANPromptCLIPModel
+    assert torch.equal(logits(loaded, pixels), logits(model, pixels))
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
+def test_copies_are_independent(way: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    before = logits(model, pixels)
+    model(pixel_values=pixels, labels=LABELS).loss.backward()
+    if way == "deepcopy":
+        other = copy.deepcopy(model)
+    elif way == "pickle":
+        other = pickle.loads(pickle.dumps(model))
+    else:
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        other = torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
+    assert torch.equal(logits(other, pixels), before)
+    scatter(other, scale=1.0)
+    assert not torch.equal(logits(other, pixels), before)
+    assert torch.equal(logits(model, pixels), before)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(
+    reentrant: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(make_clip(dtype=torch.float64), tokenizer).train()
+    loss = model(pixel_values=pixels.double(), labels=LABELS).loss
+    expected = torch.autograd.grad(loss, list(trainable(model).values()))
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    for layer in model.modules():
+        if isinstance(layer, ANPromptLayer):
+            layer.get_submodule("base_layer.self_attn.q_proj").register_forward_hook(count)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    loss = model(pixel_values=pixels.double(), labels=LABELS).loss
+    forward_calls = calls
+    loss.backward()
+    assert calls > forward_calls
+    for weight, gradient in zip(trainable(model).values(), expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_base(
+    dtype: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """The adapter trains in float32 on a half precision base, or follows it when PEFT is told so."""
+    exact = adapt(make_clip(), tokenizer)(pixel_values=pixels, labels=LABELS)
+    for autocast_adapter_dtype, adapter_dtype in ((True, torch.float32), (False, dtype)):
+        base = make_clip(dtype=dtype)
+        model = get_peft_model(base, make_config(tokenizer), autocast_adapter_dtype=autocast_adapter_dtype).eval()
+        assert {weight.dtype for weight in trainable(model).values()} == {adapter_dtype}
+        assert model.visual_projection.anprompt_class_ids["default"].dtype == torch.int64
+        output = scatter(model)(pixel_values=pixels, labels=LABELS)
+        assert output.loss.dtype == output.logits.dtype == torch.float32
+        torch.testing.assert_close(output.logits, exact.logits, rtol=0, atol=0.5)
+        output.loss.backward()
+        assert all(weight.grad.isfinite().all() for weight in trainable(model).values())
+
+
+def test_autocast(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    exact = model(pixel_values=pixels, labels=LABELS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(pixel_values=pixels, labels=LABELS)
+    assert output.loss.dtype == output.logits.dtype == torch.float32
+    assert not torch.equal(output.logits, exact.logits)
+    torch.testing.assert_close(output.logits, exact.logits, rtol=0, atol=0.5)
+    output.loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in trainable(model).values())
+
+
+def test_torch_compile(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(make_clip(), tokenizer)
+    weights = list(trainable(model).values())
+    expected = model(pixel_values=pixels, labels=LABELS)
+    gradients = torch.autograd.grad(expected.loss, weights)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    output = compiled(pixel_values=pixels, labels=LABELS)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(torch.autograd.grad(output.loss, weights), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixel_values=pixels).logits, logits(model, pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_hidden_states_and_attentions_come_through(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer)
+    output = model.get_image_features(pixels, output_hidden_states=True)
+    lengths = [state.shape[1] for state in output.hidden_states]
+    assert lengths == [5, 5, 5, 5, 14, 14], "nine prompts in what the layers give out"
+    assert output.last_hidden_state.shape[1] == 5
+
+
+def test_every_trainable_weight_gets_a_gradient(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    """DDP stops on trainable weights that take no part."""
+    model = adapt(clip, tokenizer, projection_rank=2, prototype_rank=2, latent_dim=10, noise_map="learned")
+    model.add_adapter("two", make_config(tokenizer))
+    model.train()(pixel_values=pixels, labels=LABELS).loss.backward()
+    assert all(weight.grad is not None for weight in trainable(model).values())
+
+
+def test_layers_have_no_second_copy_of_the_head(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    model = adapt(clip, tokenizer)
+    heads = [module for module in model.modules() if isinstance(module, ANPromptHead)]
+    assert len(heads) == 1
+    names = list(model.state_dict())
+    assert len(names) == len(set(names)) == len({name.replace("base_layer.", "") for name in names})
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_flash_attention_mask(count: int) -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    expected = torch.tensor([[1] * count + [1, 1, 1, 0], [1] * count + [1, 1, 1, 1]])
+    grown = grow_mask(mask, count)
+    assert grown is not None
+    assert torch.equal(grown, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.bfloat16])
+def test_four_dimensional_masks(dtype: torch.dtype) -> None:
+    def build(kept: Tensor) -> Tensor:
+        allowed = torch.ones(kept.shape[1], kept.shape[1]).tril().bool() & kept.bool()[:, None, None, :]
+        if dtype == torch.bool:
+            return allowed
+        return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+    kept = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    expected = build(torch.cat([torch.ones(2, 3, dtype=torch.int64), kept], dim=1))
+    grown = grow_mask(build(kept), 3)
+    assert grown is not None
+    assert torch.equal(grown, expected)
+
+
+def test_unknown_masks_are_refused() -> None:
+    assert grow_mask(None, 3) is None
+    with pytest.raises(NotImplementedError, match=r"of the form \(4,\).*attn_implementation='sdpa'"):
+        grow_mask(torch.ones(4), 3)
