@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,15 +18,16 @@ class ClassSet:
         names (`tuple[str, ...]`): the C class names.
         templates (`tuple[str, ...]`): the T templates.
         input_ids (`Tensor`): int64 `[C * T, L]`, the texts of one class after the other.
-        clean (`Tensor`, *optional*): `[C, d]`, normalised text features w of the frozen CLIP.
-        perturbed (`Tensor`, *optional*): `[C, d]`, normalised features u under mild semantic noise.
+        targets (`dict[str, tuple[Tensor, Tensor]]`): by adapter, the frozen CLIP's normalised clean and perturbed
+            features w and u, each `[C, d]`, once they are known.
+        tokenizer (*optional*): for computing targets that are not known yet.
     """
 
     names: tuple[str, ...]
     templates: tuple[str, ...]
     input_ids: Tensor
-    clean: Tensor | None = None
-    perturbed: Tensor | None = None
+    targets: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tokenizer: Any = None
 
 
 def class_texts(names: list[str] | tuple[str, ...], templates: list[str] | tuple[str, ...]) -> list[str]:

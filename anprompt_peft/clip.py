@@ -14,8 +14,9 @@ from transformers.utils import ModelOutput
 from .classes import ClassSet, class_texts, load_tokenizer, tokenize, trim
 from .config import ANPromptConfig, check_class_names, check_template
 from .features import at_least_float32, ensemble, full_precision, text_targets
+from .fingerprint import Fingerprint
 from .layer import ANPromptHead, PromptContext
-from .losses import clip_logits, similarity_loss, total_loss, waloss
+from .losses import Scores, clip_logits, similarity_loss, total_loss, waloss
 from .noise import normalize
 
 
@@ -101,13 +102,20 @@ class ANPromptCLIPModel(CLIPModel):
         if pixel_values is None:
             raise ValueError("Give pixel_values to classify images, or pixel_values and input_ids as for CLIPModel.")
         return_dict = kwargs.pop("return_dict", True)
-        classes, text = self._classes_and_cached_text()
+        classes, text = self._classes_and_kept_text()
+        if labels is not None:
+            _check_labels(labels, classes)
         if text is None:
             text = self._text_embeds(classes)
         images = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding, **kwargs}
-        if labels is not None:
-            _check_labels(labels, classes)
-        output = self._classify(classes, text, images, labels)
+        scores = self._score(text, images)
+        terms = {} if labels is None else self._loss_terms(scores, classes, text, images, labels)
+        output = ANPromptOutput(
+            loss=total_loss(terms, self._active_config()) if terms else None,
+            logits=self._chosen_logits(scores, classes),
+            loss_terms={name: term.detach() for name, term in terms.items()} or None,
+            **vars(scores),
+        )
         return output if return_dict else output.to_tuple()
 
     def set_classes(
@@ -130,10 +138,10 @@ class ANPromptCLIPModel(CLIPModel):
         check_class_names(class_names)
         templates = config.templates if template is None else [template] if isinstance(template, str) else template
         check_template(templates)
-        tokenizer = load_tokenizer(tokenizer or config.tokenizer, config.tokenizer_name_or_path)
-        input_ids = tokenize(class_texts(class_names, templates), tokenizer, self.config)
-        self._asked_classes = ClassSet(tuple(class_names), tuple(templates), input_ids.to(self.device))
-        self._asked_tokenizer = tokenizer
+        if tokenizer is None:
+            tokenizer = config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
+        input_ids = tokenize(class_texts(class_names, templates), tokenizer, self.config).to(self.device)
+        self._asked_classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer=tokenizer)
 
     def encode_classes(self) -> Tensor:
         """Return the prompted, normalised text features `[C, d]` of the current classes.
@@ -141,7 +149,7 @@ class ANPromptCLIPModel(CLIPModel):
         Without gradients they are kept until anything they depend on changes: adapter, weights (in-place updates and
         loading included), classes, dtype, device, autocast. Edits through `.data` go unnoticed.
         """
-        classes, text = self._classes_and_cached_text()
+        classes, text = self._classes_and_kept_text()
         return self._text_embeds(classes) if text is None else text
 
     @property
@@ -154,10 +162,9 @@ class ANPromptCLIPModel(CLIPModel):
         return self.visual_projection
 
     def _active_config(self) -> ANPromptConfig:
-        adapter = self._head.adapter
-        if adapter is None or adapter not in self._head.configs:
+        if self._head.adapter not in self._head.configs:
             raise ValueError("No ANPrompt adapter is active. Choose one with set_adapter(name).")
-        return self._head.configs[adapter]
+        return self._head.configs[self._head.adapter]
 
     def _classes(self) -> ClassSet:
         asked = self.__dict__.get("_asked_classes")
@@ -166,125 +173,96 @@ class ANPromptCLIPModel(CLIPModel):
     def _trained_classes(self) -> ClassSet:
         config, head, adapter = self._active_config(), self._head, self._head.adapter
         ids = head.anprompt_class_ids[adapter]
-        buffers = (ids, head.anprompt_clean_features[adapter], head.anprompt_perturbed_features[adapter])
-        key = _versions(buffers)
-        if self.__dict__.get("_trained_key") != key:
+        targets = (head.anprompt_clean_features[adapter], head.anprompt_perturbed_features[adapter])
+        fingerprint = Fingerprint((ids, *targets))
+        kept = self.__dict__.get("_kept_classes")
+        if kept is None or kept[0] != fingerprint:
             if int(ids.min()) < 0:
                 raise ValueError(
                     f"The noise prompts of adapter {adapter!r} were neither computed nor loaded. Create the adapter "
                     "with init_noise_prompts=True, or load its weights."
                 )
             names, templates = tuple(config.class_names), tuple(config.templates)
-            self._trained_set = ClassSet(names, templates, trim(ids, self.config), *buffers[1:])
-            self._trained_key = key
-        return self._trained_set
+            classes = ClassSet(names, templates, trim(ids, self.config), {adapter: targets})
+            kept = self._kept_classes = (fingerprint, classes)
+        return kept[1]
 
     @torch.compiler.disable
-    def _classes_and_cached_text(self) -> tuple[ClassSet, Tensor | None]:
-        classes = self._classes()
-        weights = [*self.text_model.parameters(), *self.text_projection.parameters(), *self._head.parameters()]
+    def _classes_and_kept_text(self) -> tuple[ClassSet, Tensor | None]:
+        """Return the classes and, unless gradients are wanted, their prompted features, computed at most once."""
+        classes, head = self._classes(), self._head
+        weights = [*self.text_model.parameters(), *self.text_projection.parameters(), *head.parameters()]
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return classes, None
-        key = (
-            id(classes),
-            self._head.adapter,
-            self._head.disable_adapters,
+        device_type = self.device.type
+        fingerprint = Fingerprint(
+            (*weights, *head.anprompt_noise_prompts.values(), classes.input_ids),
+            head.adapter,
+            head.disable_adapters,
+            classes.names,
             torch.is_inference_mode_enabled(),
-            *_autocast_state(self.device.type),
-            *_versions(weights),
-            *_versions(list(self._head.anprompt_noise_prompts.values())),
+            torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
         )
-        if self.__dict__.get("_text_key") != key:
-            self._text_cache = self._text_embeds(classes)
-            self._text_key, self._text_classes = key, classes
-        return classes, self._text_cache
+        kept = self.__dict__.get("_kept_text")
+        if kept is None or kept[0] != fingerprint:
+            kept = self._kept_text = (fingerprint, self._text_embeds(classes))
+        return classes, kept[1]
 
     def _text_embeds(self, classes: ClassSet) -> Tensor:
         features = self.get_text_features(input_ids=classes.input_ids.to(self.device)).pooler_output
         with full_precision(features):
             return ensemble(normalize(at_least_float32(features)), len(classes.templates))
 
-    def _classify(
-        self, classes: ClassSet, text: Tensor, images: dict[str, Any], labels: Tensor | None
-    ) -> ANPromptOutput:
-        config, context = self._active_config(), PromptContext()
+    def _score(self, text: Tensor, images: dict[str, Any]) -> Scores:
+        context = PromptContext()
         features = self.get_image_features(prompt_context=context, **images).pooler_output
-        prototype = logits_prototype = None
         with full_precision(features):
             image = normalize(at_least_float32(features))
-            scale = at_least_float32(self.logit_scale).exp()
-            logits_class = logits_fused = clip_logits(image, text, scale)
-            if context.vision_prompts is not None:
-                prompts = self.vision_model.post_layernorm(context.vision_prompts)
-                prototype = normalize(at_least_float32(self._head.prototype(prompts)))
-                logits_prototype = clip_logits(prototype, text, scale)
-                logits_fused = config.alpha * logits_class + (1 - config.alpha) * logits_prototype
-        terms: dict[str, Tensor] = {}
-        if labels is not None:
-            terms["cross_entropy_class"] = F.cross_entropy(logits_class, labels)
-            if logits_prototype is not None:
-                terms["cross_entropy_prototype"] = F.cross_entropy(logits_prototype, labels)
-            if not self._head.disable_adapters:
-                terms |= self._consistency_terms(classes, images, image, text, prototype, logits_class)
-        output = ANPromptOutput(
-            loss=total_loss(terms, config) if terms else None,
-            logits=logits_class,
-            logits_class=logits_class,
-            logits_prototype=logits_prototype,
-            logits_fused=logits_fused,
-            image_embeds=image,
-            prototype_embeds=prototype,
-            loss_terms={name: term.detach() for name, term in terms.items()} or None,
-        )
-        output.logits = output[self._chosen_logits(config, classes, prototype)]
-        return output
+            logits = clip_logits(image, text, self._scale())
+            if context.vision_prompts is None:
+                return Scores(image, logits, logits)
+            prompts = self.vision_model.post_layernorm(context.vision_prompts)
+            prototype = normalize(at_least_float32(self._head.prototype(prompts)))
+            logits_prototype = clip_logits(prototype, text, self._scale())
+            alpha = self._active_config().alpha
+            return Scores(image, logits, alpha * logits + (1 - alpha) * logits_prototype, prototype, logits_prototype)
 
-    def _chosen_logits(self, config: ANPromptConfig, classes: ClassSet, prototype: Tensor | None) -> str:
-        choice = config.inference_logits
-        if self.training or prototype is None:
-            choice = "fused"
-        elif choice == "auto":
-            choice = "fused" if set(classes.names) <= set(config.class_names) else "class"
-        return f"logits_{choice}"
-
-    def _consistency_terms(
-        self,
-        classes: ClassSet,
-        images: dict[str, Any],
-        image: Tensor,
-        text: Tensor,
-        prototype: Tensor | None,
-        logits_class: Tensor,
+    def _loss_terms(
+        self, scores: Scores, classes: ClassSet, text: Tensor, images: dict[str, Any], labels: Tensor
     ) -> dict[str, Tensor]:
+        terms = {"cross_entropy_class": F.cross_entropy(scores.logits_class, labels)}
+        if self._head.disable_adapters:
+            return terms
         clean, perturbed = self._text_targets(classes)
         with torch.no_grad():
             frozen = self.get_image_features(prompt_context=PromptContext(enabled=False), **images).pooler_output
-        with full_precision(image):
-            terms = {
-                "similarity_image": similarity_loss(image, normalize(at_least_float32(frozen))),
-                "similarity_text": similarity_loss(text, clean.to(text)),
-            }
-            if prototype is not None:
-                scale = at_least_float32(self.logit_scale).exp()
-                terms["waloss"] = waloss(logits_class, clip_logits(prototype, perturbed.to(text), scale))
+        with full_precision(text):
+            terms["similarity_image"] = similarity_loss(scores.image_embeds, normalize(at_least_float32(frozen)))
+            terms["similarity_text"] = similarity_loss(text, clean.to(text))
+            if scores.prototype_embeds is not None and scores.logits_prototype is not None:
+                terms["cross_entropy_prototype"] = F.cross_entropy(scores.logits_prototype, labels)
+                logits_perturbed = clip_logits(scores.prototype_embeds, perturbed.to(text), self._scale())
+                terms["waloss"] = waloss(scores.logits_class, logits_perturbed)
         return terms
 
     def _text_targets(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
-        if classes.clean is None or classes.perturbed is None:
-            config = self._active_config()
-            classes.clean, classes.perturbed, _ = text_targets(self, classes, config, self._asked_tokenizer)
-        return classes.clean, classes.perturbed
+        adapter = self._head.adapter
+        if adapter not in classes.targets:
+            clean, perturbed, _ = text_targets(self, classes, self._active_config(), classes.tokenizer)
+            classes.targets[adapter] = (clean, perturbed)
+        return classes.targets[adapter]
 
+    def _chosen_logits(self, scores: Scores, classes: ClassSet) -> Tensor:
+        config = self._active_config()
+        choice = config.inference_logits
+        if self.training or scores.logits_prototype is None:
+            choice = "fused"
+        elif choice == "auto":
+            choice = "fused" if set(classes.names) <= set(config.class_names) else "class"
+        return getattr(scores, f"logits_{choice}")
 
-def _autocast_state(device_type: str) -> tuple[bool, torch.dtype]:
-    return torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
-
-
-def _versions(tensors: Any) -> tuple[tuple[Any, ...], ...]:
-    return tuple(
-        (id(each), each.data_ptr(), each.dtype, each.device, -1 if each.is_inference() else each._version)
-        for each in tensors
-    )
+    def _scale(self) -> Tensor:
+        return at_least_float32(self.logit_scale).exp()
 
 
 def _check_labels(labels: Tensor, classes: ClassSet) -> None:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from .config import ANPromptConfig
 
 STD_EPSILON = 1e-6
+
+
+@dataclass
+class Scores:
+    """Normalised features of B images and their logits over C classes; `None` where there is no prototype.
+
+    Attributes:
+        image_embeds (`Tensor`): v, `[B, d]`.
+        logits_class (`Tensor`): `[B, C]`.
+        logits_fused (`Tensor`): `[B, C]`.
+        prototype_embeds (`Tensor`, *optional*): v_p, `[B, d]`.
+        logits_prototype (`Tensor`, *optional*): `[B, C]`.
+    """
+
+    image_embeds: Tensor
+    logits_class: Tensor
+    logits_fused: Tensor
+    prototype_embeds: Tensor | None = None
+    logits_prototype: Tensor | None = None
 
 
 def clip_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:

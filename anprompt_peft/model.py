@@ -127,7 +127,7 @@ class ANPromptModel(BaseTuner):
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> CLIPModel:
         model = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         model.__class__ = CLIPModel
-        for name in [name for name in vars(model) if name.startswith(("_asked_", "_trained_", "_text_"))]:
+        for name in [name for name in vars(model) if name.startswith(("_asked_", "_kept_"))]:
             delattr(model, name)
         return model
 

@@ -19,10 +19,14 @@ import torch
 PACKAGES = ("anprompt-peft", "torch", "transformers", "peft", "accelerate", "datasets", "scikit-learn", "safetensors")
 
 
-def provenance() -> dict[str, Any]:
-    """Return package versions, git commit (with `-dirty` for uncommitted changes) and hardware."""
+def provenance(*packages: str) -> dict[str, Any]:
+    """Return package versions, git commit (with `-dirty` for uncommitted changes) and hardware.
+
+    Args:
+        packages (`str`): further installed packages whose versions matter.
+    """
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *packages)}},
         "git_commit": git_commit(),
         "hardware": {
             "processor": _processor(),

@@ -1,0 +1,41 @@
+"""Tells whether anything a kept result was computed from has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+
+class Fingerprint:
+    """Which tensors a result depends on, in which state, and what else it depends on.
+
+    Two fingerprints are equal if they name the very same tensors, none of which was written to or moved in between,
+    and the other things compare equal. The tensors are held, so that no new one can pass for an old one. Writing
+    through `.data` leaves no trace.
+
+    Args:
+        tensors (iterable of `Tensor`): parameters and buffers.
+        others (hashable values): settings.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], *others: Any) -> None:
+        self.tensors = tuple(tensors)
+        self.state = [(each.data_ptr(), each.dtype, each.device, _version(each)) for each in self.tensors]
+        self.others = others
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Fingerprint)
+            and len(self.tensors) == len(other.tensors)
+            and all(ours is theirs for ours, theirs in zip(self.tensors, other.tensors, strict=True))
+            and self.state == other.state
+            and self.others == other.others
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
