@@ -48,11 +48,20 @@ def git_commit(folder: Path | None = None) -> str | None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to write to, which takes the place of `folder` when the block ends without an error.
+def whole_folder(folder: Path, replaces: str | None = None) -> Iterator[Path]:
+    """Give a temporary folder to write to, which becomes `folder` when the block ends without an error.
 
-    Until then an existing `folder` stays as it is.
+    Args:
+        folder (`Path`): where the result goes; until the block ends, nothing there changes.
+        replaces (`str`, *optional*): name of a file by which an earlier result, which may be replaced, is known.
+
+    Raises:
+        FileExistsError: before the block runs, if `folder` is a file or holds anything but such an earlier result.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file. Choose a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (replaces and (folder / replaces).is_file()):
+        raise FileExistsError(f"{folder} is not empty. Choose another folder, or remove it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         fresh, old = Path(scratch) / "new", Path(scratch) / "old"

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 
+class ShotsError(ValueError):
+    """More shots were asked for than there are, or none."""
+
+
 def sample_shots(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> list[int]:
     """Return the positions of `shots` examples of every class, drawn without replacement.
 
@@ -18,16 +22,16 @@ def sample_shots(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> l
         seed (`int`): names the draw.
 
     Raises:
-        ValueError: if `shots` is below 1 or a class has fewer examples.
+        ShotsError: if `shots` is below 1 or a class has fewer examples.
     """
     if shots < 1:
-        raise ValueError(f"shots={shots} must be at least 1.")
+        raise ShotsError(f"shots={shots} must be at least 1.")
     array = np.asarray(labels)
     chosen: list[int] = []
     for label in np.unique(array):
         positions = np.flatnonzero(array == label)
         if len(positions) < shots:
-            raise ValueError(f"shots={shots} asks for more examples than class {label} has ({len(positions)}).")
+            raise ShotsError(f"shots={shots} asks for more examples than class {label} has ({len(positions)}).")
         rng = np.random.default_rng([seed, int(label)])
         chosen.extend(rng.choice(positions, shots, replace=False).tolist())
     return sorted(chosen)

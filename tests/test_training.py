@@ -186,7 +186,7 @@ def test_provenance_names_versions_and_commit() -> None:
 
 
 def interrupted_write(folder: Path) -> None:
-    with whole_folder(folder) as fresh:
+    with whole_folder(folder, replaces="a") as fresh:
         (fresh / "a").write_text("two")
         raise KeyboardInterrupt
 
@@ -199,7 +199,16 @@ def test_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted_write(folder)
     assert (folder / "a").read_text() == "one"
-    with whole_folder(folder) as fresh:
+    with whole_folder(folder, replaces="a") as fresh:
         (fresh / "b").write_text("three")
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     assert [path.name for path in folder.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(("target", "message"), [("full", "is not empty"), ("full/mine.txt", "is a file")])
+def test_nothing_else_is_replaced(target: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=message), whole_folder(tmp_path / target, replaces="results.json"):
+        pass
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"

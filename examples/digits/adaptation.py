@@ -10,7 +10,7 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel, CLIPProcessor, TrainingArguments, set_seed
+from transformers import CLIPModel, CLIPProcessor, PrinterCallback, TrainingArguments, set_seed
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.training import ANPromptTrainer, warmup_cosine
@@ -77,6 +77,7 @@ def adapt(
         )
         schedule = warmup_cosine(optimizer, steps_per_epoch, steps_per_epoch * recipe.epochs)
         trainer = ANPromptTrainer(model, arguments, train_dataset=data, optimizers=(optimizer, schedule))
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return model.eval(), [record for record in trainer.state.log_history if "loss" in record]
 

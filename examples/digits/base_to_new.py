@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from adaptation import Recipe, adapt, predict, to_pixels
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.evaluation import BaseToNew, base_to_new
 from anprompt_peft.provenance import provenance, to_json, whole_folder
-from anprompt_peft.sampling import sample_shots
+from anprompt_peft.sampling import ShotsError, sample_shots
 from charts import save_chart
 from handwriting import CLASS_NAMES, TEMPLATE, load_split, select_classes
 
 FOLDER = Path(__file__).resolve().parent
 TINY_CLIP = FOLDER / "tiny_clip"
+RECORD = "results.json"
 HALVES = {"base": list(range(5)), "new": list(range(5, 10))}
 CAVEAT = (
     "The tiny CLIP was pre-trained on rendered glyphs of all ten digits, 5-9 included, and on no handwriting: "
@@ -52,55 +54,68 @@ class Half:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run all seeds, print the table, write the output folder and return the record."""
     options = parse(arguments)
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)  # PEFT's, for every adapter
     torch.set_num_threads(1)  # at this size more threads are slower, and one gives the same result on any machine
-    started = time.perf_counter()
     processor = CLIPProcessor.from_pretrained(TINY_CLIP)
+    pool, tests = load_data(options.development, processor)
+    try:
+        draws = [sample_shots(pool.labels.tolist(), options.shots, seed) for seed in range(options.seeds)]
+        with whole_folder(options.output, replaces=RECORD) as folder:
+            record, results = run(options, pool, draws, tests, folder)
+            (folder / RECORD).write_text(to_json(record))
+            title = f"{options.shots} shots, {options.seeds} seeds"
+            save_chart(folder / "results.png", results, record["loss_terms"], title)
+            save_examples(folder / "images", options.development)
+    except (ShotsError, FileExistsError) as error:
+        sys.exit(f"error: {error}")
+    print(table(results))
+    for note in record["notes"]:
+        print(note)
+    print(f"Written to {options.output}/: {RECORD}, results.png, adapter/, images/")
+    return record
+
+
+def run(
+    options: argparse.Namespace, pool: Half, draws: list[list[int]], tests: dict[str, Half], folder: Path
+) -> tuple[dict[str, Any], dict[str, BaseToNew]]:
+    """Measure zero-shot CLIP and one adapter per draw of shots; save the first adapter to `folder`."""
+    started = time.perf_counter()
     clip = CLIPModel.from_pretrained(TINY_CLIP).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    shots, tests = load_data(options.development, processor)
     config = ANPromptConfig(
         class_names=tests["base"].names, template=TEMPLATE, similarity_weight=options.recipe.similarity_weight
     )
     zero_shot = {half: zero_shot_hits(clip, data, config) for half, data in tests.items()}
     adapted: dict[str, list[np.ndarray]] = {half: [] for half in HALVES}
     logs = []
-    with whole_folder(options.output) as folder:
-        for seed in tqdm(range(options.seeds), desc="shot seeds", file=sys.stderr):
-            chosen = sample_shots(shots.labels.tolist(), options.shots, seed)
-            model, log = adapt(clip, config, shots.pixels[chosen], shots.labels[chosen].tolist(), options.recipe, seed)
-            logs.append(log)
-            for half, data in tests.items():
-                adapted[half].append(hits(model, data))
-            if seed == 0:
-                model.set_classes(None)
-                model.save_pretrained(str(folder / "adapter"))
-            clip = model.unload()
-        results = {
-            "zero-shot CLIP": base_to_new(zero_shot["base"][None], zero_shot["new"][None]),
-            "ANPrompt": base_to_new(np.stack(adapted["base"]), np.stack(adapted["new"])),
-        }
-        record = {
-            "task": "base-to-new generalisation on scikit-learn's handwritten digits",
-            "notes": [CAVEAT, *([DEVELOPMENT_NOTE] if options.development else [])],
-            "accuracy_percent": {name: result.to_dict() for name, result in results.items()},
-            "per_seed_percent": {half: [100 * float(run.mean()) for run in runs] for half, runs in adapted.items()},
-            "shots": options.shots,
-            "seeds": list(range(options.seeds)),
-            "classes": {half: data.names for half, data in tests.items()},
-            "test_images": {half: len(data.labels) for half, data in tests.items()},
-            "recipe": asdict(options.recipe),
-            "adapter_config": config.to_dict(),
-            "loss_terms": logs,
-            "seconds": round(time.perf_counter() - started, 1),
-            **provenance(),
-        }
-        (folder / "results.json").write_text(to_json(record))
-        save_chart(folder / "results.png", results, logs, f"{options.shots} shots, {options.seeds} seeds")
-        save_examples(folder / "images", options.development)
-    print(table(results))
-    for note in record["notes"]:
-        print(note)
-    print(f"Written to {options.output}/: results.json, results.png, adapter/, images/")
-    return record
+    for seed, chosen in enumerate(tqdm(draws, desc="shot seeds", file=sys.stderr)):
+        model, log = adapt(clip, config, pool.pixels[chosen], pool.labels[chosen].tolist(), options.recipe, seed)
+        logs.append(log)
+        for half, data in tests.items():
+            adapted[half].append(hits(model, data))
+        if seed == 0:
+            model.set_classes(None)
+            model.save_pretrained(str(folder / "adapter"))
+        clip = model.unload()
+    results = {
+        "zero-shot CLIP": base_to_new(zero_shot["base"][None], zero_shot["new"][None]),
+        "ANPrompt": base_to_new(np.stack(adapted["base"]), np.stack(adapted["new"])),
+    }
+    record = {
+        "task": "base-to-new generalisation on scikit-learn's handwritten digits",
+        "notes": [CAVEAT, *([DEVELOPMENT_NOTE] if options.development else [])],
+        "accuracy_percent": {name: result.to_dict() for name, result in results.items()},
+        "per_seed_percent": {half: [100 * float(each.mean()) for each in runs] for half, runs in adapted.items()},
+        "shots": options.shots,
+        "seeds": list(range(options.seeds)),
+        "classes": {half: data.names for half, data in tests.items()},
+        "test_images": {half: len(data.labels) for half, data in tests.items()},
+        "recipe": asdict(options.recipe),
+        "adapter_config": config.to_dict(),
+        "loss_terms": logs,
+        "seconds": round(time.perf_counter() - started, 1),
+        **provenance(),
+    }
+    return record, results
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -59,4 +59,4 @@ def draw_captions(options: Sequence[Sequence[str]], chars: np.ndarray, rng: np.r
         chars: int array [n].
         rng: the only source of randomness.
     """
-    return [options[char][rng.integers(len(options[char]))] for char in chars.tolist()]
+    return [options[char][int(rng.integers(len(options[char])))] for char in chars.tolist()]

@@ -1,18 +1,12 @@
 """Pre-train a tiny CLIP model from nothing on rendered glyphs and their captions.
 
-    python examples/digits/pretrain.py --output DIR [--seed 0] [--steps 1000]
+    python examples/digits/pretrain.py --output DIR [--seed 0] [--steps 2000]
 
 No handwriting is seen in training: scikit-learn's digits only measure the finished model, on the "recipe" split.
 """
 
 import argparse
-import importlib.metadata
-import json
 import math
-import os
-import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,22 +20,23 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from anprompt_peft.provenance import provenance, to_json, whole_folder
 from captions import captions_for, draw_captions
 from glyphs import BITMAP, CHARS, DIGITS, draw, make_bank
 from handwriting import CLASS_NAMES, TEMPLATE, load_split, select_classes
+from modelcard import model_card
 from tokenization import train_tokenizer
 from zeroshot import zero_shot_accuracy
 
 MAX_LOGIT_SCALE = math.log(100)
 BASE, NEW = tuple(range(5)), tuple(range(5, 10))
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "scipy", "matplotlib", "pillow")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that the result depends on besides the seed."""
 
-    steps: int = 1000
+    steps: int = 2000
     batch_size: int = 128
     digit_share: float = 0.5  # of each batch, the rest are letters
     learning_rate: float = 1e-3
@@ -173,60 +168,27 @@ def recipe_accuracies(model: CLIPModel, processor: CLIPProcessor) -> dict[str, f
     }
 
 
-def git_commit() -> str | None:
-    """Commit that this file's repository is at, None where there is none."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "--quiet", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
-def check_output(output: Path) -> None:
-    """Refuse a path that holds anything already."""
-    if output.is_dir():
-        if any(output.iterdir()):
-            raise FileExistsError(f"{output} is not empty: choose another directory, or remove it first")
-    elif output.exists():
-        raise FileExistsError(f"{output} is not a directory")
-
-
-def save(model: CLIPModel, processor: CLIPProcessor, record: dict[str, Any], output: Path) -> None:
-    """Write model, processor and training.json to a temporary sibling directory, then rename it to `output`."""
-    check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draft = output.with_name(f".{output.name}.{os.getpid()}.part")
-    draft.mkdir()
-    try:
-        model.save_pretrained(draft)
-        processor.save_pretrained(draft)
-        (draft / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if output.exists():
-            output.rmdir()
-        draft.rename(output)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
 def run(output: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Pre-train, measure on the recipe split, save; returns what training.json holds."""
-    output = output.resolve()
-    check_output(output)
-    start = time.perf_counter()
-    model, processor = pretrain(recipe, seed)
-    seconds = time.perf_counter() - start
-    record = {
-        "seed": seed,
-        "recipe": asdict(recipe),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(seconds, 1),
-        "zero_shot_accuracy_recipe_split": recipe_accuracies(model, processor),
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
-        "commit": git_commit(),
-    }
-    save(model, processor, record, output)
+    """Pre-train, measure on the recipe split, save; returns what training.json holds.
+
+    Raises:
+        FileExistsError: if `output` holds anything already.
+    """
+    with whole_folder(output.resolve()) as folder:
+        start = time.perf_counter()
+        model, processor = pretrain(recipe, seed)
+        record = {
+            "seed": seed,
+            "recipe": asdict(recipe),
+            "parameters": model.num_parameters(),
+            "seconds": round(time.perf_counter() - start, 1),
+            "zero_shot_accuracy_recipe_split": recipe_accuracies(model, processor),
+            **provenance("tokenizers", "numpy", "scipy", "matplotlib", "pillow"),
+        }
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        (folder / "training.json").write_text(to_json(record))
+        (folder / "README.md").write_text(model_card(record))
     return record
 
 
@@ -243,7 +205,7 @@ def main() -> None:
         record = run(args.output, Recipe(steps=args.steps), args.seed)
     except FileExistsError as error:
         parser.error(str(error))
-    print(json.dumps(record, indent=2))
+    print(to_json(record), end="")
 
 
 if __name__ == "__main__":
