@@ -10,10 +10,10 @@ from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel, CLIPProcessor, PrinterCallback, TrainingArguments, set_seed
+from transformers import CLIPModel, CLIPProcessor, PrinterCallback, set_seed
 
 from anprompt_peft import ANPromptConfig
-from anprompt_peft.training import ANPromptTrainer, warmup_cosine
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,18 @@ def adapt(
     model = get_peft_model(clip, config)
     data = Dataset.from_dict({"pixel_values": pixels.numpy(), "labels": list(labels)}).with_format("torch")
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
+        arguments = ANPromptTrainingArguments(
             output_dir=scratch,
             num_train_epochs=recipe.epochs,
             per_device_train_batch_size=recipe.batch_size,
             learning_rate=recipe.learning_rate,
-            logging_strategy="epoch",
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),
             seed=seed,
         )
-        steps_per_epoch = -(-len(data) // recipe.batch_size)
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad], lr=recipe.learning_rate
-        )
-        schedule = warmup_cosine(optimizer, steps_per_epoch, steps_per_epoch * recipe.epochs)
-        trainer = ANPromptTrainer(model, arguments, train_dataset=data, optimizers=(optimizer, schedule))
+        trainer = ANPromptTrainer(model, arguments, train_dataset=data)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return model.eval(), [record for record in trainer.state.log_history if "loss" in record]

@@ -28,8 +28,8 @@ Made by
 
     python examples/digits/pretrain.py --output DIR --seed {seed}
 
-in {minutes:.0f} minutes on {processor}; `training.json` holds the recipe and all versions. The same seed gives the
-same weights on the same machine, and nearly the same elsewhere.
+`training.json` holds the recipe and all versions. The same seed gives the same weights on the same machine, and nearly
+the same elsewhere.
 """
 
 
@@ -45,6 +45,4 @@ def model_card(record: dict[str, Any]) -> str:
         parameters=record["parameters"],
         rows="\n".join(f"| {name} | {100 * accuracy:.1f} % |" for name, accuracy in accuracies.items()),
         seed=record["seed"],
-        minutes=record["seconds"] / 60,
-        processor=f"{record['hardware']['torch_threads']} threads of {record['hardware']['processor']}",
     )

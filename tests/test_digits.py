@@ -1,0 +1,103 @@
+"""The digits job end to end at reduced size, and the command that classifies an image with its adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import AutoPeftModel
+from PIL import Image
+
+import base_to_new
+import classify
+from handwriting import CLASS_NAMES
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One seed and few epochs of the real job, on the real data."""
+    folder = tmp_path_factory.mktemp("digits") / "out"
+    return folder, base_to_new.main(["--seeds", "1", "--epochs", "5", "--output", str(folder)])
+
+
+def test_training_lowers_the_loss_and_beats_zero_shot_on_base(job: tuple[Path, dict[str, Any]]) -> None:
+    _, record = job
+    (log,) = record["loss_terms"]
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    accuracy = record["accuracy_percent"]
+    assert accuracy["ANPrompt"]["base"]["value"] > accuracy["zero-shot CLIP"]["base"]["value"] + 5
+
+
+def test_record_is_complete(job: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = job
+    written = json.loads((folder / "results.json").read_text())
+    assert written == record
+    assert {"seeds", "versions", "git_commit", "hardware", "adapter_config", "recipe"} <= set(record)
+    assert "rendered glyphs" in record["notes"][0]
+    for method in record["accuracy_percent"].values():
+        for measure in ("base", "new", "harmonic_mean"):
+            assert 0 <= method[measure]["low"] <= method[measure]["value"] <= method[measure]["high"] <= 100
+    terms = {"cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss"}
+    assert all(terms <= set(epoch) for epoch in record["loss_terms"][0])
+
+
+def test_picture_is_drawn(job: tuple[Path, dict[str, Any]]) -> None:
+    picture = Image.open(job[0] / "results.png")
+    assert picture.width > 1000
+    assert len(picture.convert("RGB").getcolors(maxcolors=10**6) or []) > 50
+
+
+def test_the_saved_adapter_is_the_first_seeds(job: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = job
+    model = AutoPeftModel.from_pretrained(folder / "adapter").eval()
+    _, tests = base_to_new.load_data(False, base_to_new.CLIPProcessor.from_pretrained(base_to_new.TINY_CLIP))
+    assert 100 * base_to_new.hits(model, tests["new"]).mean() == record["per_seed_percent"]["new"][0]
+
+
+def test_classify(job: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder, _ = job
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"not an image")
+    images = sorted((folder / "images").iterdir())
+    assert [image.stem for image in images] == sorted(CLASS_NAMES)
+    code = classify.main([*map(str, images), str(broken), "--adapter", str(folder / "adapter")])
+    out, err = capsys.readouterr()
+    assert code == 1
+    assert f"{broken}: cannot be read as an image" in err
+    right = sum(
+        line.split(": ")[1].startswith(image.stem) for line, image in zip(out.splitlines(), images, strict=True)
+    )
+    assert right >= 5
+    assert classify.main([str(images[0]), "--adapter", str(folder / "adapter"), "--classes", "eight", "one"]) == 0
+    assert capsys.readouterr().out.count("%") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.png", "--adapter", "nowhere"], "no adapter in nowhere"),
+        ([], "required: IMAGE"),
+    ],
+)
+def test_classify_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        classify.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_options_leave_an_old_result_alone(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("old")
+    for wrong in (["--shots", "0"], ["--seeds", "x"], ["--shots", "500"]):
+        with pytest.raises(SystemExit):
+            base_to_new.main([*wrong, "--output", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == "old"
+
+
+def test_a_folder_that_is_no_result_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="is not empty"):
+        base_to_new.main(["--output", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
