@@ -1,0 +1,99 @@
+"""Few-shot sampling, base-to-new figures with intervals, and what results carry and how they are written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anprompt_peft.evaluation import base_to_new, harmonic_mean
+from anprompt_peft.provenance import provenance, whole_folder
+from anprompt_peft.sampling import sample_shots
+
+
+def test_shots() -> None:
+    labels = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 2])
+    shots = sample_shots(labels, 2, seed=0)
+    assert sorted(labels[shots]) == [0, 0, 1, 1, 2, 2]
+    assert len(set(shots)) == 6
+    assert shots == sample_shots(labels.tolist(), 2, seed=0)
+    assert any(shots != sample_shots(labels, 2, seed=seed) for seed in range(1, 5))
+    only = sample_shots(np.where(labels == 1, 1, labels + 10), 2, seed=0)
+    assert [at for at in only if labels[at] == 1] == [at for at in shots if labels[at] == 1]
+    with pytest.raises(ValueError, match=r"more examples than class 0 has \(3\)"):
+        sample_shots(labels, 4, seed=0)
+    with pytest.raises(ValueError, match="shots=0"):
+        sample_shots(labels, 0, seed=0)
+
+
+def test_base_to_new_figures() -> None:
+    base = np.array([[True, True, True, False], [True, False, True, False]])
+    new = np.array([[True, False], [False, False]])
+    result = base_to_new(base, new)
+    assert result.base.value == pytest.approx(62.5)
+    assert result.new.value == pytest.approx(25.0)
+    assert result.harmonic_mean.value == pytest.approx(100 * (2 * 0.75 * 0.5 / 1.25 + 0) / 2)
+    assert harmonic_mean(np.array([0.0]), np.array([0.0])) == 0
+    assert result == base_to_new(base, new)
+    for wrong in (base[:1], base[:, :0], base[0]):
+        with pytest.raises(ValueError, match="need"):
+            base_to_new(wrong, new)
+
+
+def test_interval_of_one_run_is_that_of_a_proportion() -> None:
+    """With one run only images are resampled: close to the normal interval of 300 hits in 400."""
+    correct = (np.arange(400) < 300)[None]
+    estimate = base_to_new(correct, correct).base
+    half_width = 196 * math.sqrt(0.75 * 0.25 / 400)
+    assert (estimate.low, estimate.high) == pytest.approx((75 - half_width, 75 + half_width), abs=0.4)
+
+
+def test_interval_covers_runs_and_images() -> None:
+    """Four runs that differ widen the interval; copies of one run do not narrow it."""
+    rng = np.random.default_rng(0)
+    one = rng.random((1, 500)) < 0.8
+    copies = base_to_new(one.repeat(4, axis=0), one.repeat(4, axis=0)).base
+    single = base_to_new(one, one).base
+    assert (copies.low, copies.high) == pytest.approx((single.low, single.high), abs=0.5)
+    differing = rng.random((4, 500)) < np.array([[0.6], [0.7], [0.9], [1.0]])
+    wide = base_to_new(differing, differing).base
+    assert wide.high - wide.low > 2 * (single.high - single.low)
+
+
+def test_provenance_names_versions_and_commit() -> None:
+    record = provenance()
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["hardware"]["cpu_count"] >= 1
+    assert record["git_commit"] is None or len(record["git_commit"].removesuffix("-dirty")) == 40
+
+
+def interrupted_write(folder: Path) -> None:
+    with whole_folder(folder, replaces="a") as fresh:
+        (fresh / "a").write_text("two")
+        raise KeyboardInterrupt
+
+
+def test_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    with whole_folder(folder) as fresh:
+        (fresh / "a").write_text("one")
+        assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_write(folder)
+    assert (folder / "a").read_text() == "one"
+    with whole_folder(folder, replaces="a") as fresh:
+        (fresh / "b").write_text("three")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert [path.name for path in folder.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(("target", "message"), [("full", "is not empty"), ("full/mine.txt", "is a file")])
+def test_nothing_else_is_replaced(target: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=message), whole_folder(tmp_path / target, replaces="results.json"):
+        pass
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
