@@ -48,7 +48,8 @@ def draw_accuracies(axes: Any, results: dict[str, BaseToNew]) -> None:
         for place, estimate in zip(places, estimates, strict=True):
             axes.text(place, 2, f"{estimate.value:.1f}", ha="center", color="white", fontweight="bold")
     axes.set_xticks(range(len(MEASURES)), MEASURES.values())
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 112)
+    axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper center", ncols=len(results), frameon=False)
