@@ -1,0 +1,158 @@
+"""Images of a data set: decoding that names the file it failed on, and a check of all of them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets import Dataset, Features, IterableDataset
+from datasets import Image as ImageFeature
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+IMAGE, LABEL = "image", "label"
+STREAM_BATCH = 16
+
+logger = logging.getLogger(__name__)
+
+
+class CorruptImageError(ValueError):
+    """An image cannot be decoded; the message names its file."""
+
+
+@dataclass
+class RGBImage(ImageFeature):
+    """datasets' `Image(mode="RGB")`, with errors that name the file and 16-bit images scaled instead of clipped.
+
+    A data set that is written to disk or uploaded keeps it as a plain `Image(mode="RGB")`.
+    """
+
+    mode: str | None = "RGB"
+
+    def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Any:
+        """Return the image upright (EXIF rotation applied) and in RGB.
+
+        Args:
+            value (`dict`): `path` and `bytes` of the image, one of which may be `None`.
+            token_per_repo_id (`dict`, *optional*): tokens for images in private repositories.
+
+        Raises:
+            CorruptImageError: if the bytes are not a whole image. Failures to get the bytes keep their own error.
+        """
+        if not isinstance(value, dict):
+            return value
+        if value["bytes"] is None and "://" in (value["path"] or ""):
+            storage = self.embed_storage(pa.array([value], self.pa_type), token_per_repo_id)
+            value = {"path": value["path"], "bytes": storage[0]["bytes"].as_py()}
+        try:
+            return to_rgb(ImageFeature().decode_example(value))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever Pillow's readers raise on broken bytes, which is not only OSError
+            if getattr(error, "errno", None) is not None:
+                raise
+            path = value["path"] or "an image without a path"
+            reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
+            raise CorruptImageError(f"{path} cannot be decoded: {reason}") from error
+
+
+class CheckedImages(NamedTuple):
+    """What [`check_images`] found.
+
+    Attributes:
+        dataset (`Dataset` or `IterableDataset`): the examples whose images can be decoded.
+        corrupt (`list[str]`): one line for every other image, with its path, its row and the reason. For a stream it
+            grows while the stream is read.
+    """
+
+    dataset: Any
+    corrupt: list[str]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image of any mode in RGB; of 16-bit greyscale the upper 8 bits, which Pillow would clip to white.
+
+    Raises:
+        ValueError: if `image` is no image, or has 32-bit pixels, whose range is unknown.
+    """
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"expected an image, got {image!r}")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} have no known range; save the image with 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def check_images(dataset: Dataset | IterableDataset, on_corrupt: str = "raise") -> CheckedImages:
+    """Decode every image once, and report or leave out those that cannot be decoded.
+
+    A stream is checked while it is read, and its images are then decoded no second time. With several `DataLoader`
+    workers each has its own count; every image left out is logged as a warning in any case. Choose classes
+    (`select_classes`) before and not after the check of a stream.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): with a column `image`.
+        on_corrupt (`str`): `"raise"` or `"skip"`.
+
+    Raises:
+        CorruptImageError: with `on_corrupt="raise"`: lists all corrupt images, or names the first one of a stream.
+        ValueError: for any other `on_corrupt`.
+    """
+    if on_corrupt not in ("raise", "skip"):
+        raise ValueError(f"on_corrupt={on_corrupt!r} must be 'raise' or 'skip'.")
+    if isinstance(dataset, IterableDataset):
+        return _check_stream(dataset, skip=on_corrupt == "skip")
+    raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
+    broken = {}
+    for row, example in enumerate(tqdm(raw, desc="checking images", unit="image")):
+        try:
+            _decode(example[IMAGE], row)
+        except CorruptImageError as error:
+            broken[row] = str(error)
+    corrupt = list(broken.values())
+    if not corrupt:
+        return CheckedImages(dataset, [])
+    if on_corrupt == "raise":
+        raise CorruptImageError("\n".join([f"{len(corrupt)} of {len(dataset)} images are corrupt:", *corrupt]))
+    for line in corrupt:
+        logger.warning("left out: %s", line)
+    return CheckedImages(dataset.select(np.delete(np.arange(len(dataset)), list(broken))), corrupt)
+
+
+def _check_stream(stream: IterableDataset, skip: bool) -> CheckedImages:
+    corrupt: list[str] = []
+    features = Features({**stream.features, IMAGE: RGBImage()})
+    raw = stream.decode(False).cast_column(IMAGE, RGBImage(decode=False))
+    check = partial(_decode_batch, corrupt=corrupt, skip=skip)
+    options = {"batched": True, "batch_size": STREAM_BATCH, "with_indices": True, "remove_columns": list(features)}
+    return CheckedImages(raw.map(check, features=features, **options), corrupt)
+
+
+def _decode_batch(
+    batch: dict[str, list[Any]], rows: list[int], corrupt: list[str], skip: bool
+) -> dict[str, list[Any]]:
+    decoded: dict[int, Image.Image] = {}
+    for position, row in enumerate(rows):
+        try:
+            decoded[position] = _decode(batch[IMAGE][position], row)
+        except CorruptImageError as error:
+            if not skip:
+                raise
+            corrupt.append(str(error))
+            logger.warning("left out: %s", error)
+    kept = {name: [values[position] for position in decoded] for name, values in batch.items()}
+    return {**kept, IMAGE: list(decoded.values())}
+
+
+def _decode(value: Any, row: int) -> Image.Image:
+    if value is None:
+        raise CorruptImageError(f"row {row}: there is no image")
+    try:
+        return RGBImage().decode_example(value)
+    except CorruptImageError as error:
+        raise CorruptImageError(f"row {row}: {error}") from error

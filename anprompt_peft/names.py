@@ -1,0 +1,101 @@
+"""Class names: as people write them, and in two halves, one to tune on and one to keep unseen."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from .config import check_class_names
+from .provenance import to_json
+
+
+def readable(name: str) -> str:
+    """Return a class name as people write it: `"001.Black_footed_Albatross"` becomes `"Black footed Albatross"`.
+
+    A number with a dot in front goes; underscores, hyphens and the joints of camelCase become single spaces. A name of
+    nothing else, such as `"-"`, stays.
+    """
+    words = re.sub(r"[_\-\s]+", " ", re.sub(r"^[_\-\s]*(\d+\.)+(?=[\W_]*[^\W\d_])", "", name))
+    words = "".join(f" {b}" if a.islower() and b.isupper() else b for a, b in pairwise(f" {words}")).strip()
+    return words or name.strip()
+
+
+def readable_names(names: Sequence[str]) -> list[str]:
+    """Return [`readable`] names in the same order.
+
+    Raises:
+        ValueError: if two of them come out alike; the message lists which.
+    """
+    alike = defaultdict(list)
+    for name in names:
+        alike[readable(name)].append(name)
+    if clashes := {clean: raw for clean, raw in alike.items() if len(raw) > 1}:
+        raise ValueError(f"class names read alike: {clashes}. Tell them apart with class_names={{name: better name}}.")
+    return list(alike)
+
+
+@dataclass(frozen=True)
+class ClassHalves:
+    """The classes to tune on and those to keep unseen, by name: numbers change with the classes that are loaded.
+
+    Attributes:
+        base (`tuple[str, ...]`): classes to tune on.
+        new (`tuple[str, ...]`): classes to keep unseen.
+
+    Raises:
+        ValueError: if a half is empty or a name repeated.
+    """
+
+    base: tuple[str, ...]
+    new: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_class_names([*self.base, *self.new])
+        if not (self.base and self.new):
+            raise ValueError(f"each half needs a class, got base={self.base} and new={self.new}.")
+
+    def to_json(self) -> str:
+        """Return the halves as JSON text."""
+        return to_json(asdict(self))
+
+    def save(self, path: str | Path) -> None:
+        """Write the halves to a JSON file, whole or not at all."""
+        path = Path(path)
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+            fresh = Path(scratch) / path.name
+            fresh.write_text(self.to_json(), encoding="utf-8")
+            fresh.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ClassHalves:
+        """Read what [`save`] wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds anything but two halves.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(record, dict) or set(record) != {"base", "new"}:
+                raise ValueError('it must be an object with the keys "base" and "new".')
+            if not all(isinstance(half, list) for half in record.values()):
+                raise ValueError("each half must be a list of names.")
+            return cls(tuple(record["base"]), tuple(record["new"]))
+        except ValueError as error:
+            raise ValueError(f"{path} does not hold two halves of classes: {error}") from error
+
+
+def halves(names: Sequence[str]) -> ClassHalves:
+    """Return the first half of `names`, rounded up, as base and the rest as new.
+
+    This is CoCoOp's protocol when `names` are in the data set's own order.
+    """
+    middle = math.ceil(len(names) / 2)
+    return ClassHalves(tuple(names[:middle]), tuple(names[middle:]))

@@ -1,0 +1,388 @@
+"""Loading labelled images from folders and parquet files, streamed or not; draws, splits and classes of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from anprompt_peft.data import class_names_of, few_shot, load_image_data, select_classes, split_data
+from anprompt_peft.images import RGBImage
+from anprompt_peft.names import halves
+from anprompt_peft.sampling import ShotsError
+from export_folder import export
+from handwriting import CLASS_NAMES, load_split
+
+LIMIT = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The handwritten digits as an image folder with the splits train and test."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    export(folder, LIMIT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parquet(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as parquet files, two for train and one for test, with the images in them."""
+    folder = tmp_path_factory.mktemp("data") / "parquet"
+    folder.mkdir()
+    parts = load_image_data(digits)
+    for number in range(2):
+        parts["train"].shard(2, number).to_parquet(folder / f"train-0000{number}-of-00002.parquet")
+    parts["test"].to_parquet(folder / "test-00000-of-00001.parquet")
+    return folder
+
+
+def broken_folder(folder: Path, classes: dict[str, int]) -> Path:
+    """An image folder in which no image can be decoded: whoever touches one fails."""
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            (folder / name / f"{number}.jpg").write_text("no image")
+    return folder
+
+
+def table(columns: dict[str, Any], features: dict[str, Any], path: Path) -> Path:
+    Dataset.from_dict(columns, features=Features(features)).to_parquet(path)
+    return path
+
+
+def pictures(count: int) -> list[Image.Image]:
+    return [Image.new("RGB", (4, 4), (number, 0, 0)) for number in range(count)]
+
+
+def contents(dataset: Any) -> list[tuple[bytes, str]]:
+    """Pixels and class name of every example, in an order of their own."""
+    names = class_names_of(dataset)
+    return sorted((example["image"].tobytes(), names[example["label"]]) for example in dataset)
+
+
+def test_a_folder_gives_splits_names_and_rgb_images(digits: Path) -> None:
+    data = load_image_data(digits)
+    assert set(data) == {"train", "test"}
+    assert data["train"].column_names == ["image", "label"]
+    assert class_names_of(data["train"]) == sorted(CLASS_NAMES)
+    assert data["train"].features["image"] == RGBImage()
+    assert isinstance(data["train"].features["image"], ImageFeature)
+    expected: list[tuple[bytes, str]] = []
+    for image, label in zip(*load_split("test"), strict=True):
+        if [name for _, name in expected].count(CLASS_NAMES[label]) < LIMIT:
+            expected.append((image.tobytes(), CLASS_NAMES[label]))
+    assert contents(data["test"]) == sorted(expected)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("source", ["folder", "parquet folder", "glob", "file"])
+def test_every_source_gives_the_same(digits: Path, parquet: Path, source: str, streaming: bool) -> None:
+    """Folder or parquet, streamed or not: the same images under the same names."""
+    sources: dict[str, list[str | Path]] = {
+        "folder": [digits],
+        "parquet folder": [parquet],
+        "glob": [f"{parquet}/train-*.parquet"],
+        "file": sorted(parquet.glob("train-*")),
+    }
+    loaded = [load_image_data(each, "train", streaming=streaming) for each in sources[source]]
+    expected = contents(load_image_data(digits, "train"))
+    assert sorted(pair for data in loaded for pair in contents(data)) == expected
+    for data in loaded:
+        assert isinstance(data, IterableDataset if streaming else Dataset)
+        assert data.features == Features({"image": RGBImage(), "label": ClassLabel(names=sorted(CLASS_NAMES))})
+
+
+def test_parts_of_splits(digits: Path) -> None:
+    assert len(load_image_data(str(digits), "train[:25%]")) == 10 * LIMIT // 4
+    assert set(load_image_data(digits, streaming=True)) == {"train", "test"}
+
+
+def test_classes_named_like_splits(tmp_path: Path) -> None:
+    """`train_station` is a class, as is a folder `test` without folders in it, and odd characters are only letters."""
+    folder = tmp_path / "wh[a]t * name?"
+    broken_folder(folder, {"train_station": 2, "test_tube": 3, "test": 1, "val-thorens": 2})
+    data = load_image_data(folder)
+    assert set(data) == {"train"}
+    counts = Counter(np.array(class_names_of(data["train"]))[data["train"]["label"][:]].tolist())
+    assert counts == {"train station": 2, "test tube": 3, "test": 1, "val thorens": 2}
+
+
+def test_a_folder_with_metadata(tmp_path: Path) -> None:
+    """Labels in a table beside the images, as datasets reads them."""
+    for split, kinds in {"train": ["sea_cow", "ant"], "test": ["ant"]}.items():
+        (tmp_path / split).mkdir()
+        for number, picture in enumerate(pictures(len(kinds))):
+            picture.save(tmp_path / split / f"{number}.png")
+        rows = [f"{number}.png,{kind}" for number, kind in enumerate(kinds)]
+        (tmp_path / split / "metadata.csv").write_text("\n".join(["file_name,kind", *rows]))
+    data = load_image_data(tmp_path)
+    assert class_names_of(data["test"]) == ["ant", "sea cow"]
+    assert {split: part["label"][:] for split, part in data.items()} == {"train": [1, 0], "test": [0]}
+
+
+def test_split_folders_by_other_names(tmp_path: Path) -> None:
+    for split in ("train", "val", "extra"):
+        broken_folder(tmp_path / split, {"train_station": 1, "test_tube": 2})
+    data = load_image_data(tmp_path)
+    assert {split: len(part) for split, part in data.items()} == {"train": 3, "validation": 3}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Path("no/such"), "neither a folder, nor a parquet file"),
+        ("./no_such", "neither a folder"),
+        ("/no/such/folder", "neither a folder"),
+        ("no/such.parquet", r"no file no/such\.parquet"),
+        ("no/*.parquet", "no file"),
+    ],
+)
+def test_missing_sources_are_named(source: str | Path, message: str) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
+        load_image_data(source)
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(FileNotFoundError, match="holds neither images nor parquet files"):
+        load_image_data(tmp_path)
+    broken_folder(tmp_path, {"only": 2})
+    with pytest.raises(ValueError, match=r"none of the columns image fits.*two or more sub-folders"):
+        load_image_data(tmp_path)
+
+
+def test_options_of_the_hub_are_refused_elsewhere(digits: Path, parquet: Path) -> None:
+    for source in (digits, f"{parquet}/*.parquet"):
+        with pytest.raises(ValueError, match="name and revision cannot be given"):
+            load_image_data(source, name="plain", revision="main")
+    with pytest.raises(ValueError, match="revision cannot be given"):
+        load_image_data(parquet, revision="main")
+
+
+def test_strings_become_classes_alike_in_every_split(tmp_path: Path) -> None:
+    """The names come from all splits, so that a split without some of them numbers the others as training did."""
+    features = {"photo": ImageFeature(), "kind": Value("string")}
+    table({"photo": pictures(3), "kind": ["sea_cow", "ant", "bee"]}, features, tmp_path / "train.parquet")
+    table({"photo": pictures(1), "kind": ["sea_cow"]}, features, tmp_path / "test.parquet")
+    test = load_image_data(tmp_path, "test")
+    assert class_names_of(test) == ["ant", "bee", "sea cow"]
+    assert test["label"][:] == [2]
+    train = load_image_data(tmp_path, "train", class_names=["sea_cow", "bee", "ant"])
+    assert (class_names_of(train), train["label"][:]) == (["sea_cow", "bee", "ant"], [0, 2, 1])
+    renamed = load_image_data(tmp_path, "train", class_names={"sea_cow": "manatee"})
+    assert (class_names_of(renamed), renamed["label"][:]) == (["ant", "bee", "manatee"], [2, 0, 1])
+
+
+def test_streamed_strings_need_their_names(tmp_path: Path) -> None:
+    features = {"photo": ImageFeature(), "kind": Value("string")}
+    file = table({"photo": pictures(3), "kind": ["sea_cow", "ant", "bee"]}, features, tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"strings \(kind\) need class_names"):
+        load_image_data(file, "train", streaming=True)
+    stream = load_image_data(file, "train", streaming=True, class_names=["sea_cow", "ant", "bee"])
+    assert [example["label"] for example in stream] == [0, 1, 2]
+    short = load_image_data(file, "train", streaming=True, class_names=["sea_cow", "ant"])
+    with pytest.raises(ValueError, match=r"labels \['bee'\] are none of"):
+        list(short)
+
+
+def test_integers_need_their_names(tmp_path: Path) -> None:
+    features = {"image": ImageFeature(), "label": Value("int64")}
+    file = table({"image": pictures(3), "label": [0, 2, 1]}, features, tmp_path / "train.parquet")
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="need class_names, a list with the name of every label"):
+            load_image_data(file, "train", streaming=streaming)
+    with pytest.raises(ValueError, match="need class_names, a list"):
+        load_image_data(file, "train", class_names={"0": "ant"})
+    with pytest.raises(ValueError, match=r"labels \[2\] are none of the 2 classes"):
+        load_image_data(file, "train", class_names=["ant", "bee"])
+    data = load_image_data(file, "train", class_names=["ant", "bee", "cat"])
+    assert (class_names_of(data), data["label"][:]) == (["ant", "bee", "cat"], [0, 2, 1])
+
+
+def test_missing_labels_are_not_guessed(tmp_path: Path) -> None:
+    features = {"image": ImageFeature(), "label": Value("string")}
+    file = table({"image": pictures(3), "label": ["ant", None, "bee"]}, features, tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"labels \[None\] are none of"):
+        load_image_data(file, "train")
+    unlabelled = {"image": ImageFeature(), "label": ClassLabel(names=["ant", "bee"])}
+    data = load_image_data(
+        table({"image": pictures(2), "label": [-1, 1]}, unlabelled, tmp_path / "t.parquet"), "train"
+    )
+    assert data["label"][:] == [-1, 1]
+    with pytest.raises(ValueError, match="1 of 2 examples have no label from 0 to 1"):
+        few_shot(data, 1, seed=0)
+
+
+def test_columns_are_found_by_type_and_ambiguity_is_named(tmp_path: Path) -> None:
+    fine, coarse = ClassLabel(names=["ant", "cat"]), ClassLabel(names=["insect", "mammal"])
+    features = {
+        "front": ImageFeature(),
+        "back": ImageFeature(),
+        "label": Value("int64"),
+        "fine": fine,
+        "coarse": coarse,
+    }
+    columns = {"front": pictures(2), "back": pictures(2)[::-1], "label": [7, 8], "fine": [1, 0], "coarse": [1, 0]}
+    file = table(columns, features, tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="front, back could be meant: give image_column"):
+        load_image_data(file, "train")
+    with pytest.raises(ValueError, match="fine, coarse could be meant: give label_column"):
+        load_image_data(file, "train", image_column="back")
+    with pytest.raises(ValueError, match="no column side, only front, back, label, fine, coarse"):
+        load_image_data(file, "train", image_column="side", label_column="fine")
+    for streaming in (False, True):
+        data = load_image_data(file, "train", streaming=streaming, image_column="back", label_column="coarse")
+        assert class_names_of(data) == ["insect", "mammal"]
+        assert [(example["image"].getpixel((0, 0))[0], example["label"]) for example in data] == [(1, 1), (0, 0)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_as_bare_bytes(digits: Path, tmp_path: Path, streaming: bool) -> None:
+    """Parquet files that were not written by datasets know no type Image; naming the column is enough."""
+    files = sorted((digits / "train" / "one").iterdir())
+    columns = {"png": [file.read_bytes() for file in files], "label": [0, 1] * (LIMIT // 2)}
+    features = {"png": Value("binary"), "label": ClassLabel(names=["a", "b"])}
+    file = table(columns, features, tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match="none of the columns png, label fits: give image_column"):
+        load_image_data(file, "train", streaming=streaming)
+    data = load_image_data(file, "train", streaming=streaming, image_column="png")
+    assert [example["image"].tobytes() for example in data] == [Image.open(file).tobytes() for file in files]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_replace_names_without_moving_labels(tmp_path: Path, streaming: bool) -> None:
+    folder = broken_folder(tmp_path / "data", {"sea_cow": 1, "ant": 2, "b": 3})
+
+    def counts(**options: Any) -> dict[str, int]:
+        data = load_image_data(folder, "train", streaming=streaming, **options)
+        labels = [example["label"] for example in data.decode(False)] if streaming else data["label"][:]
+        return Counter(class_names_of(data)[label] for label in labels)
+
+    assert counts() == {"ant": 2, "b": 3, "sea cow": 1}
+    assert counts(class_names={"b": "bumble bee"}) == {"ant": 2, "bumble bee": 3, "sea cow": 1}
+    assert counts(class_names=["black ant", "bee", "manatee"]) == {"black ant": 2, "bee": 3, "manatee": 1}
+    for names, message in [
+        (["ant", "bee"], "lists 2 names for 3 classes"),
+        (["sea_cow", "ant", "b"], r"gives \['sea_cow', 'ant', 'b'\] to other classes"),
+        (["sea cow", "bee", "ant bear"], r"gives \['sea cow'\] to other classes"),
+        (["ant", "bee", "ant"], "repeated"),
+        ({"bee": "bumble bee"}, r"renames \['bee'\], which are not among"),
+        ({"b": "ant"}, "repeated"),
+        ("ant", "must be a list of strings"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            counts(class_names=names)
+
+
+def test_names_that_read_alike_are_refused(tmp_path: Path) -> None:
+    folder = broken_folder(tmp_path / "data", {"sea_cow": 1, "sea-cow": 1})
+    with pytest.raises(ValueError, match="read alike"):
+        load_image_data(folder, "train")
+    named = load_image_data(folder, "train", class_names={"sea-cow": "manatee"})
+    assert class_names_of(named) == ["manatee", "sea cow"]
+
+
+@pytest.fixture
+def undecodable(tmp_path: Path) -> Dataset:
+    """Three classes of 10, 20 and 30 examples whose images nobody can decode."""
+    return load_image_data(broken_folder(tmp_path / "data", {"zebra": 10, "ant": 20, "gnu": 30}), "train")
+
+
+def paths(dataset: Dataset) -> list[str]:
+    return [image["path"] for image in dataset.cast_column("image", ImageFeature(decode=False))["image"]]
+
+
+def test_few_shots_without_decoding(undecodable: Dataset) -> None:
+    shots = few_shot(undecodable, 4, seed=1)
+    assert Counter(shots["label"][:]) == {0: 4, 1: 4, 2: 4}
+    assert paths(shots) == paths(few_shot(undecodable, 4, seed=1))
+    assert paths(shots) != paths(few_shot(undecodable, 4, seed=2))
+    assert {Path(path).parent.name for path in paths(shots)} == {"ant", "gnu", "zebra"}
+    with pytest.raises(ShotsError, match=r"more examples than these classes have: \{'zebra': 10\}"):
+        few_shot(undecodable, 11, seed=0)
+    with pytest.raises(ShotsError, match="shots=0"):
+        few_shot(undecodable, 0, seed=0)
+    without_zebras = undecodable.select(np.flatnonzero(np.array(undecodable["label"][:]) != 2))
+    with pytest.raises(ShotsError, match=r"\{'zebra': 0\}"):
+        few_shot(without_zebras, 1, seed=0)
+    with pytest.raises(TypeError, match="streaming=False"):
+        few_shot(undecodable.to_iterable_dataset(), 1, seed=0)
+
+
+def test_splits_are_stratified_disjoint_and_repeatable(undecodable: Dataset) -> None:
+    parts = split_data(undecodable, validation=0.2, test=0.3, seed=5)
+    assert {name: Counter(part["label"][:]) for name, part in parts.items()} == {
+        "train": {0: 10, 1: 15, 2: 5},
+        "validation": {0: 4, 1: 6, 2: 2},
+        "test": {0: 6, 1: 9, 2: 3},
+    }
+    found = [path for part in parts.values() for path in paths(part)]
+    assert sorted(found) == sorted(paths(undecodable))
+    again = split_data(undecodable, validation=0.2, test=0.3, seed=5)
+    assert all(paths(again[name]) == paths(part) for name, part in parts.items())
+    assert paths(split_data(undecodable, test=0.3, seed=6)["test"]) != paths(parts["test"])
+    assert set(split_data(undecodable, test=0.5, seed=0)) == {"train", "test"}
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.0, 0.0), (0.5, 0.5), (-0.1, 0.5), (0.0, 1.5)])
+def test_shares_must_leave_something(undecodable: Dataset, validation: float, test: float) -> None:
+    with pytest.raises(ValueError, match="shares with a sum between 0 and 1"):
+        split_data(undecodable, validation=validation, test=test, seed=0)
+
+
+def test_a_class_too_small_to_split(tmp_path: Path) -> None:
+    data = load_image_data(broken_folder(tmp_path / "data", {"ant": 9, "bee": 1}), "train")
+    with pytest.raises(ValueError, match="least populated class"):
+        split_data(data, test=0.5, seed=0)
+
+
+def test_classes_are_selected_by_name(undecodable: Dataset) -> None:
+    """The halves are in the order they were given, whatever the order of the folders."""
+    order = halves(["zebra", "gnu", "ant"])
+    base = select_classes(undecodable, order.base)
+    assert class_names_of(base) == ["zebra", "gnu"]
+    assert base.features["image"] == RGBImage()
+    named = [(Path(path).parent.name, label) for path, label in zip(paths(base), base["label"][:], strict=True)]
+    assert Counter(named) == {("zebra", 0): 10, ("gnu", 1): 30}
+    new = select_classes(undecodable, order.new)
+    assert (class_names_of(new), len(new)) == (["ant"], 20)
+    drawn = select_classes(few_shot(undecodable, 3, seed=0), ["zebra", "ant"])
+    assert Counter(Path(path).parent.name for path in paths(drawn)) == {"zebra": 3, "ant": 3}
+    assert drawn["label"][:] == [["zebra", "ant"].index(Path(path).parent.name) for path in paths(drawn)]
+    for names, message in [
+        (["zebra", "emu"], r"unknown classes \['emu'\]"),
+        (["ant", "ant"], "once"),
+        ([], "one class"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            select_classes(undecodable, names)
+
+
+def test_classes_of_a_stream(digits: Path, parquet: Path) -> None:
+    names = ["seven", "one", "nine"]
+    expected = contents(select_classes(load_image_data(digits, "test"), names))
+    assert len(expected) == 3 * LIMIT
+    for source in (digits, parquet):
+        stream = select_classes(load_image_data(source, "test", streaming=True), names)
+        assert class_names_of(stream) == names
+        assert contents(stream) == expected
+
+
+def test_data_without_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="need a column 'label' of type ClassLabel"):
+        class_names_of(Dataset.from_dict({"label": [1]}))

@@ -1,0 +1,229 @@
+"""Decoding images of every kind, and broken ones: found by a check, or met on the way, always with their names."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, IterableDataset
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+from PIL import Image
+
+from anprompt_peft.data import class_names_of, select_classes
+from anprompt_peft.images import CorruptImageError, RGBImage, check_images, to_rgb
+
+FEATURES = Features({"image": RGBImage(), "label": ClassLabel(names=["left", "right"])})
+RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (24, 1))
+COLOURS = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)], axis=-1)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def dataset_of(values: list[Any]) -> Dataset:
+    columns = {"image": values, "label": [row % 2 for row in range(len(values))]}
+    return Dataset.from_dict(columns, features=FEATURES)
+
+
+def decode(content: bytes) -> np.ndarray:
+    image = dataset_of([{"bytes": content, "path": "some/where.img"}])[0]["image"]
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+GREY = np.repeat(RAMP[..., None], 3, axis=-1)
+PALETTE = Image.fromarray(RAMP).convert("P")
+SIXTEEN = RAMP.astype(np.uint16) * 257
+HALF_CLEAR = np.concatenate([COLOURS, np.full_like(RAMP, 127)[..., None]], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (encoded(Image.fromarray(COLOURS), "PNG"), COLOURS),
+        (encoded(Image.fromarray(RAMP), "PNG"), GREY),
+        (encoded(PALETTE, "PNG"), GREY),
+        (encoded(PALETTE, "GIF"), GREY),
+        (encoded(PALETTE, "PNG", transparency=3), GREY),
+        (encoded(Image.fromarray(RAMP).convert("LA"), "PNG"), GREY),
+        (encoded(Image.fromarray(HALF_CLEAR, "RGBA"), "PNG"), COLOURS),
+        (encoded(Image.fromarray(RAMP > 100), "PNG"), np.where(GREY > 100, 255, 0)),
+        (encoded(Image.fromarray(COLOURS).convert("CMYK"), "TIFF"), COLOURS),
+        (encoded(Image.fromarray(SIXTEEN), "PNG"), GREY),
+        (encoded(Image.fromarray(SIXTEEN), "TIFF"), GREY),
+    ],
+    ids=["rgb", "grey", "palette", "gif", "clear palette", "grey alpha", "alpha", "bits", "cmyk", "png16", "tiff16"],
+)
+def test_every_kind_of_image_becomes_rgb(content: bytes, expected: np.ndarray) -> None:
+    np.testing.assert_array_equal(decode(content), expected)
+
+
+def test_cmyk_jpeg() -> None:
+    """JPEG loses a little; inverted inks would be off by a lot."""
+    content = encoded(Image.fromarray(COLOURS).convert("CMYK"), "JPEG", quality=95)
+    assert np.abs(decode(content).astype(int) - COLOURS).mean() < 8
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the first row is the right-hand side
+    image = Image.fromarray(COLOURS)
+    rotated = decode(encoded(image, "PNG", exif=exif))
+    np.testing.assert_array_equal(rotated, np.rot90(COLOURS, k=-1))
+
+
+@pytest.mark.parametrize("pixels", [RAMP.astype(np.int32), RAMP.astype(np.float32)], ids=["int32", "float32"])
+def test_pixels_of_unknown_range_are_refused(pixels: np.ndarray) -> None:
+    """Pillow would clip them to 0..255, whatever they mean."""
+    with pytest.raises(CorruptImageError, match=r"some/where\.img cannot be decoded: pixels of mode '[IF]' have no"):
+        decode(encoded(Image.fromarray(pixels), "TIFF"))
+
+
+def test_what_is_no_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected an image, got None"):
+        to_rgb(None)  # type: ignore[arg-type]
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+JPEG = encoded(Image.fromarray(NOISE), "JPEG")
+PNG = encoded(Image.fromarray(NOISE), "PNG")
+BROKEN = {
+    "truncated.jpg": JPEG[: len(JPEG) // 2],
+    "truncated.png": PNG[: len(PNG) // 2],
+    "header.png": PNG[:20],
+    "zero.jpg": b"",
+    "text.jpg": b"this is no image",
+    "scrambled.png": PNG[:60] + bytes(200) + PNG[260:],
+}
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Dataset:
+    """Good images between broken ones of every kind."""
+    files = []
+    for at, (name, content) in enumerate(BROKEN.items()):
+        Image.fromarray(NOISE + np.uint8(at)).save(tmp_path / f"good{at}.png")
+        (tmp_path / name).write_bytes(content)
+        files += [f"good{at}.png", name]
+    return dataset_of([str(tmp_path / name) for name in files])
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_images_are_named_on_access(mixed: Dataset, tmp_path: Path, name: str) -> None:
+    row = 1 + 2 * list(BROKEN).index(name)
+    message = f"{tmp_path}/{name} cannot be decoded: "
+    ways = {
+        "row": lambda data: data[row],
+        "slice": lambda data: data[row : row + 1]["image"],
+        "stream": lambda data: list(data.to_iterable_dataset().skip(row)),
+        "transform": lambda data: data.with_transform(lambda batch: batch)[row],
+        "map": lambda data: data.map(lambda image: {"width": image.width}, input_columns="image"),
+        "pickle": lambda data: pickle.loads(pickle.dumps(data))[row],
+        "drawn": lambda data: data.select([row]).flatten_indices()[0],
+        "shuffled": lambda data: list(data.select([row]).shuffle(seed=0)),
+        "relabelled": lambda data: select_classes(data, ["right"])[row // 2],
+    }
+    for way, access in ways.items():
+        data = mixed.select([*range(0, 2 * len(BROKEN), 2), row]) if way == "map" else mixed
+        with pytest.raises(CorruptImageError) as caught:
+            access(data)
+        assert str(caught.value).startswith(message), way
+        assert "BytesIO" not in str(caught.value)
+
+
+def test_all_broken_images_are_listed(mixed: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(CorruptImageError) as caught:
+        check_images(mixed)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "6 of 12 images are corrupt:"
+    for at, (name, line) in enumerate(zip(BROKEN, lines, strict=True)):
+        assert line.startswith(f"row {2 * at + 1}: {tmp_path}/{name} cannot be decoded: ")
+
+
+def test_broken_images_are_left_out_and_counted(mixed: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    checked = check_images(mixed, on_corrupt="skip")
+    assert len(checked.corrupt) == len(BROKEN) == len(caplog.records)
+    assert checked.dataset.features == FEATURES
+    assert checked.dataset["label"][:] == [0] * 6
+    for at, example in enumerate(checked.dataset):
+        np.testing.assert_array_equal(np.asarray(example["image"]), NOISE + np.uint8(at))
+    whole = check_images(checked.dataset)
+    assert (whole.dataset, whole.corrupt) == (checked.dataset, [])
+
+
+def test_images_without_a_path_are_named_by_row() -> None:
+    data = dataset_of([{"bytes": PNG, "path": None}, {"bytes": b"", "path": None}, None])
+    checked = check_images(data, on_corrupt="skip")
+    assert checked.corrupt == [
+        "row 1: an image without a path cannot be decoded: no known image format",
+        "row 2: there is no image",
+    ]
+    assert len(checked.dataset) == 1
+
+
+def test_a_missing_file_is_not_a_corrupt_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        check_images(dataset_of([str(tmp_path / "gone.png")]), on_corrupt="skip")
+
+
+def test_other_choices_are_refused(mixed: Dataset) -> None:
+    with pytest.raises(ValueError, match="on_corrupt='ignore' must be 'raise' or 'skip'"):
+        check_images(mixed, on_corrupt="ignore")
+
+
+def streams(data: Dataset) -> dict[str, IterableDataset]:
+    """A stream of Arrow tables, as from parquet, and one of examples, as from a folder or the Hub."""
+    raw = [dict(example) for example in data.cast_column("image", RGBImage(decode=False))]
+    generated = IterableDataset.from_generator(lambda: iter(raw), features=FEATURES)
+    return {"tables": data.to_iterable_dataset(), "examples": generated, "decoded by threads": generated.decode()}
+
+
+@pytest.mark.parametrize("kind", ["tables", "examples", "decoded by threads"])
+def test_streams_are_checked_while_they_are_read(mixed: Dataset, tmp_path: Path, kind: str) -> None:
+    checked = check_images(streams(mixed)[kind], on_corrupt="skip")
+    assert checked.corrupt == []
+    assert class_names_of(checked.dataset) == ["left", "right"]
+    for at, example in enumerate(checked.dataset):
+        np.testing.assert_array_equal(np.asarray(example["image"]), NOISE + np.uint8(at))
+        assert example["label"] == 0
+    assert [line.split(" cannot")[0] for line in checked.corrupt] == [
+        f"row {2 * at + 1}: {tmp_path}/{name}" for at, name in enumerate(BROKEN)
+    ]
+    examples = iter(check_images(streams(mixed)[kind]).dataset)
+    with pytest.raises(CorruptImageError, match=r"row 1: .*/truncated\.jpg cannot be decoded"):
+        list(examples)
+
+
+def test_a_checked_stream_goes_on_being_counted(mixed: Dataset) -> None:
+    """Shuffling, taking and mapping what was checked keep the count in view."""
+    checked = check_images(streams(mixed)["examples"], on_corrupt="skip")
+    later = checked.dataset.shuffle(seed=0, buffer_size=3).map(
+        lambda image: {"width": image.width}, input_columns="image"
+    )
+    assert [example["width"] for example in later] == [40] * len(BROKEN)
+    assert len(checked.corrupt) == len(BROKEN)
+
+
+def test_a_failing_network_is_not_a_corrupt_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaving out broken images must not leave out those that did not arrive."""
+    far = MemoryFileSystem()
+    far.pipe("/good.png", PNG)
+    far.pipe("/broken.jpg", BROKEN["truncated.jpg"])
+    found = dataset_of(["memory://good.png", "memory://broken.jpg"])
+    checked = check_images(found, on_corrupt="skip")
+    assert [line.split(" cannot")[0] for line in checked.corrupt] == ["row 1: memory://broken.jpg"]
+    np.testing.assert_array_equal(np.asarray(checked.dataset[0]["image"]), NOISE)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("connection reset")
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", fail)
+    with pytest.raises(ConnectionError, match="connection reset"):
+        check_images(found, on_corrupt="skip")

@@ -1,0 +1,256 @@
+"""The transform: equal to CLIP's processor, random where it should be, and training on a folder with it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
+from peft import get_peft_model
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, Trainer, TrainingArguments
+
+from anprompt_peft import ANPromptConfig
+from anprompt_peft.data import class_names_of, few_shot, load_image_data, select_classes
+from anprompt_peft.images import CorruptImageError, RGBImage, check_images
+from anprompt_peft.transform import ClipTransform, random_box
+from base_to_new import TINY_CLIP
+from export_folder import export
+from handwriting import TEMPLATE
+
+PHOTO = Image.fromarray(load_sample_images().images[0])
+FEATURES = Features({"image": RGBImage(), "label": ClassLabel(names=["left", "right"])})
+SMALL = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+
+
+@pytest.mark.parametrize(
+    "size", [(500, 375), (375, 500), (224, 224), (301, 299), (640, 30), (7, 5), (1, 1), (90, 224)]
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"size": {"shortest_edge": 33}, "crop_size": {"height": 32, "width": 32}, "resample": 2},
+        {"size": {"shortest_edge": 20}, "crop_size": {"height": 31, "width": 24}},
+        {"size": {"height": 40, "width": 50}, "crop_size": {"height": 40, "width": 40}, "image_mean": [0.1, 0.5, 0.9]},
+        {"do_normalize": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_std": [1.0, 2.0, 3.0]},
+    ],
+    ids=["clip", "odd", "padded", "exact", "unit range", "levels", "symmetric"],
+)
+def test_evaluation_equals_clips_processor_bit_for_bit(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    processor = CLIPImageProcessorPil(**settings)
+    image = PHOTO.resize(size)
+    pixels = ClipTransform(processor)({"image": [image, PHOTO], "label": [1, 0]})
+    expected = processor([image, PHOTO], return_tensors="pt")["pixel_values"]
+    assert pixels["pixel_values"].dtype == torch.float32
+    assert torch.equal(pixels["pixel_values"], expected.float())
+    assert pixels["labels"] == [1, 0]
+
+
+def test_other_modes_equal_the_processor_too() -> None:
+    images = [PHOTO.convert(mode) for mode in ("L", "P", "LA", "RGBA", "CMYK", "1")]
+    expected = CLIPImageProcessorPil()(images, return_tensors="pt")["pixel_values"]
+    assert torch.equal(ClipTransform(CLIPImageProcessorPil())({"image": images})["pixel_values"], expected)
+
+
+def test_the_processor_of_a_saved_clip_is_taken_as_it_is(clip_folder: Path) -> None:
+    processor = CLIPProcessor.from_pretrained(clip_folder)
+    pixels = ClipTransform(processor)({"image": [PHOTO]})
+    assert set(pixels) == {"pixel_values"}
+    assert torch.equal(pixels["pixel_values"], processor(images=PHOTO, return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"do_resize": False}, {"do_center_crop": False}, {"size": {"shortest_edge": 20, "longest_edge": 30}}],
+)
+def test_processors_that_do_something_else_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needed are both steps"):
+        ClipTransform(CLIPImageProcessorPil(**settings))
+
+
+def test_boxes_keep_area_ratio_and_reach_every_edge() -> None:
+    boxes = np.array([random_box(400, 300) for _ in range(3000)])
+    left, top, right, bottom = boxes.T
+    width, height = right - left, bottom - top
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= 400).all()
+    assert (bottom <= 300).all()
+    area, ratio = width * height / 120_000, width / height
+    assert 0.495 < area.min() < 0.51
+    assert 0.97 < area.max() <= 1.0
+    assert 0.74 < ratio.min() < 0.8
+    assert 1.3 < ratio.max() < 1.35
+    assert left.min() == 0
+    assert top.min() == 0
+    assert right.max() == 400
+    assert bottom.max() == 300
+    assert abs((left + right).mean() / 2 - 200) < 4
+    assert abs((top + bottom).mean() / 2 - 150) < 3
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((1000, 90), (440, 0, 560, 90)), ((90, 1000), (0, 440, 90, 560)), ((1, 1), (0, 0, 1, 1))]
+)
+def test_elongated_images_are_cropped_in_the_middle(size: tuple[int, int], box: tuple[int, int, int, int]) -> None:
+    assert random_box(*size) == box
+
+
+def test_augmented_pixels_are_a_crop_resized_and_normalised() -> None:
+    """The same random numbers, by hand and through the processor, give the same pixels; half are mirrored."""
+    processor = CLIPImageProcessorPil()
+    torch.manual_seed(7)
+    pixels = ClipTransform(processor, augment=True)({"image": [PHOTO] * 12})["pixel_values"]
+    torch.manual_seed(7)
+    mirrored = 0
+    for ours in pixels:
+        crop = PHOTO.resize((224, 224), Image.Resampling.BICUBIC, box=random_box(*PHOTO.size))
+        if torch.rand(()) < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            mirrored += 1
+        expected = processor(crop, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(ours, expected)
+    assert 2 < mirrored < 10
+
+
+@pytest.fixture
+def same_photo() -> Dataset:
+    """Sixteen times the same photo, so that only the transform can make a difference."""
+    photos = [PHOTO.resize((80, 60))] * 16
+    data = Dataset.from_dict({"image": photos, "label": [0, 1] * 8}, features=FEATURES)
+    return data.with_transform(ClipTransform(SMALL, augment=True))
+
+
+def epochs(data: Dataset, seed: int, workers: int, count: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    loader: Any = DataLoader(data, batch_size=4, num_workers=workers, generator=generator)
+    torch.manual_seed(seed)
+    return [torch.cat([batch["pixel_values"] for batch in loader]) for _ in range(count)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_is_repeatable_and_never_repeats(same_photo: Dataset, workers: int) -> None:
+    """The same seed and workers give the same pixels; no two images are alike over two epochs and all workers."""
+    first, second = epochs(same_photo, 3, workers)
+    again = epochs(same_photo, 3, workers)
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+    assert not torch.equal(first, epochs(same_photo, 4, workers, count=1)[0])
+    assert len({image.numpy().tobytes() for image in torch.cat([first, second])}) == 32
+
+
+@pytest.mark.slow
+def test_spawned_workers(same_photo: Dataset) -> None:
+    """Workers that start from nothing get the transform by pickling, and the same random numbers."""
+    loader: Any = DataLoader(
+        same_photo,
+        batch_size=8,
+        num_workers=1,
+        generator=torch.Generator().manual_seed(3),
+        multiprocessing_context=multiprocessing.get_context("spawn"),
+    )
+    spawned = torch.cat([batch["pixel_values"] for batch in loader])
+    assert torch.equal(spawned, epochs(same_photo, 3, 1, count=1)[0])
+
+
+def test_transform_survives_pickling() -> None:
+    transform = pickle.loads(pickle.dumps(ClipTransform(SMALL)))
+    assert torch.equal(
+        transform({"image": [PHOTO]})["pixel_values"], SMALL(PHOTO, return_tensors="pt")["pixel_values"]
+    )
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    export(folder, 6)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def processor() -> CLIPProcessor:
+    return CLIPProcessor.from_pretrained(TINY_CLIP)
+
+
+def make_trainer(folder: Path, data: Any, names: list[str], **settings: Any) -> Trainer:
+    """Plain Trainer with its own collator, on the tiny CLIP."""
+    torch.manual_seed(0)
+    clip = CLIPModel.from_pretrained(TINY_CLIP)
+    defaults = {
+        "output_dir": str(folder), "per_device_train_batch_size": 6, "max_steps": 3, "learning_rate": 1e-3,
+        "report_to": "none", "save_strategy": "no", "logging_steps": 1, "disable_tqdm": True, "use_cpu": True,
+        "remove_unused_columns": False, "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return Trainer(
+        get_peft_model(clip, ANPromptConfig(class_names=names, template=TEMPLATE)),
+        TrainingArguments(**{**defaults, **settings}),
+        train_dataset=data,
+        eval_dataset=data,
+        compute_metrics=lambda p: {"accuracy": float((p.predictions[0].argmax(-1) == p.label_ids).mean())},
+    )
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [record["loss"] for record in trainer.state.log_history if "loss" in record]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_plain_trainer_learns_from_a_folder(
+    digits: Path, tmp_path: Path, processor: CLIPProcessor, workers: int
+) -> None:
+    """From a folder to trained weights: load, choose classes, draw shots, transform, train, evaluate."""
+    names = ["seven", "one", "nine"]
+    shots = few_shot(select_classes(load_image_data(digits, "train"), names), 6, seed=0)
+    data = shots.with_transform(ClipTransform(processor))
+    trainer = make_trainer(tmp_path, data, names, max_steps=20, dataloader_num_workers=workers)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_loss"] < 0.5 * before["eval_loss"]
+    assert after["eval_accuracy"] > before["eval_accuracy"]
+
+
+def test_plain_trainer_learns_from_a_stream(digits: Path, tmp_path: Path, processor: CLIPProcessor) -> None:
+    """The stream's steps are those of the data set it streams."""
+    names = ["seven", "one"]
+    runs = []
+    for streaming in (False, True):
+        data = select_classes(load_image_data(digits, "train", streaming=streaming), names)
+        data = ClipTransform(processor).apply(check_images(data).dataset)
+        trainer = make_trainer(tmp_path, data, names, train_sampling_strategy="sequential")
+        trainer.train()
+        runs.append(losses(trainer))
+    assert len(runs[0]) == 3
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_broken_image_met_in_training_is_named(
+    tmp_path: Path, processor: CLIPProcessor, streaming: bool, workers: int
+) -> None:
+    folder = tmp_path / "digits"
+    export(folder, 2)
+    broken = folder / "train" / "seven" / "001.png"
+    broken.write_bytes(broken.read_bytes()[:-40])
+    data = load_image_data(folder, "train", streaming=streaming)
+    transformed = ClipTransform(processor, augment=True).apply(data)
+    trainer = make_trainer(tmp_path, transformed, class_names_of(data), max_steps=8, dataloader_num_workers=workers)
+    with pytest.raises(CorruptImageError, match=str(broken)):
+        trainer.train()
