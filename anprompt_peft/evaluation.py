@@ -73,10 +73,14 @@ def base_to_new(base_correct: np.ndarray, new_correct: np.ndarray, seed: int = 0
 
 
 def _resampled_accuracies(correct: np.ndarray, runs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the accuracies `[resamples, S]` of resampled runs on resampled images."""
+    """Return the accuracies `[resamples, S]` of resampled runs on resampled images.
+
+    Images that the same runs got right are alike, so only their number is drawn; a data set of any size fits.
+    """
     images = correct.shape[1]
-    counts = rng.multinomial(images, np.full(images, 1 / images), size=len(runs))
-    return np.take_along_axis(counts @ correct.T / images, runs, axis=1)
+    patterns, counts = np.unique(correct, axis=1, return_counts=True)
+    drawn = rng.multinomial(images, counts / images, size=len(runs))
+    return np.take_along_axis(drawn @ patterns.T / images, runs, axis=1)
 
 
 def _estimate(per_run: np.ndarray, resampled: np.ndarray) -> Estimate:

@@ -1,0 +1,16 @@
+"""A look at a result: one self-contained HTML page about a training run or an evaluation."""
+
+from .collect import describe_adapter, predict, read_geometry
+from .data import Geometry, Predictions, ReportData
+from .page import render_report, write_report
+
+__all__ = [
+    "Geometry",
+    "Predictions",
+    "ReportData",
+    "describe_adapter",
+    "predict",
+    "read_geometry",
+    "render_report",
+    "write_report",
+]

@@ -1,0 +1,136 @@
+"""Fills the page's template and writes it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from . import curves, plane, tables
+from .data import Geometry, Predictions, ReportData
+
+FEW_CLASSES = 20
+SHOWN_CLASSES = 10
+BLOCK = 10
+PAIRS = 6
+LIST_ITEMS = 8
+THUMBNAIL = 160
+MEANINGS = {
+    "clean": "frozen CLIP (clean)",
+    "prompted": "adapted (prompted)",
+    "perturbed": "perturbed text",
+    "noise prompt": "noise prompt",
+}
+
+
+def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
+    """Write a report as one HTML file without scripts and without outside references, whole or not at all.
+
+    Args:
+        data (`ReportData`): what to show.
+        path (`str` or `Path`): the file; its folder is made, and an older file is replaced.
+
+    Returns:
+        `Path`: the file written.
+
+    Raises:
+        ValueError: if the loss history has no times.
+    """
+    page, path = render_report(data), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        fresh = Path(scratch) / path.name
+        fresh.write_text(page, encoding="utf-8", errors="backslashreplace")
+        fresh.replace(path)
+    return path
+
+
+def render_report(data: ReportData) -> str:
+    """Return the page as text. The same data give the same text."""
+    environment = Environment(
+        loader=PackageLoader(__package__, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, shown=shown, thumbnail=thumbnail)
+    losses = curves.loss_table(data.history)
+    before: Sequence[Predictions | None] = data.zero_shot or [None] * len(data.predictions)
+    return environment.get_template("template.html").render(
+        data=data,
+        results=_results(data),
+        losses=losses,
+        chart=losses and curves.loss_chart(losses),
+        geometry=data.geometry and _geometry(data.geometry),
+        parts=[_part(part, old) for part, old in zip(data.predictions, before, strict=True)],
+        meanings=MEANINGS,
+        curves=curves,
+        plane=plane,
+    )
+
+
+def percent(share: float) -> str:
+    """Return a share 0..1 in per cent."""
+    return f"{100 * share:.1f} %"
+
+
+def shown(value: Any) -> str:
+    """Return a setting as short text: long lists are cut, with their length told."""
+    match value:
+        case None:
+            return "none"
+        case float():
+            return f"{value:g}"
+        case Mapping():
+            return "; ".join(f"{name} {shown(entry)}" for name, entry in value.items())
+        case list() | tuple():
+            items = [shown(item) for item in value[:LIST_ITEMS]]
+            return ", ".join(items) + (f", … ({len(value)} in all)" if len(value) > LIST_ITEMS else "")
+    return str(value)
+
+
+def thumbnail(image: Image.Image) -> str:
+    """Return an image, shrunk to at most 160 pixels a side, as a PNG `data:` address."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _results(data: ReportData) -> dict[str, dict[str, Any]]:
+    if not data.predictions:
+        return {}
+    methods = {"zero-shot CLIP": data.zero_shot, "ANPrompt": data.predictions}
+    return {method: tables.estimates(parts) for method, parts in methods.items() if parts}
+
+
+def _geometry(geometry: Geometry) -> dict[str, Any]:
+    projected = plane.project(geometry)
+    return {"data": geometry, "plane": projected, "plot": plane.feature_plot(geometry, projected)}
+
+
+def _part(part: Predictions, zero_shot: Predictions | None) -> dict[str, Any]:
+    counts, rows = tables.count_confusions(part), tables.class_rows(part, zero_shot)
+    seen = [row for row in rows if row.images]
+    few = len(part.class_names) <= FEW_CLASSES
+    return {
+        "data": part,
+        "rows": rows,
+        "seen": len(seen),
+        "zero_shot": zero_shot is not None,
+        "worst": seen if few else seen[:SHOWN_CLASSES],
+        "best": [] if few else seen[SHOWN_CLASSES:][-SHOWN_CLASSES:],
+        "counts": counts,
+        "block": list(range(len(part.class_names))) if few else tables.confused_block(counts, BLOCK),
+        "pairs": tables.confused_pairs(counts),
+        "examples": tables.confusions(part, PAIRS),
+    }
