@@ -308,7 +308,7 @@ class ANPromptLayer(nn.Module, BaseTunerLayer):
         layers = self.target_layers(config)
         if self.number not in layers:
             return hidden_states
-        prompts = self._project(head).to(hidden_states.dtype).expand(len(hidden_states), -1, -1)
+        prompts = self._project(head).to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
         if self.number == layers[0]:
             return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1:]], dim=1)
         count = config.num_prompts

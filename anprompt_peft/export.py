@@ -1,0 +1,181 @@
+"""Writes the adapted image side with a fixed set of classes to one ONNX file, for serving without PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from .card import hub_id
+from .clip import ANPromptCLIPModel, ANPromptOutput
+from .provenance import provenance
+
+Logits = Literal["fused", "class", "prototype"]
+
+ONNX_PACKAGES = ("onnx", "onnxscript")
+OPSETS = range(18, 25)
+"""Versions of ONNX's operators that PyTorch writes and ONNX Runtime was seen to read."""
+MAX_BYTES = 7 * 2**28
+"""Largest size of weights in bytes, short of the 2 GiB that protobuf allows one file."""
+
+
+class ImageSide(nn.Module):
+    """The image encoder, the prototype and the text features of fixed classes.
+
+    Args:
+        clip (`ANPromptCLIPModel`): the adapted model, in evaluation mode. It loses its text encoder.
+        pixels (`Tensor`): `[B, 3, H, W]`, any images.
+        logits (`"fused"`, `"class"` or `"prototype"`, *optional*): defaults to those the model returns.
+    """
+
+    text_embeds: Tensor
+
+    def __init__(self, clip: ANPromptCLIPModel, pixels: Tensor, logits: Logits | None) -> None:
+        super().__init__()
+        self.logits = _choose(clip(pixel_values=pixels), logits)
+        self.register_buffer("text_embeds", clip.encode_classes())
+        del clip.text_model, clip.text_projection
+        self.clip = clip
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits `[B, C]` and the normalised image features `[B, d]` of images `[B, 3, H, W]`."""
+        scores = self.clip._score(self.text_embeds, {"pixel_values": pixel_values})
+        return getattr(scores, f"logits_{self.logits}"), scores.image_embeds
+
+
+@torch.no_grad()
+def export_onnx(
+    model: Any, processor: Any, path: str | os.PathLike[str], *, logits: Logits | None = None, opset: int | None = None
+) -> None:
+    """Export the image side of an adapted model, for its current classes, to an ONNX file.
+
+    The graph maps `pixel_values`, float32 `[batch, 3, H, W]` with any batch size, to `logits`, float32 `[batch, C]`,
+    and `image_embeds`, float32 `[batch, d]`, normalised. It holds no text encoder: the classes are those of
+    `model.class_names` now. A copy is exported, in float32 on the CPU, whatever the model's dtype and device are; the
+    model itself stays as it is.
+
+    The file's metadata say in JSON all a server needs: `class_names` in the order of the logits, `templates`,
+    `logits`, `preprocessing` (`size`, `resample` as Pillow numbers it, `crop_size`, `rescale_factor`, `image_mean`,
+    `image_std`, in this order), `base_model` (a Hub id or null) and `versions`.
+
+    Args:
+        model (`PeftModel` or `ANPromptCLIPModel`): the adapted model, with one active adapter.
+        processor (`CLIPProcessor` or CLIP image processor): what prepared the images in training.
+        path (path): the file to write, whole or not at all. An existing file is replaced.
+        logits (`"fused"`, `"class"` or `"prototype"`, *optional*): defaults to those the model itself returns in
+            evaluation mode.
+        opset (`int`, *optional*): version of ONNX's operators, 18 to 24; defaults to what PyTorch recommends.
+
+    Raises:
+        ImportError: if a package that PyTorch needs for this is missing.
+        TypeError: if the model carries no ANPrompt adapter.
+        ValueError: if the model has no such logits or is too large for one file, the processor does not make its
+            pixels or does anything but resize, crop, rescale and normalise, or `opset` is out of range.
+        IsADirectoryError: if `path` is a folder.
+    """
+    if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
+        raise ImportError(f"The ONNX export needs {missing}. Install them with: pip install 'anprompt-peft[onnx]'.")
+    if opset is not None and opset not in OPSETS:
+        raise ValueError(f"opset={opset!r} must lie between {OPSETS.start} and {OPSETS.stop - 1}, or be None.")
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Give the name of the file to write.")
+    clip = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(clip, ANPromptCLIPModel):
+        raise TypeError(f"Only a CLIPModel with an ANPrompt adapter can be exported, not {type(model).__name__}.")
+    vision = clip.config.vision_config
+    shape = (vision.num_channels, vision.image_size, vision.image_size)
+    record = {
+        "class_names": clip.class_names,
+        "templates": clip._classes().templates,
+        "preprocessing": preprocessing(processor, shape),
+        "base_model": hub_id(clip.name_or_path),
+        "versions": provenance(*ONNX_PACKAGES)["versions"],
+    }
+    pixels = torch.zeros(2, *shape)
+    side = ImageSide(copy.deepcopy(clip).float().cpu().eval(), pixels, logits)
+    record["logits"] = side.logits
+    program = _to_onnx(side, pixels, opset)
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in record.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        fresh = Path(scratch) / path.name
+        program.save(fresh)
+        fresh.replace(path)
+
+
+def preprocessing(processor: Any, pixel_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Return in plain numbers how a processor makes pixel values `[3, H, W]` of an RGB image.
+
+    Args:
+        processor (`CLIPProcessor` or CLIP image processor): the processor.
+        pixel_shape (`tuple[int, int, int]`): the pixel values that the model takes.
+
+    Raises:
+        ValueError: if the processor makes other pixels, or makes them in another way.
+    """
+    processor = getattr(processor, "image_processor", processor)
+    settings = processor.to_dict()
+    size = {side: length for side, length in settings["size"].items() if length}
+    steps = {step: settings[step] for step in ("do_resize", "do_rescale", "do_normalize")}
+    if not all(steps.values()) or set(size) not in ({"shortest_edge"}, {"height", "width"}):
+        raise ValueError(
+            "The image processor must resize, to a 'shortest_edge' or to 'height' and 'width', rescale and normalise; "
+            f"this one has {steps} and size={size}."
+        )
+    _, height, width = pixel_shape
+    wide = np.zeros((height, 2 * width, 3), dtype=np.uint8)
+    made = processor(images=[wide], return_tensors="np")["pixel_values"].shape[1:]
+    if made != pixel_shape:
+        raise ValueError(f"The image processor makes pixels {list(made)}, but the model takes {list(pixel_shape)}.")
+    return {
+        "size": size,
+        "resample": int(settings["resample"]),
+        "crop_size": {"height": height, "width": width},
+        "rescale_factor": settings["rescale_factor"],
+        "image_mean": list(settings["image_mean"]),
+        "image_std": list(settings["image_std"]),
+    }
+
+
+def _choose(output: ANPromptOutput, wanted: Logits | None) -> Logits:
+    kinds: dict[Logits, Tensor | None] = {
+        "class": output.logits_class,
+        "fused": output.logits_fused,
+        "prototype": output.logits_prototype,
+    }
+    if wanted is None:
+        return next(name for name, kind in kinds.items() if kind is output.logits)
+    if kinds.get(wanted) is None:
+        there = [name for name, kind in kinds.items() if kind is not None]
+        raise ValueError(f"logits={wanted!r} is not one of those the model has: {there}.")
+    return wanted
+
+
+def _to_onnx(side: ImageSide, pixels: Tensor, opset: int | None) -> torch.onnx.ONNXProgram:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    size = sum(tensor.numel() * tensor.element_size() for tensor in side.state_dict().values())
+    if size > MAX_BYTES:
+        raise ValueError(f"The image side has {size:,} bytes of weights; one ONNX file holds at most {MAX_BYTES:,}.")
+    exported = torch.export.export(side, (pixels,), dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}})
+    program = torch.onnx.export(
+        exported,
+        input_names=["pixel_values"],
+        output_names=["logits", "image_embeds"],
+        dynamic_shapes={"pixel_values": {0: "batch"}},
+        opset_version=opset,
+        verbose=False,
+    )
+    assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)
+    return program
