@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel
@@ -13,9 +16,14 @@ from transformers.utils import ModelOutput
 
 from .classes import ClassSet, class_texts, load_tokenizer, tokenize, trim
 from .config import ANPromptConfig, check_class_names, check_template
+from .distributed import in_shards, worth_sharding
+from .facts import TrainingFacts
+from .fast import Savings
+from .fast.encoders import ImageFeatures, can_be_fast, image_features, text_features
 from .features import at_least_float32, ensemble, full_precision, text_targets
-from .fingerprint import Fingerprint
-from .layer import ANPromptHead, PromptContext
+from .fingerprint import Fingerprint, autocast_state, optimizer_steps
+from .hub import push, save_card
+from .layer import ANPromptHead
 from .losses import Scores, clip_logits, similarity_loss, total_loss, waloss
 from .noise import normalize
 
@@ -106,10 +114,12 @@ class ANPromptCLIPModel(CLIPModel):
         if labels is not None:
             _check_labels(labels, classes)
         if text is None:
-            text = self._text_embeds(classes)
+            text = self._text_embeds(classes, shard=self.training and self.__dict__.get("_asked_shards", False))
         images = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding, **kwargs}
-        scores = self._score(text, images)
-        terms = {} if labels is None else self._loss_terms(scores, classes, text, images, labels)
+        with_frozen = labels is not None and not self._head.disable_adapters
+        seen = image_features(self, images, with_frozen)
+        scores = self._score(text, seen)
+        terms = {} if labels is None else self._loss_terms(scores, classes, text, seen, labels)
         output = ANPromptOutput(
             loss=total_loss(terms, self._active_config()) if terms else None,
             logits=self._chosen_logits(scores, classes),
@@ -143,6 +153,22 @@ class ANPromptCLIPModel(CLIPModel):
         input_ids = tokenize(class_texts(class_names, templates), tokenizer, self.config).to(self.device)
         self._asked_classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer=tokenizer)
 
+    def shard_class_texts(self, shard: bool = True) -> None:
+        """Share the encoding of many class texts among the processes of a data-parallel training.
+
+        Text features are computed from scratch in every training step, by default all of them on every process. With
+        this, each of W processes encodes 1/W of them. Loss and gradients stay the same. It takes effect in training
+        mode with gradients, from `anprompt_peft.distributed.SHARD_FROM` texts on, and changes nothing where there is
+        one process.
+
+        Call it only where all processes train one and the same model, with the same classes and in step, as with
+        `DistributedDataParallel`: a process that takes no part makes the others wait for ever.
+
+        Args:
+            shard (`bool`): whether to share from now on.
+        """
+        self._asked_shards = shard
+
     def encode_classes(self) -> Tensor:
         """Return the prompted, normalised text features `[C, d]` of the current classes.
 
@@ -156,6 +182,57 @@ class ANPromptCLIPModel(CLIPModel):
     def class_names(self) -> list[str]:
         """Names of the current classes, in the order of the logits."""
         return list(self._classes().names)
+
+    def describe_training(self, facts: TrainingFacts) -> None:
+        """Attach what only the author knows to the active adapter; it is saved with it and told by its card."""
+        self._active_config().training_facts = facts.to_dict()
+
+    def create_or_update_model_card(self, output_dir: str | Path) -> None:
+        """Write the active adapter's model card into a folder; the author's text in an existing one is kept."""
+        save_card(self, self._active_config(), output_dir)
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save as transformers does; an adapter added with `add_adapter` or `load_adapter` gets its card.
+
+        Raises:
+            ValueError: for `push_to_hub=True`, which would put a generic card over the adapter's.
+        """
+        if self._hf_peft_config_loaded and kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained(push_to_hub=True) would lose the card. Call push_to_hub(repo_id).")
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if self._hf_peft_config_loaded and is_main_process:
+            self.create_or_update_model_card(save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Push the active adapter with its card, in one commit. See [`~anprompt_peft.hub.push_folder`]."""
+        if self._hf_peft_config_loaded:
+            return push(self, repo_id, **kwargs)
+        return super().push_to_hub(repo_id, **kwargs)
+
+    def set_savings(self, savings: Savings) -> None:
+        """Choose which work a step leaves out. All of it is left out by default, and no result changes.
+
+        Args:
+            savings (`Savings`): `Savings.none()` runs CLIP's own forward, layer by layer.
+        """
+        self._asked_savings = savings
+
+    @property
+    def savings(self) -> Savings:
+        """Which work a step leaves out."""
+        return self.__dict__.get("_asked_savings") or Savings()
+
+    def knows_layers(self) -> bool:
+        """Whether CLIP's layers are built as [`Savings`] need them; warns if not, and CLIP's own forward is used."""
+        if "_asked_layers" not in self.__dict__:
+            self._asked_layers = can_be_fast(self)
+            if not self._asked_layers:
+                warnings.warn(
+                    f"transformers {transformers.__version__} builds CLIP's encoder layers in a way unknown here: "
+                    "training is slower and takes more memory, with the same results.",
+                    stacklevel=2,
+                )
+        return self._asked_layers
 
     @property
     def _head(self) -> ANPromptHead:
@@ -194,50 +271,58 @@ class ANPromptCLIPModel(CLIPModel):
         weights = [*self.text_model.parameters(), *self.text_projection.parameters(), *head.parameters()]
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return classes, None
-        device_type = self.device.type
         fingerprint = Fingerprint(
             (*weights, *head.anprompt_noise_prompts.values(), classes.input_ids),
             head.adapter,
             head.disable_adapters,
             classes.names,
             torch.is_inference_mode_enabled(),
-            torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type),
+            autocast_state(self.device.type),
+            optimizer_steps(),
+            self.savings,
+            self.training,
         )
         kept = self.__dict__.get("_kept_text")
         if kept is None or kept[0] != fingerprint:
             kept = self._kept_text = (fingerprint, self._text_embeds(classes))
         return classes, kept[1]
 
-    def _text_embeds(self, classes: ClassSet) -> Tensor:
-        features = self.get_text_features(input_ids=classes.input_ids.to(self.device)).pooler_output
-        with full_precision(features):
-            return ensemble(normalize(at_least_float32(features)), len(classes.templates))
+    def _text_embeds(self, classes: ClassSet, shard: bool = False) -> Tensor:
+        input_ids, templates = classes.input_ids.to(self.device), len(classes.templates)
+        if shard and worth_sharding(len(input_ids)):
+            rows = in_shards(lambda part: self._text_rows(part, classes.input_ids), input_ids)
+        else:
+            rows = self._text_rows(input_ids, classes.input_ids, templates)
+        with full_precision(rows):
+            return ensemble(rows, templates)
 
-    def _score(self, text: Tensor, images: dict[str, Any]) -> Scores:
-        context = PromptContext()
-        features = self.get_image_features(prompt_context=context, **images).pooler_output
+    def _text_rows(self, input_ids: Tensor, source: Tensor, templates: int = 1) -> Tensor:
+        features = text_features(self, input_ids, source, templates)
         with full_precision(features):
-            image = normalize(at_least_float32(features))
+            return normalize(at_least_float32(features))
+
+    def _score(self, text: Tensor, seen: ImageFeatures) -> Scores:
+        with full_precision(seen.features):
+            image = normalize(at_least_float32(seen.features))
             logits = clip_logits(image, text, self._scale())
-            if context.vision_prompts is None:
+            if seen.prompts is None:
                 return Scores(image, logits, logits)
-            prompts = self.vision_model.post_layernorm(context.vision_prompts)
+            prompts = self.vision_model.post_layernorm(seen.prompts)
             prototype = normalize(at_least_float32(self._head.prototype(prompts)))
             logits_prototype = clip_logits(prototype, text, self._scale())
             alpha = self._active_config().alpha
             return Scores(image, logits, alpha * logits + (1 - alpha) * logits_prototype, prototype, logits_prototype)
 
     def _loss_terms(
-        self, scores: Scores, classes: ClassSet, text: Tensor, images: dict[str, Any], labels: Tensor
+        self, scores: Scores, classes: ClassSet, text: Tensor, seen: ImageFeatures, labels: Tensor
     ) -> dict[str, Tensor]:
         terms = {"cross_entropy_class": F.cross_entropy(scores.logits_class, labels)}
-        if self._head.disable_adapters:
+        if seen.frozen is None:
             return terms
         clean, perturbed = self._text_targets(classes)
-        with torch.no_grad():
-            frozen = self.get_image_features(prompt_context=PromptContext(enabled=False), **images).pooler_output
         with full_precision(text):
-            terms["similarity_image"] = similarity_loss(scores.image_embeds, normalize(at_least_float32(frozen)))
+            frozen = normalize(at_least_float32(seen.frozen))
+            terms["similarity_image"] = similarity_loss(scores.image_embeds, frozen)
             terms["similarity_text"] = similarity_loss(text, clean.to(text))
             if scores.prototype_embeds is not None and scores.logits_prototype is not None:
                 terms["cross_entropy_prototype"] = F.cross_entropy(scores.logits_prototype, labels)

@@ -82,6 +82,8 @@ class ANPromptConfig(PeftConfig):
         init_noise_prompts (`bool`):
             Whether creating the adapter computes its noise prompts. It is `False` in a saved configuration, where
             they come with the weights.
+        training_facts (`dict`, *optional*):
+            What `describe_training` attached: facts for the model card, kept with the adapter.
 
     Raises:
         ValueError: for any value outside its allowed range; the message names the value and the allowed ones.
@@ -152,6 +154,9 @@ class ANPromptConfig(PeftConfig):
     init_noise_prompts: bool = field(
         default=True,
         metadata={"help": "Compute the noise prompts on creation; False when they come from a checkpoint."},
+    )
+    training_facts: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Facts for the model card, see `TrainingFacts`."}
     )
 
     def __post_init__(self) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .card import hub_id
 from .clip import ANPromptCLIPModel, ANPromptOutput
+from .fast import Savings
+from .fast.encoders import image_features
 from .provenance import provenance
 
 Logits = Literal["fused", "class", "prototype"]
@@ -41,6 +43,7 @@ class ImageSide(nn.Module):
 
     def __init__(self, clip: ANPromptCLIPModel, pixels: Tensor, logits: Logits | None) -> None:
         super().__init__()
+        clip.set_savings(Savings.none())
         self.logits = _choose(clip(pixel_values=pixels), logits)
         self.register_buffer("text_embeds", clip.encode_classes())
         del clip.text_model, clip.text_projection
@@ -48,7 +51,8 @@ class ImageSide(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits `[B, C]` and the normalised image features `[B, d]` of images `[B, 3, H, W]`."""
-        scores = self.clip._score(self.text_embeds, {"pixel_values": pixel_values})
+        seen = image_features(self.clip, {"pixel_values": pixel_values}, with_frozen=False)
+        scores = self.clip._score(self.text_embeds, seen)
         return getattr(scores, f"logits_{self.logits}"), scores.image_embeds
 
 

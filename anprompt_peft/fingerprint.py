@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+_optimizer_steps = [0]
 
 
 class Fingerprint:
@@ -13,7 +17,7 @@ class Fingerprint:
 
     Two fingerprints are equal if they name the very same tensors, none of which was written to or moved in between,
     and the other things compare equal. The tensors are held, so that no new one can pass for an old one. Writing
-    through `.data` leaves no trace.
+    through `.data` leaves no trace, nor do fused optimisers, for which [`optimizer_steps`] tells.
 
     Args:
         tensors (iterable of `Tensor`): parameters and buffers.
@@ -35,6 +39,23 @@ class Fingerprint:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def optimizer_steps() -> int:
+    """Return how many steps all optimisers of this process have made since this module was imported."""
+    return _optimizer_steps[0]
+
+
+def _count_step(*_: Any) -> None:
+    _optimizer_steps[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+def autocast_state(device_type: str) -> tuple[bool, torch.dtype]:
+    """Return whether autocast is on for a type of device, and to which dtype."""
+    return torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
 
 
 def _version(tensor: Tensor) -> int:

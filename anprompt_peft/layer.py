@@ -308,7 +308,7 @@ class ANPromptLayer(nn.Module, BaseTunerLayer):
         layers = self.target_layers(config)
         if self.number not in layers:
             return hidden_states
-        prompts = self._project(head).to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
+        prompts = self.project(head).to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
         if self.number == layers[0]:
             return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1:]], dim=1)
         count = config.num_prompts
@@ -317,7 +317,8 @@ class ANPromptLayer(nn.Module, BaseTunerLayer):
             prompts = config.prompt_mixing * prompts + (1 - config.prompt_mixing) * before
         return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1 + count :]], dim=1)
 
-    def _project(self, head: ANPromptHead) -> Tensor:
+    def project(self, head: ANPromptHead) -> Tensor:
+        """Return this layer's prompts of the active adapter, `[n, width]`."""
         adapter = head.adapter
         prompts = head.prompts(adapter)
         projected = self.anprompt_projection[adapter](prompts)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
+from .hub import CardCallback
+
 WARMUP_LEARNING_RATE = 1e-5
 
 
@@ -60,7 +62,8 @@ class ANPromptTrainer(Trainer):
     """A [`~transformers.Trainer`] that reports accuracy and logs every loss term by name.
 
     Terms are averaged over the images since the last log, over all processes; those of an evaluation have the prefix
-    `eval_`. With [`ANPromptTrainingArguments`] it follows the paper's schedule. Anything else is Trainer's own.
+    `eval_`. With [`ANPromptTrainingArguments`] it follows the paper's schedule. What it pushes to the Hub has the
+    adapter's card. Anything else is Trainer's own.
     """
 
     lr_scheduler: Any
@@ -68,6 +71,7 @@ class ANPromptTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("compute_metrics", accuracy)
         super().__init__(*args, **kwargs)
+        self.add_callback(CardCallback)
         self._sums: dict[str, dict[str, Tensor]] = {"": {}, "eval_": {}}
         self._images: dict[str, int] = defaultdict(int)
 

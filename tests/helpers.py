@@ -12,6 +12,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from anprompt_peft import ANPromptConfig
 
 CLASSES = ["cat", "dog", "small fish"]
+LABELS = torch.tensor([0, 2, 1])
 
 
 def make_config(tokenizer: CLIPTokenizer, **settings: Any) -> ANPromptConfig:

@@ -124,7 +124,7 @@ def count_text_passes(model: Any) -> Callable[[], int]:
         nonlocal passes
         passes += 1
 
-    model.text_model.register_forward_hook(count)
+    model.text_projection.register_forward_hook(count)
     return lambda: passes
 
 
@@ -148,15 +148,17 @@ def test_class_features_are_kept_at_inference(clip: CLIPModel, tokenizer: CLIPTo
     assert passes() == 3
 
 
-def train_step(model: Any, folder: Path) -> None:
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.1)
+def train_step(model: Any, fused: bool) -> None:
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.1, fused=fused)
     with torch.enable_grad():
         model.encode_classes().sum().backward()
+    model.encode_classes()
     optimizer.step()
 
 
 CHANGES: dict[str, Callable[[Any, Path], Any]] = {
-    "train step": train_step,
+    "train step": lambda model, folder: train_step(model, fused=False),
+    "train step, fused": lambda model, folder: train_step(model, fused=True),
     "set_classes": lambda model, folder: model.set_classes(["cat", "dog", "cow"]),
     "set_adapter": lambda model, folder: model.set_adapter("two"),
     "dtype": lambda model, folder: model.to(torch.bfloat16),

@@ -11,11 +11,10 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip import modeling_clip
 
 import reference
-from anprompt_peft.layer import ANPromptHead, ANPromptLayer, LowRank
 from conftest import MakeClip
-from helpers import CLASSES, adapt, assert_exact, trainable
+from helpers import CLASSES, LABELS, adapt, assert_exact, trainable
+from oracle import reference_adapter, reference_outputs
 
-LABELS = torch.tensor([0, 2, 1])
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "add": {"noise_integration": "add", "num_virtual_tokens": 3, "num_noise_tokens": 3},
@@ -48,39 +47,6 @@ def _double_precision_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_clip, "eager_attention_forward", attend)
 
 
-def reference_adapter(model: Any) -> reference.Adapter:
-    """The adapter's tensors in the reference's terms; gradients flow through to the adapter's parameters."""
-    head: ANPromptHead = model.visual_projection
-    config = model.peft_config["default"]
-    noise = head.anprompt_noise_prompts["default"]
-    if "default" in head.anprompt_noise_map:
-        noise = head.anprompt_noise_map["default"](noise)
-    maps: dict[str, reference.Maps] = {"text": {}, "vision": {}}
-    for layer in model.modules():
-        if isinstance(layer, ANPromptLayer) and "default" in layer.anprompt_projection:
-            projection: Any = layer.anprompt_projection["default"]
-            if isinstance(projection, LowRank):
-                shared: Any = getattr(head, f"anprompt_{layer.tower}_map")["default"]
-                weight, bias = shared.weight + projection.up @ projection.down, shared.bias
-            else:
-                weight, bias = projection.weight, projection.bias
-            maps[layer.tower][layer.number] = (weight, bias)
-    prototype: Any = head.anprompt_prototype["default"]
-    frozen = head.base_layer.weight
-    return reference.Adapter(
-        tokens=head.anprompt_tokens["default"] if "default" in head.anprompt_tokens else noise[:0],
-        noise=noise,
-        text_maps=maps["text"],
-        vision_maps=maps["vision"],
-        prototype=frozen + prototype.up @ prototype.down if isinstance(prototype, LowRank) else prototype.weight,
-        integration=config.noise_integration,
-        prompt_mixing=config.prompt_mixing,
-        alpha=config.alpha,
-        similarity_weight=config.similarity_weight,
-        waloss_weight=config.waloss_weight,
-    )
-
-
 def reference_clip(model: Any, make_clip: MakeClip) -> CLIPModel:
     """A second CLIP with the weights of the model's base, without adapter."""
     return make_clip(dtype=torch.float64)
@@ -101,7 +67,7 @@ def test_classes_and_losses(
     tokens = tokenizer(texts, padding="max_length", return_tensors="pt")
     head = model.visual_projection
     expected = reference_outputs(
-        plain, adapter, pixels.double(), tokens, head.anprompt_perturbed_features["default"], len(templates)
+        plain, adapter, pixels.double(), tokens, LABELS, head.anprompt_perturbed_features["default"], len(templates)
     )
     for name in ("logits_class", "logits_prototype", "logits_fused", "loss"):
         assert_exact(output[name], expected[name])
@@ -146,25 +112,6 @@ def test_clip_form(
     for name, mine, other in zip(weights, ours, theirs, strict=True):
         assert other.abs().max() > 0, name
         assert_exact(mine, other)
-
-
-def reference_outputs(
-    plain: CLIPModel, adapter: reference.Adapter, pixels: Tensor, tokens: Any, perturbed: Tensor, templates: int
-) -> dict[str, Tensor]:
-    """The reference's outputs; with several templates, with its text features averaged per class."""
-    if templates == 1:
-        with torch.no_grad():
-            clean = reference.normalize(reference.encode_text(plain, tokens.input_ids, None, None))
-        return reference.reference_forward(plain, adapter, pixels, tokens.input_ids, None, LABELS, clean, perturbed)
-
-    def ensemble(rows: Tensor) -> Tensor:
-        return reference.normalize(reference.normalize(rows).reshape(-1, templates, rows.shape[-1]).mean(dim=1))
-
-    frozen_text, encode_text = reference.encode_text(plain, tokens.input_ids, None, None), reference.encode_text
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "encode_text", lambda *arguments: ensemble(encode_text(*arguments)))
-        clean = ensemble(frozen_text).detach()
-        return reference.reference_forward(plain, adapter, pixels, tokens.input_ids, None, LABELS, clean, perturbed)
 
 
 def test_no_prompts_is_clip_bit_for_bit(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:

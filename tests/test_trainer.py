@@ -228,9 +228,7 @@ def test_classes_are_encoded_once_per_step(
 ) -> None:
     model = get_peft_model(make_clip(), make_config(tokenizer))
     batches: list[int] = []
-    model.text_model.register_forward_hook(
-        lambda module, args, kwargs, output: batches.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    model.text_projection.register_forward_hook(lambda module, args, output: batches.append(len(output)))
     ANPromptTrainer(model, method_arguments(tmp_path, num_train_epochs=1), train_dataset=data).train()
     assert batches == [3] * 3
 

@@ -1,0 +1,102 @@
+"""What only the author of an adapter knows about it; saved in the adapter's configuration and told by its card."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from huggingface_hub.utils import validate_repo_id
+
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured figure.
+
+    Args:
+        type (`str`): the metric's identifier on the Hub, for example `"accuracy"`.
+        value (`float`): the figure, or the mean over `seeds`, in the unit that `name` says.
+        dataset (`str`): the data it was measured on: a Hub id or any name.
+        name (`str`, *optional*): a readable name, for example `"accuracy on new classes, %"`. Defaults to `type`.
+        split (`str`, *optional*): the split of the data, for example `"test"`.
+        seeds (`Sequence[int]`): the seeds of the runs behind the figure.
+        interval (`Sequence[float]`, *optional*): lower and upper end of its 95 % interval.
+
+    Raises:
+        ValueError: if the value or the interval is not made of finite numbers, or a seed is not an integer.
+    """
+
+    type: str
+    value: float
+    dataset: str
+    name: str | None = None
+    split: str | None = None
+    seeds: Sequence[int] = ()
+    interval: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.type or not self.dataset:
+            raise ValueError(f"a metric needs a type and a dataset, got {self.type!r} and {self.dataset!r}.")
+        if not all(map(_is_number, (self.value, *(self.interval or ())))):
+            raise ValueError(f"{self.type}: value={self.value!r}, interval={self.interval!r} must be finite numbers.")
+        if self.interval is not None and len(self.interval) != 2:
+            raise ValueError(f"{self.type}: interval={self.interval!r} must be its lower and its upper end.")
+        if not all(isinstance(seed, int) for seed in self.seeds):
+            raise ValueError(f"{self.type}: seeds={self.seeds!r} must be integers.")
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """Facts about an adapter that the model cannot know. What is left out, the card does not mention.
+
+    Args:
+        license (`str`, *optional*): the Hub's identifier of the adapter's licence, for example `"apache-2.0"`.
+        training_data (`str`, *optional*): what it was trained on, in words.
+        datasets (`Sequence[str]`): Hub ids of the training data.
+        arguments (`Mapping[str, Any]`): how it was trained, for example `{"epochs": 10, "seed": 1}`; JSON values.
+        metrics (`Sequence[Metric]`): what was measured.
+
+    Raises:
+        ValueError: for a licence that is no identifier, a data set that is no Hub id, or arguments that are not JSON.
+    """
+
+    license: str | None = None
+    training_data: str | None = None
+    datasets: Sequence[str] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Metric] = ()
+
+    def __post_init__(self) -> None:
+        if self.license is not None and not LICENSE.fullmatch(self.license):
+            raise ValueError(
+                f"license={self.license!r} is not an identifier of the Hub such as 'mit', 'apache-2.0' or 'other' "
+                "(https://huggingface.co/docs/hub/repositories-licenses)."
+            )
+        if isinstance(self.datasets, str):
+            raise ValueError(f"datasets={self.datasets!r} must be a list of Hub ids.")
+        for dataset in self.datasets:
+            validate_repo_id(dataset)
+        try:
+            json.dumps(dict(self.arguments), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"arguments={self.arguments!r} must be made of JSON values: {error}.") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts as JSON values, for the adapter's configuration."""
+        record: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any] | None) -> TrainingFacts:
+        """Return the facts of a configuration; none at all if it has none."""
+        record = dict(record or {})
+        return cls(**{**record, "metrics": [Metric(**metric) for metric in record.get("metrics", ())]})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

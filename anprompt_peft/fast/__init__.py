@@ -1,0 +1,5 @@
+"""Both encoders with prompts in, without the work that changes no result; `Savings` switches it on and off."""
+
+from .savings import Savings
+
+__all__ = ["Savings"]

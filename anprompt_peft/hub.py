@@ -1,0 +1,211 @@
+"""Publishing on the Hugging Face Hub: adapters go up in one commit, with their card."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
+from peft import PeftModel
+from transformers import CLIPModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from . import card as model_card
+from .config import ANPromptConfig
+
+TRAINERS_FOLDER = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+|last-checkpoint")
+FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+logger = logging.getLogger(__name__)
+
+
+def save_card(clip: CLIPModel, config: ANPromptConfig, folder: str | Path, subfolder: str | None = None) -> None:
+    """Write or update the card of an adapter in `folder`.
+
+    Args:
+        clip (`CLIPModel`): the adapted model. It remembers its cards, because Trainer writes over them.
+        config (`ANPromptConfig`): the adapter's configuration.
+        folder (`str` or `Path`): where the card goes.
+        subfolder (`str`, *optional*): where in it the adapter's files lie.
+    """
+    path = Path(folder).resolve() / model_card.NAME
+    base_model = model_card.hub_id(config.base_model_name_or_path or getattr(clip, "name_or_path", None))
+    kept = clip.__dict__.setdefault("_kept_cards", {})
+    kept[path] = model_card.update_card(path, config, base_model, subfolder, former=kept.get(path, ""))
+
+
+def push(model: Any, repo_id: str, **settings: Any) -> CommitInfo:
+    """Save an adapted model's adapters with their card and push them: `model.push_to_hub`.
+
+    Args:
+        model: a `PeftModel`, or a `CLIPModel` with an adapter of its own.
+        repo_id (`str`): the repository, `namespace/name`; it is created if it does not exist.
+        settings: as for [`push_folder`].
+
+    Returns:
+        `CommitInfo`: the commit; as a string, its URL.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return push_folder(folder, repo_id, **settings)
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+    tags: list[str] | None = None,
+) -> CommitInfo:
+    """Push a saved adapter to the Hub, in one commit: a push that breaks off leaves the repository as it was.
+
+    Adapters and the card are pushed and nothing else, no optimiser state for example. The card's code is made to load
+    the adapter from the repository, and text that the author wrote into the card on the Hub is kept.
+
+    Args:
+        folder (`str` or `Path`): what `save_pretrained` wrote.
+        repo_id (`str`): the repository, `namespace/name`; it is created if it does not exist.
+        private (`bool`, *optional*): whether a new repository is private.
+        revision (`str`, *optional*): the branch, created if it does not exist. Defaults to `main`.
+        token (`str` or `bool`, *optional*): defaults to the one of `hf auth login` or `HF_TOKEN`.
+        commit_message (`str`, *optional*): defaults to `"Upload ANPrompt adapter"`.
+        commit_description (`str`, *optional*): more about the commit.
+        create_pr (`bool`): open a pull request instead of committing.
+        tags (`list[str]`, *optional*): further tags for the card.
+
+    Returns:
+        `CommitInfo`: the commit; as a string, its URL.
+
+    Raises:
+        FileNotFoundError: if the folder holds no adapter with a card.
+        HfHubHTTPError: what the Hub answered: `RepositoryNotFoundError`, `RevisionNotFoundError`, no permission (401,
+            403), somebody else's commit in the meantime (412), and so on.
+    """
+    files = _adapter_files(Path(folder))
+    api = HfApi(token=token, library_name="anprompt-peft")
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    parent = api.model_info(repo_id, revision=revision).sha
+    card = _card_to_push(api, Path(folder) / model_card.NAME, repo_id, parent, tags)
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    operations.append(CommitOperationAdd(model_card.NAME, str(card).encode()))
+    return api.create_commit(
+        repo_id,
+        operations,
+        commit_message=commit_message or "Upload ANPrompt adapter",
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+        parent_commit=parent,
+    )
+
+
+def hand_over(tuner_cls: type[Any]) -> None:
+    """Let `PeftModel` leave the card and the push of this tuner's adapters to this module.
+
+    `get_peft_model` and `PeftModel.from_pretrained` build a stock `PeftModel`, whose `save_pretrained` writes a
+    generic card (with the base model's local path) and whose `push_to_hub` puts another one over it. The two methods
+    are wrapped: for a model whose `base_model` is a `tuner_cls` they do what this module says, for any other method of
+    PEFT they run as they were. Calling this again does nothing.
+
+    Args:
+        tuner_cls (`type`): the tuner.
+    """
+
+    def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
+        name = "default" if "default" in self.peft_config else self.active_adapter
+        save_card(self.get_base_model(), self.peft_config[name], output_dir, None if name == "default" else name)
+
+    _replace("create_or_update_model_card", create_or_update_model_card, tuner_cls)
+    _replace("push_to_hub", push, tuner_cls)
+
+
+class CardCallback(TrainerCallback):
+    """Gives every push of Trainer the card, with the repository's name in its code.
+
+    Trainer alone pushes the card at the end, and nothing tells the model which repository that is. With this callback
+    the pushes during training (`hub_strategy="every_save"`) have it too.
+    """
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Write the card into the folder that is about to be pushed."""
+        if not state.is_world_process_zero:
+            return
+        model.create_or_update_model_card(args.output_dir)
+        path = Path(args.output_dir) / model_card.NAME
+        card = model_card.read(path)
+        repo_id = args.hub_model_id or path.parent.resolve().name
+        if "/" not in repo_id:
+            repo_id = HfApi(token=args.hub_token).get_full_repo_name(repo_id)
+        model_card.name_repository(card, repo_id)
+        model_card.write(card, path)
+
+
+def _replace(name: str, own: Callable[..., Any], tuner_cls: type[Any]) -> None:
+    stock = getattr(PeftModel, name)
+    if getattr(stock, "_hands_over", False):
+        return
+
+    @wraps(stock)
+    def method(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        return (own if isinstance(self.base_model, tuner_cls) else stock)(self, *args, **kwargs)
+
+    method._hands_over = True  # type: ignore[attr-defined]
+    setattr(PeftModel, name, method)
+
+
+def _adapter_files(folder: Path) -> list[Path]:
+    folders = [folder, *(sub for sub in folder.glob("*/") if not TRAINERS_FOLDER.fullmatch(sub.name))]
+    files = sorted(sub / name for sub in folders for name in FILES if (sub / name).is_file())
+    if not files or not (folder / model_card.NAME).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no adapter with a card ({model_card.NAME}). Give a folder that save_pretrained wrote."
+        )
+    return files
+
+
+def _card_to_push(api: HfApi, path: Path, repo_id: str, revision: str | None, tags: list[str] | None) -> Any:
+    """Return the folder's card with the repository's name, the author's text on the Hub, and the base's licence."""
+    card: Any = model_card.read(path)
+    card.data.tags = [*(card.data.tags or ()), *(tags or ())]
+    try:
+        published = api.hf_hub_download(repo_id, model_card.NAME, revision=revision)
+        model_card.absorb(card, model_card.read(Path(published)))
+    except RemoteEntryNotFoundError:
+        logger.info("%s has no card yet.", repo_id)
+    model_card.name_repository(card, repo_id)
+    card.data.license = card.data.license or _base_license(api, card.data.base_model)
+    if card.data.license is None:
+        logger.warning("The card states no licence. Add one with describe_training(TrainingFacts(license=...)).")
+    if card.data.base_model is None:
+        logger.warning(
+            "The card names no base model, because it was loaded from a local folder. Others cannot load the adapter "
+            "without it: push it too, and load it by its Hub id before saving."
+        )
+    return card
+
+
+def _base_license(api: HfApi, base_model: str | None) -> str | None:
+    """Return the licence that the base model's card states, `None` if it states none or cannot be read."""
+    if not isinstance(base_model, str):
+        return None
+    try:
+        data = api.model_info(base_model).card_data
+    except HfHubHTTPError as error:
+        logger.warning("The licence of the base model %s is not known: %s", base_model, error)
+        return None
+    return data.license if data else None

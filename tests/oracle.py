@@ -1,0 +1,71 @@
+"""An adapted model put in the terms of the plain reference, and the reference's answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+import reference
+from anprompt_peft.layer import ANPromptHead, ANPromptLayer, LowRank
+
+
+def reference_adapter(model: Any) -> reference.Adapter:
+    """The adapter's tensors in the reference's terms; gradients flow through to the adapter's parameters."""
+    head: ANPromptHead = model.visual_projection
+    config = model.peft_config["default"]
+    noise = head.anprompt_noise_prompts["default"]
+    if "default" in head.anprompt_noise_map:
+        noise = head.anprompt_noise_map["default"](noise)
+    maps: dict[str, reference.Maps] = {"text": {}, "vision": {}}
+    for layer in model.modules():
+        if isinstance(layer, ANPromptLayer) and "default" in layer.anprompt_projection:
+            projection: Any = layer.anprompt_projection["default"]
+            if isinstance(projection, LowRank):
+                shared: Any = getattr(head, f"anprompt_{layer.tower}_map")["default"]
+                weight, bias = shared.weight + projection.up @ projection.down, shared.bias
+            else:
+                weight, bias = projection.weight, projection.bias
+            maps[layer.tower][layer.number] = (weight, bias)
+    prototype: Any = head.anprompt_prototype["default"]
+    frozen = head.base_layer.weight
+    return reference.Adapter(
+        tokens=head.anprompt_tokens["default"] if "default" in head.anprompt_tokens else noise[:0],
+        noise=noise,
+        text_maps=maps["text"],
+        vision_maps=maps["vision"],
+        prototype=frozen + prototype.up @ prototype.down if isinstance(prototype, LowRank) else prototype.weight,
+        integration=config.noise_integration,
+        prompt_mixing=config.prompt_mixing,
+        alpha=config.alpha,
+        similarity_weight=config.similarity_weight,
+        waloss_weight=config.waloss_weight,
+    )
+
+
+def reference_outputs(
+    plain: CLIPModel,
+    adapter: reference.Adapter,
+    pixels: Tensor,
+    tokens: Any,
+    labels: Tensor,
+    perturbed: Tensor,
+    templates: int,
+) -> dict[str, Tensor]:
+    """The reference's outputs; with several templates, with its text features averaged per class."""
+    if templates == 1:
+        with torch.no_grad():
+            clean = reference.normalize(reference.encode_text(plain, tokens.input_ids, None, None))
+        return reference.reference_forward(plain, adapter, pixels, tokens.input_ids, None, labels, clean, perturbed)
+
+    def ensemble(rows: Tensor) -> Tensor:
+        return reference.normalize(reference.normalize(rows).reshape(-1, templates, rows.shape[-1]).mean(dim=1))
+
+    frozen_text, encode_text = reference.encode_text(plain, tokens.input_ids, None, None), reference.encode_text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "encode_text", lambda *arguments: ensemble(encode_text(*arguments)))
+        clean = ensemble(frozen_text).detach()
+        return reference.reference_forward(plain, adapter, pixels, tokens.input_ids, None, labels, clean, perturbed)
