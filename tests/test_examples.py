@@ -1,0 +1,84 @@
+"""The examples and the quickstart, on the embedded digits at reduced size, and the site."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from peft import AutoPeftModel
+
+import custom_folder
+import train_trainer
+from export_folder import export
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY_CLIP = ROOT / "examples" / "digits" / "tiny_clip"
+TEMPLATE = "a photo of the digit {}."
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as an image folder, ten per class and split."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    export(folder, limit=10)
+    return folder
+
+
+def test_trainer_example(digits: Path, tmp_path: Path) -> None:
+    settings = ["--shots", "8", "--num_train_epochs", "4", "--report_to", "none", "--seed", "1"]
+    options = ["--model", str(TINY_CLIP), "--template", TEMPLATE, "--output_dir", str(tmp_path / "out")]
+    metrics = train_trainer.main([str(digits), *options, *settings])
+    assert metrics["eval_accuracy"] > 0.6
+    assert metrics["eval_loss"] > 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{metrics['eval_accuracy']:g}" in card
+    model = AutoPeftModel.from_pretrained(tmp_path / "out")
+    assert model.class_names[:2] == ["eight", "five"], "folders come in alphabetical order"
+
+
+def test_custom_folder_example(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(digits / "train", own)
+    (own / "two" / "broken.png").write_bytes(b"not an image")
+    options = ["--model", str(TINY_CLIP), "--template", TEMPLATE, "--shots", "6", "--epochs", "3"]
+    figures = custom_folder.main([str(own), *options, "--output", str(tmp_path / "out")])
+    assert figures.base.value > 50
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "1 images could not be read" in report
+    assert "harmonic mean" in capsys.readouterr().out
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    assert '"base"' in (tmp_path / "out" / "base-new.json").read_text()
+
+
+def test_quickstart_runs_as_printed(digits: Path, tmp_path: Path) -> None:
+    """All its Python, one block after the other, on ten digits per class instead of all."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 4
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "digits").symlink_to(digits)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    program = "\n".join(blocks).replace("shots=16", "shots=4")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "eval_accuracy" in done.stdout
+    assert "trainable params" in done.stdout
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    api = (tmp_path / "site" / "api" / "index.html").read_text()
+    for name in ("ANPromptConfig", "load_image_data", "ANPromptTrainer", "export_onnx", "num_virtual_tokens"):
+        assert name in api
