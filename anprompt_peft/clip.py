@@ -224,6 +224,8 @@ class ANPromptCLIPModel(CLIPModel):
 
     def knows_layers(self) -> bool:
         """Whether CLIP's layers are built as [`Savings`] need them; warns if not, and CLIP's own forward is used."""
+        if self.device.type == "meta":
+            return False
         if "_asked_layers" not in self.__dict__:
             self._asked_layers = can_be_fast(self)
             if not self._asked_layers:

@@ -82,6 +82,7 @@ class ANPromptModel(BaseTuner):
             if isinstance(module, ANPromptLayer):
                 module.link(head)
         model.__class__ = ANPromptCLIPModel
+        model.knows_layers()
 
     def _create_and_replace(
         self,

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from .hub import CardCallback
+from .repeatable import RepeatableRows, TellEpoch
 
 WARMUP_LEARNING_RATE = 1e-5
 
@@ -63,15 +65,20 @@ class ANPromptTrainer(Trainer):
 
     Terms are averaged over the images since the last log, over all processes; those of an evaluation have the prefix
     `eval_`. With [`ANPromptTrainingArguments`] it follows the paper's schedule. What it pushes to the Hub has the
-    adapter's card. Anything else is Trainer's own.
+    adapter's card, and random transforms draw by seed, epoch and row, so that a resumed run repeats them (unless
+    `remove_unused_columns` is on). Anything else is Trainer's own.
     """
 
     lr_scheduler: Any
+    train_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("compute_metrics", accuracy)
         super().__init__(*args, **kwargs)
         self.add_callback(CardCallback)
+        if self.train_dataset is not None and not self.args.remove_unused_columns and _has_rows(self.train_dataset):
+            self.train_dataset = RepeatableRows(self.train_dataset, self.args.seed)
+            self.add_callback(TellEpoch(self.train_dataset))
         self._sums: dict[str, dict[str, Tensor]] = {"": {}, "eval_": {}}
         self._images: dict[str, int] = defaultdict(int)
 
@@ -89,7 +96,7 @@ class ANPromptTrainer(Trainer):
         return schedule
 
     def _steps_per_epoch(self) -> int:
-        if not isinstance(self.train_dataset, Sized):
+        if not _has_rows(self.train_dataset):
             raise ValueError(
                 "warmup_epochs needs training data of known length, and a stream has none. Set warmup_epochs=None and "
                 "warmup_steps to a number of steps."
@@ -130,6 +137,10 @@ class ANPromptTrainer(Trainer):
             logs.update({phase + name: total / images for name, total in zip(sums, totals, strict=True)})
         self._sums[phase], self._images[phase] = {}, 0
         super().log(logs, *args, **kwargs)
+
+
+def _has_rows(dataset: Any) -> bool:
+    return isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset)
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:

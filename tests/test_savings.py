@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from anprompt_peft.fast import Savings
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import LABELS, adapt, assert_exact, trainable
+from helpers import LABELS, adapt, assert_exact, make_config, trainable
 from oracle import reference_adapter, reference_outputs
 
 SWITCHES = [each.name for each in fields(Savings) if each.name != "text_chunk"]
@@ -98,3 +99,129 @@ def test_float32(switch: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pix
     theirs = torch.autograd.grad(expected.loss, list(trainable(exact).values()))
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.double(), other, rtol=1e-4, atol=1e-5)
+
+
+def count_calls(module: torch.nn.Module) -> list[int]:
+    """Counts a module's calls, by the number of rows."""
+    rows: list[int] = []
+    module.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    return rows
+
+
+def train_step(model: Any, pixels: Tensor) -> None:
+    model(pixel_values=pixels, labels=LABELS).loss.backward()
+
+
+CHANGES: dict[str, Any] = {
+    "set_classes": lambda model: model.set_classes(["cow", "cat", "dog"]),
+    "set_adapter": lambda model: model.set_adapter("two"),
+    "dtype": lambda model: model.to(torch.float64),
+    "base weights": lambda model: torch.nn.init.ones_(model.text_model.embeddings.token_embedding.weight),
+    "load_state_dict": lambda model: model.load_state_dict(model.state_dict()),
+    "savings": lambda model: model.set_savings(Savings(ragged_text=False)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_text_prefix_runs_once_and_again_after_a_change(
+    change: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(make_clip(), tokenizer).train()
+    model.add_adapter("two", make_config(tokenizer, class_names=["cow", "small fish", "red bird"]))
+    calls = count_calls(model.text_model.encoder.layers[0])
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.1)
+    for _ in range(3):
+        train_step(model, pixels)
+        optimizer.step()
+    assert len(calls) == 1
+    CHANGES[change](model)
+    train_step(model, pixels.to(next(model.parameters()).dtype))
+    assert len(calls) > 1
+
+
+def test_the_vision_prefix_serves_both_branches(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(make_clip(), tokenizer)
+    calls = count_calls(model.vision_model.encoder.layers[0])
+    for chosen, expected in ((Savings(), 1), (Savings(vision_prefix=False), 2), (Savings.none(), 2)):
+        calls.clear()
+        model.set_savings(chosen)
+        train_step(model, pixels)
+        assert calls == [len(pixels)] * expected, chosen
+
+
+def test_trained_base_weights_get_their_gradients(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """Somebody may unfreeze CLIP: nothing is kept then, and the gradients are those of the plain path."""
+    gradients = []
+    for chosen in (Savings(), Savings.none()):
+        model = adapt(make_clip(dtype=torch.float64), tokenizer)
+        model.set_savings(chosen)
+        for tower in (model.text_model, model.vision_model):
+            tower.requires_grad_(True)
+        train_step(model, pixels.double())
+        train_step(model, pixels.double())
+        weights = {name: weight for name, weight in model.named_parameters() if "embedding" in name}
+        gradients.append({name: weight.grad for name, weight in weights.items()})
+    for name, gradient in gradients[0].items():
+        assert_exact(gradient, gradients[1][name], name)
+
+
+def test_unknown_layers_run_clips_own_forward(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    def twice(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return 2 * CLIPEncoderLayer.forward(self, hidden_states, *args, **kwargs)
+
+    class Unknown(CLIPEncoderLayer):
+        forward = twice
+
+    clip = make_clip()
+    for layer in clip.text_model.encoder.layers:
+        layer.__class__ = Unknown
+    with pytest.warns(UserWarning, match="in a way unknown here"):
+        model = adapt(clip, tokenizer)
+    plain = model(pixel_values=pixels, labels=LABELS)
+    model.set_savings(Savings.none())
+    torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, plain.loss)
+
+
+@pytest.mark.parametrize("way", ["gradient checkpointing", "attention dropout", "output_attentions"])
+def test_what_needs_clips_own_forward_gets_it(
+    way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    dropout = {"attention_dropout": 0.5} if way == "attention dropout" else {}
+    model = adapt(make_clip("eager", **dropout), tokenizer).train()
+    whole_layers = count_calls(model.vision_model.encoder.layers[-1])
+    train_step(model, pixels)
+    assert bool(whole_layers) is bool(dropout)
+    if way == "gradient checkpointing":
+        model.get_base_model().gradient_checkpointing_enable()
+        train_step(model, pixels)
+    elif way == "output_attentions":
+        model(pixel_values=pixels, output_attentions=True)
+    assert whole_layers
+
+
+def test_chunks_bound_what_is_kept_for_the_backward_pass(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    names = [f"{first} {second} {third}" for first in WORDS for second in WORDS for third in WORDS[:2]]
+    kept = []
+    for size in (None, 8):
+        model = adapt(make_clip(), tokenizer, class_names=names).train()
+        model.set_savings(Savings(text_chunk=size))
+        saved: dict[int, int] = {}
+
+        def count(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model.encode_classes()
+        kept.append(sum(saved.values()))
+    assert kept[1] < 0.4 * kept[0]
+
+
+@pytest.mark.parametrize("wrong", [0, -3, 2.5])
+def test_wrong_chunks(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=f"text_chunk={wrong}"):
+        Savings(text_chunk=wrong)

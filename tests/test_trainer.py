@@ -260,17 +260,25 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+def add_noise(rows: dict[str, Any]) -> dict[str, Any]:
+    """A random transform, as augmentation is."""
+    pixels = torch.tensor(rows["pixel_values"])
+    return {"pixel_values": pixels + 0.5 * torch.randn_like(pixels), "labels": rows["labels"]}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_resuming_mid_epoch_is_bitwise(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+    workers: int, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
 ) -> None:
     """Saved after step 4 of 3 per epoch, stopped after step 5, resumed in a new model: nothing tells it."""
-    settings = {"save_strategy": "steps", "save_steps": 4, "seed": 3}
+    settings = {"save_strategy": "steps", "save_steps": 4, "seed": 3, "dataloader_num_workers": workers}
+    noisy = data.with_transform(add_noise)
 
     def fresh(folder: str, *callbacks: TrainerCallback) -> ANPromptTrainer:
         torch.manual_seed(11)
         model = get_peft_model(make_clip(), make_config(tokenizer))
         arguments = method_arguments(tmp_path / folder, **settings)
-        return ANPromptTrainer(model, arguments, train_dataset=data, callbacks=list(callbacks))
+        return ANPromptTrainer(model, arguments, train_dataset=noisy, callbacks=list(callbacks))
 
     whole = fresh("whole")
     whole.train()

@@ -1,0 +1,86 @@
+"""The command `anprompt`: train, evaluate, predict, push and info.
+
+It lies beside `anprompt_peft` and not in it, because importing that package loads torch, transformers and PEFT: help,
+shell completion, wrong options and `info` answer without them. Command modules import what is heavy when they run.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from .errors import INTERRUPTED, exit_code, message
+from .evaluate import evaluate
+from .info import info
+from .predict import predict
+from .push import push
+from .state import State
+from .train import train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+for command in (train, evaluate, predict, push, info):
+    app.command(no_args_is_help=True)(command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"anprompt {version('anprompt-peft')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="ANPROMPT_DEBUG", help="Show where an error came from.")
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Adapt CLIP to your own image classes with ANPrompt, and use, measure and publish the adapter.
+
+    From a folder of images to a published adapter:
+
+    * `anprompt train photos --output adapter --shots 16`
+    * `anprompt evaluate adapter photos`
+    * `anprompt predict adapter holiday/*.jpg`
+    * `anprompt push adapter my-name/my-adapter`
+
+    Results go to standard output, progress and errors to standard error.
+
+    Exit codes: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted.
+    """
+    context.obj.debug = debug
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): defaults to `sys.argv[1:]`.
+
+    Returns:
+        `int`: 0 if all was done; 1 if something failed, or failed for part of the input; 2 for wrong usage; 130 if
+        interrupted.
+    """
+    state = State()
+    try:
+        code = app(arguments, prog_name="anprompt", standalone_mode=False, obj=state) or 0
+    except Exception as error:
+        if state.debug:
+            traceback.print_exc()
+        code = exit_code(error)
+        if text := message(error):
+            print(text, file=sys.stderr)
+    else:
+        if code == INTERRUPTED:
+            print("interrupted", file=sys.stderr)
+    return code

@@ -1,0 +1,57 @@
+"""Exit codes, and what the user reads when something goes wrong."""
+
+from __future__ import annotations
+
+import typer
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+class Failure(typer.TyperException):
+    """Something did not work that other options would not have cured: exit code 1."""
+
+    exit_code = FAILED
+
+
+class Interrupted(typer.TyperException):
+    """The user stopped the command; the message says what is left and how to go on: exit code 130."""
+
+    exit_code = INTERRUPTED
+
+
+def exit_code(error: Exception) -> int:
+    """Return 2 for a wrong option, file or value, and 1 for anything else that went wrong."""
+    if isinstance(error, typer.TyperException):
+        return error.exit_code
+    return USAGE if isinstance(error, WRONG_INPUT) else FAILED
+
+
+def message(error: Exception) -> str:
+    """Return what to print about an error: one line, unless it lists several files. Nothing after help was shown."""
+    if isinstance(error, Interrupted):
+        return error.message
+    if isinstance(error, Failure):
+        return f"error: {error.message}"
+    text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+    if not text and isinstance(error, typer.TyperException):
+        return ""
+    text = " ".join(text.replace("Value error, ", "").split())
+    return f"error: {_kind(error)}{text}{_given(error)}{_hint(error)}"
+
+
+def _kind(error: Exception) -> str:
+    """Name the type of an error that nobody foresaw; alone, its text may not say much."""
+    return "" if isinstance(error, (typer.TyperException, *WRONG_INPUT)) else f"{type(error).__name__}: "
+
+
+def _given(error: Exception) -> str:
+    """Name the value of an option where typer only says what it should be."""
+    details = getattr(error.__cause__, "errors", None)
+    value = repr(details()[0]["input"]) if isinstance(error, typer.BadParameter) and details else ""
+    return "" if value in str(error) else f", not {value}."
+
+
+def _hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f" See {context.command_path} --help." if context else ""

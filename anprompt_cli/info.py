@@ -1,0 +1,109 @@
+"""`anprompt info`: what is in an adapter, from its JSON configuration and the header of its safetensors file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .adapters import CONFIG, WEIGHTS, locate, read_config
+from .options import AdapterOption, JsonOption, RevisionOption
+from .text import printable
+
+FROZEN = ("anprompt_noise_prompts", "anprompt_class_ids", "anprompt_clean_features", "anprompt_perturbed_features")
+SHOWN = 10
+
+
+def info(
+    adapter: AdapterOption,
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in an adapter, without running or loading anything of it.
+
+    * `anprompt info adapter`
+    * `anprompt info my-name/my-adapter --revision v1 --json`
+
+    Only the JSON configuration and the header of the safetensors file are read. Weights in a pickle are refused.
+    """
+    record = describe(locate(adapter, revision))
+    print(json.dumps(record, indent=2, ensure_ascii=False) if as_json else _text(record))
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """Return what the folder of an adapter holds, as JSON values.
+
+    Raises:
+        ValueError: if a file is broken.
+    """
+    config = read_config(folder)
+    return {
+        "base_model": config.get("base_model_name_or_path"),
+        "classes": config.get("class_names") or [],
+        **_tensors(folder / WEIGHTS),
+        "files": {name: (folder / name).stat().st_size for name in (WEIGHTS, CONFIG)},
+        "config": config,
+    }
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    """Return sizes and types from the header of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    sizes: Counter[str] = Counter()
+    dtypes: Counter[str] = Counter()
+    try:
+        with safe_open(path, framework="np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                tensor = tensors.get_slice(name)
+                count = math.prod(tensor.get_shape())
+                sizes["frozen" if name.endswith(FROZEN) else "trained"] += count
+                dtypes[tensor.get_dtype()] += count
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    return {"parameters": sizes["trained"], "frozen_values": sizes["frozen"], "dtypes": dict(dtypes)}
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    config, classes = record["config"], record["classes"]
+    names = ", ".join(map(str, classes[:SHOWN])) + (", ..." if len(classes) > SHOWN else "")
+    prompts = f"{config.get('num_virtual_tokens')} learnable, {config.get('num_noise_tokens')} noise"
+    frozen = f"{record['frozen_values']:,} frozen"
+    rows = [
+        ("base model", record["base_model"]),
+        (f"classes ({len(classes)})", names),
+        ("template", config.get("template")),
+        ("prompts per layer", f"{prompts}, {config.get('noise_integration')}"),
+        ("text layers", config.get("text_layers")),
+        ("vision layers", config.get("vision_layers")),
+        ("parameters", f"{record['parameters']:,} trained, {frozen} ({', '.join(record['dtypes'])})"),
+        *((name, f"{size:,} bytes") for name, size in record["files"].items()),
+        *_facts(config.get("training_facts")),
+    ]
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(printable(f"{label:<{width}}  {value}") for label, value in rows)
+
+
+def _facts(facts: Any) -> list[tuple[str, Any]]:
+    """Return what the adapter says about its training; strangers may have written anything there."""
+    if not isinstance(facts, dict):
+        return []
+    arguments, metrics = facts.get("arguments"), facts.get("metrics")
+    rows = [(label, facts.get(key)) for label, key in (("trained on", "training_data"), ("licence", "license"))]
+    if isinstance(arguments, dict):
+        rows.append(("trained with", ", ".join(f"{name}={value}" for name, value in arguments.items())))
+    for metric in metrics if isinstance(metrics, list) else ():
+        if isinstance(metric, dict):
+            where = ", ".join(str(metric[key]) for key in ("dataset", "split") if metric.get(key))
+            label = str(metric.get("name") or metric.get("type"))
+            interval = metric.get("interval")
+            between = f" [{', '.join(map(_short, interval))}]" if isinstance(interval, list) else ""
+            rows.append((label, f"{_short(metric.get('value'))}{between} on {where}"))
+    return [(label, value) for label, value in rows if value]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

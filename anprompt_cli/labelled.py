@@ -1,0 +1,113 @@
+"""Labelled images as the options ask for them: loaded, renamed, checked, and in parts by class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from anprompt_peft.data import class_names_of, load_image_data, select_classes
+from anprompt_peft.images import IMAGE, LABEL, CorruptImageError, RGBImage, check_images
+
+from .errors import Failure
+
+
+def load_splits(options: Mapping[str, Any]) -> dict[str, Dataset]:
+    """Load all splits of the data that the options name.
+
+    Raises:
+        ValueError: if columns, labels and class names do not fit.
+        FileNotFoundError: if there are no such data.
+        Failure: if they may be on the Hub, which cannot be reached.
+    """
+    names = options.get("class_names") or read_names(options.get("classes_file"))
+    try:
+        return load_image_data(
+            options["data"],
+            name=options.get("data_config"),
+            revision=options.get("data_revision"),
+            image_column=options.get("image_column"),
+            label_column=options.get("label_column"),
+            class_names=names,
+        )
+    except ConnectionError as error:
+        raise Failure(f"There is no folder {options['data']}, and the Hub cannot be reached to look there.") from error
+
+
+def choose_split(splits: Mapping[str, Dataset], name: str, option: str) -> Dataset:
+    """Return a split.
+
+    Raises:
+        ValueError: if there is none of that name; the message names the option.
+    """
+    if name not in splits:
+        raise ValueError(f"{option} {name}: the data have no such split, only {', '.join(splits)}.")
+    return splits[name]
+
+
+def select_parts(dataset: Dataset, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the images of each group of classes.
+
+    Raises:
+        ValueError: if a class is unknown or a group has no images.
+    """
+    parts = {name: select_classes(dataset, group) for name, group in classes.items()}
+    for name, part in parts.items():
+        if not len(part):
+            raise ValueError(f"there are no images of these classes: {', '.join(classes[name])}.")
+    return parts
+
+
+def check(dataset: Any, on_corrupt: str) -> tuple[Any, list[str]]:
+    """Decode every image once; return those that can be read, and a line for every other one.
+
+    Raises:
+        Failure: for `on_corrupt="raise"`, if there are others; the message lists them.
+    """
+    try:
+        return check_images(dataset, on_corrupt)
+    except CorruptImageError as error:
+        raise Failure(f"{error}\nRepair or remove them, or leave them out with --on-corrupt skip.") from error
+
+
+def check_parts(parts: Mapping[str, Any], on_corrupt: str) -> tuple[dict[str, Any], list[str]]:
+    """Do the same for several data sets by name."""
+    checked = {name: check(part, on_corrupt) for name, part in parts.items()}
+    return {name: part for name, (part, _) in checked.items()}, [
+        line for _, lines in checked.values() for line in lines
+    ]
+
+
+def read_names(path: str | Path | None) -> Any:
+    """Read class names: a list from a text file, one per line, or the list or object of a JSON file.
+
+    Raises:
+        ValueError: if a JSON file holds anything else.
+    """
+    if path is None:
+        return None
+    text = Path(path).read_text(encoding="utf-8")
+    if Path(path).suffix != ".json":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    names = json.loads(text)
+    found = list(names.values()) if isinstance(names, dict) else names
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ValueError(
+            f"{path} must hold a list of class names, or an object from names in the data to better ones."
+        )
+    return names
+
+
+def sources(dataset: Dataset) -> list[str]:
+    """Return the path of every image, empty where it has none."""
+    raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
+    return [example[IMAGE]["path"] or "" for example in raw]
+
+
+def count_by_class(dataset: Dataset) -> dict[str, int]:
+    """Return the number of images of each class."""
+    labels = list(dataset.with_format(None).select_columns(LABEL)[:][LABEL])
+    return {name: labels.count(number) for number, name in enumerate(class_names_of(dataset))}

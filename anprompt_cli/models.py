@@ -1,0 +1,72 @@
+"""Loading base models and adapters, with their image processors."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils import logging as transformers_logging
+
+from anprompt_peft.card import hub_id  # also registers the method
+
+from .adapters import CONFIG, locate, read_config
+from .errors import Failure
+from .options import Device
+
+
+def quieten() -> None:
+    """Leave the terminal to the command's own progress."""
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)  # PEFT's, for every adapter
+
+
+def choose_device(device: Device) -> torch.device:
+    """Return the accelerator if there is one and `device` lets it be used, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None and device is Device.AUTO else torch.device("cpu")
+
+
+def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPProcessor]:
+    """Load a base model, in float32, and its processor from the Hub or a folder.
+
+    Raises:
+        ValueError: if it is no CLIP.
+        Failure: if it cannot be loaded.
+    """
+    if (Path(name) / CONFIG).is_file():
+        raise ValueError(f"{name} is an adapter. Give the model that it adapts: `anprompt info {name}` names it.")
+    if not Path(name).is_dir() and hub_id(name) is None:
+        raise ValueError(f"There is no folder {name}, and a model on the Hub is called namespace/name.")
+    try:
+        kind = AutoConfig.from_pretrained(name, revision=revision).model_type
+        if kind != "clip":
+            raise ValueError(f"{name} is a model of type {kind!r}, and ANPrompt adapts those of type 'clip'.")
+        clip = CLIPModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+        return clip.eval(), CLIPProcessor.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise Failure(f"The model {name} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def load_adapter(name: str, revision: str | None, device: Device) -> tuple[Any, Any]:
+    """Load an adapter with its base model, and the image processor saved with it or else the base model's.
+
+    Returns:
+        `tuple`: the `PeftModel` in float32 and evaluation mode on the device, and the image processor.
+
+    Raises:
+        ValueError: if there is no such adapter, or none for a CLIP.
+        Failure: if its base model cannot be loaded.
+    """
+    quieten()
+    folder = locate(name, revision)
+    config = read_config(folder)
+    clip, processor = load_clip(str(config.get("base_model_name_or_path")), config.get("revision"))
+    model = PeftModel.from_pretrained(clip, folder).eval().to(choose_device(device))
+    if (folder / IMAGE_PROCESSOR_NAME).is_file():
+        return model, CLIPImageProcessorPil.from_pretrained(folder)
+    return model, processor.image_processor

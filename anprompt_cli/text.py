@@ -1,0 +1,30 @@
+"""Text for terminals and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+def printable(text: str) -> str:
+    """Return a text in which control characters, which a terminal would obey, are escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines with columns of equal width: the first one flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file in the folder of `path`, then put it in place in one step."""
+    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        fresh = Path(scratch) / path.name
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(path)

@@ -1,0 +1,218 @@
+"""The job of `anprompt train`: train, measure, and write the adapter with all that is known about it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from peft import get_peft_model
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from anprompt_peft import Metric, TrainingFacts
+from anprompt_peft.card import hub_id
+from anprompt_peft.provenance import provenance, to_json
+from anprompt_peft.report import ReportData, describe_adapter, read_geometry, write_report
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
+from anprompt_peft.transform import ClipTransform
+
+from .config_file import RESULTS
+from .errors import Interrupted
+from .interrupt import Interruption
+from .labelled import count_by_class
+from .measuring import ADAPTED, Measured, measure
+from .models import load_clip, quieten
+from .options import Device
+from .run import Images, adapter_config, begin, draw_images, training_arguments
+
+REPORT = "report.html"
+
+
+class Progress(ProgressCallback):
+    """Trainer's progress bar, with a name, and with losses on standard error instead of standard output."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self.training_bar.set_description("training")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write a line with the loss, or with what evaluation found."""
+        shown = {name: value for name, value in (logs or {}).items() if name in ("loss", "eval_loss", "eval_accuracy")}
+        if shown:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            tqdm.write(f"epoch {state.epoch:.4g}: {figures}", file=sys.stderr)
+
+
+def train_adapter(settings: Mapping[str, Any], output: Path, device: Device) -> Measured | None:
+    """Train as the settings say, from the last checkpoint in the folder if there is one.
+
+    Args:
+        settings (`Mapping`): what [`~anprompt_cli.config_file.effective`] returned.
+        output (`Path`): the folder to write: empty or absent, or with a run that was begun with the same settings.
+        device (`Device`): where to train.
+
+    Returns:
+        `Measured`: how adapted and zero-shot CLIP do on the split to measure on; `None` if there is no such split.
+
+    Raises:
+        ValueError: if a setting is wrong.
+        Failure: if images or the base model cannot be read.
+        Interrupted: after Ctrl-C; the folder then holds a checkpoint.
+    """
+    quieten()
+    started = time.perf_counter()
+    arguments = training_arguments(settings, output, device)
+    images = draw_images(settings, evaluates=arguments.eval_strategy != "no")
+    config = adapter_config(settings, images.class_names)
+    clip, processor = load_clip(settings["model"], config.revision)
+    images.check(settings["on_corrupt"])
+    set_seed(settings["seed"])
+    trainer = _trainer(get_peft_model(clip, config), arguments, images, processor, settings["augment"])
+    record = begin(settings, config, images, output)
+    _train(trainer, last_checkpoint(output))
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False).eval()
+    batches = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
+    measured = measure(model, images.measure, processor, *batches) if images.split else None
+    facts = _facts(settings, arguments, images, measured)
+    model.describe_training(facts)
+    made = {
+        "notes": _notes(arguments, images),
+        "history": trainer.state.log_history,
+        "seconds": round(time.perf_counter() - started, 1),
+        **provenance(),
+    }
+    report = _report(f"ANPrompt on {_data_name(settings)}", model, measured, facts, made)
+    _write(output, model, processor, {**_results(record, images, measured), **made}, report)
+    return measured
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end."""
+    states = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/trainer_state.json")  # what Trainer writes last
+    return max((state.parent for state in states), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _trainer(
+    model: Any, arguments: ANPromptTrainingArguments, images: Images, processor: Any, augment: bool
+) -> ANPromptTrainer:
+    train: Any = ClipTransform(processor, augment).apply(images.train)
+    evaluate: Any = ClipTransform(processor).apply(images.evaluate) if images.evaluate is not None else None
+    trainer = ANPromptTrainer(model, arguments, train_dataset=train, eval_dataset=evaluate)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if not arguments.disable_tqdm:
+        trainer.add_callback(Progress)
+    return trainer
+
+
+def _train(trainer: ANPromptTrainer, checkpoint: Path | None) -> None:
+    with Interruption() as interruption:
+        trainer.add_callback(interruption)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if interruption.requested:
+        state = trainer.state
+        raise Interrupted(f"Interrupted after step {state.global_step} of {state.max_steps}; a checkpoint is kept.")
+
+
+def _results(record: Mapping[str, Any], images: Images, measured: Measured | None) -> dict[str, Any]:
+    return {
+        **(measured.to_dict() if measured else {}),
+        "split": images.split,
+        "train_images": count_by_class(images.train),
+        "left_out": images.corrupt,
+        "halves": asdict(images.halves) if images.halves else None,
+        "seeds": [record["seed"]],
+        "config": dict(record),
+    }
+
+
+def _report(
+    title: str, model: Any, measured: Measured | None, facts: TrainingFacts, made: Mapping[str, Any]
+) -> ReportData:
+    return ReportData(
+        title,
+        predictions=measured.adapted if measured else (),
+        zero_shot=measured.zero_shot if measured else (),
+        history=made["history"],
+        geometry=read_geometry(model),
+        settings={**describe_adapter(model), **facts.arguments},
+        provenance={name: made[name] for name in ("versions", "git_commit", "hardware")},
+        notes=made["notes"],
+    )
+
+
+def _notes(arguments: ANPromptTrainingArguments, images: Images) -> list[str]:
+    """Return what a reader of the figures must know."""
+    notes = []
+    if images.corrupt:
+        notes.append(f"{len(images.corrupt)} images could not be read and were left out.")
+    if arguments.load_best_model_at_end and images.split == "validation":
+        notes.append("The best checkpoint was chosen on the images that the figures come from.")
+    return notes
+
+
+def _data_name(settings: Mapping[str, Any]) -> str:
+    """Return a data set's id on the Hub, or the name of its file or folder without where that is."""
+    return hub_id(settings["data"]) or Path(settings["data"]).name
+
+
+def _facts(
+    settings: Mapping[str, Any], arguments: ANPromptTrainingArguments, images: Images, measured: Measured | None
+) -> TrainingFacts:
+    data, seed = _data_name(settings), settings["seed"]
+    trained_on = f"{len(images.train)} images of {len(images.class_names)} classes"
+    metrics = [
+        Metric(
+            "accuracy",
+            estimate.value,
+            data,
+            name="harmonic mean of both accuracies, %" if name == "harmonic mean" else f"accuracy ({name}), %",
+            split=images.split,
+            seeds=[seed],
+            interval=(estimate.low, estimate.high),
+        )
+        for name, estimate in (measured.estimates()[ADAPTED] if measured else {}).items()
+    ]
+    return TrainingFacts(
+        training_data=f"{trained_on} from {data}, split {settings['train_split']}.",
+        datasets=[data] if hub_id(settings["data"]) else [],
+        arguments={
+            "shots": settings.get("shots"),
+            "seed": seed,
+            "epochs": arguments.num_train_epochs,
+            "warmup_epochs": arguments.warmup_epochs,
+            "batch_size": arguments.per_device_train_batch_size,
+            "learning_rate": arguments.learning_rate,
+            "precision": settings["precision"],
+            "augment": settings["augment"],
+        },
+        metrics=metrics,
+    )
+
+
+def _write(output: Path, model: Any, processor: Any, results: dict[str, Any], report: ReportData) -> None:
+    """Write everything beside its place, then put it there, the results last: where they are, all is."""
+    with TemporaryDirectory(dir=output, prefix=".new-") as scratch:
+        folder = Path(scratch)
+        model.save_pretrained(scratch)
+        processor.image_processor.save_pretrained(scratch)  # its tokenizer would make AutoPeftModel fail
+        write_report(report, folder / REPORT)
+        (folder / RESULTS).write_text(to_json(results), encoding="utf-8")
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == RESULTS):
+            path.replace(output / path.name)

@@ -1,0 +1,48 @@
+"""Random crops that depend on seed, epoch and row alone, so that a resumed run sees the same ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class RepeatableRows(Dataset):
+    """Rows of a data set whose transform draws torch's random numbers, drawn anew in every epoch.
+
+    Trainer restores the random state of a checkpoint only after the next batches were read, and data workers have
+    random states of their own. Neither matters here.
+
+    Args:
+        dataset: with `len(...)` and a row by number.
+        seed (`int`): names the draw.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on, too
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        (seed,) = np.random.SeedSequence([self.seed, int(self.epoch), row]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            return self.dataset[row]
+
+
+class TellEpoch(TrainerCallback):
+    """Tells [`RepeatableRows`] the epoch that begins or goes on."""
+
+    def __init__(self, rows: RepeatableRows) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set the number of the epoch."""
+        self.rows.epoch.fill_(int(state.epoch or 0))

@@ -1,0 +1,715 @@
+"""The command line `anprompt` on the handwritten digits and their tiny CLIP: every command, wrong input, Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import datasets
+import pytest
+import torch
+import yaml
+from peft import AutoPeftModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import CLIPModel, CLIPProcessor
+
+from anprompt_cli import main, measuring, training_job
+from anprompt_peft.repeatable import RepeatableRows
+from export_folder import export
+from handwriting import CLASS_NAMES, TEMPLATE
+from hub_server import HubServer
+
+ROOT = Path(__file__).parents[1]
+TINY_CLIP = ROOT / "examples" / "digits" / "tiny_clip"
+LIMIT = 6
+STEPS_PER_EPOCH = 5
+WEIGHTS = "adapter_model.safetensors"
+NAMES = sorted(CLASS_NAMES)
+
+Train = Callable[..., "Answer"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call of the command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: Any) -> Answer:
+    """Run the command line in this process."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main([str(argument) for argument in arguments])
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def refused(*arguments: Any) -> str:
+    """Run the command line, which must refuse with one line and write nothing else; return that line."""
+    answer = call(*arguments)
+    lines = [line for line in answer.err.splitlines() if line.startswith("error: ")]
+    assert (answer.code, answer.out, len(lines)) == (2, "", 1), answer
+    assert "Traceback" not in answer.err
+    return lines[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setenv("COLUMNS", "80")
+        patch.delenv("ANPROMPT_DEBUG", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The handwritten digits as an image folder with the splits train and test."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    export(folder, LIMIT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(digits: Path) -> Train:
+    """Trains on the digits, 2 shots of each and 2 epochs, into a folder."""
+
+    def run(output: Path, *more: Any) -> Answer:
+        settings = ("--model", TINY_CLIP, "--shots", 2, "--epochs", 2, "--template", TEMPLATE)
+        return call("train", digits, "--output", output, *settings, *more)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A finished run on five of the digits, measured on all."""
+    folder = tmp_path_factory.mktemp("runs") / "adapter"
+    return folder, train(folder, "--base-only")
+
+
+@pytest.fixture(scope="module")
+def adapter(trained: tuple[Path, Answer]) -> Path:
+    return trained[0]
+
+
+@pytest.fixture(scope="module")
+def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of an uninterrupted run on all digits."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(folder).code == 0
+    return load_file(folder / WEIGHTS)
+
+
+def same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+# training
+
+
+def test_a_run_leaves_all_that_the_result_needs(trained: tuple[Path, Answer]) -> None:
+    folder, answer = trained
+    assert answer.code == 0
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    card, report = "README.md", "report.html"
+    described = {"run.yaml", "results.json", "base-new.json", card, report, "preprocessor_config.json"}
+    assert files == {WEIGHTS, "adapter_config.json", *described}
+    record = json.loads((folder / "results.json").read_text())
+    assert {"versions", "git_commit", "hardware", "history", "seconds"} <= set(record)
+    assert record["seeds"] == [1]
+    assert record["halves"] == json.loads((folder / "base-new.json").read_text())
+    assert record["train_images"] == dict.fromkeys(NAMES[:5], 2)
+    assert record["config"] == yaml.safe_load((folder / "run.yaml").read_text())
+    assert "cross_entropy_class" in record["history"][0]
+    for method, figures in record["accuracy_percent"].items():
+        assert set(figures) == {"base", "new", "harmonic mean"}
+        row = next(line for line in answer.out.splitlines() if line.startswith(method))
+        for figure in figures.values():
+            assert figure["low"] <= figure["value"] <= figure["high"]
+            assert f"{figure['value']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]" in row
+    base = record["accuracy_percent"]["ANPrompt"]["base"]["value"]
+    assert f"{base:g}" in (folder / card).read_text()
+    assert str(folder) not in (folder / card).read_text() + (folder / "adapter_config.json").read_text()
+    assert "confusion" in (folder / report).read_text().lower()
+    assert list(AutoPeftModel.from_pretrained(folder).class_names) == NAMES[:5]
+
+
+def test_run_yaml_repeats_the_run_bit_for_bit(adapter: Path, tmp_path: Path) -> None:
+    assert call("train", "--config", adapter / "run.yaml", "--output", tmp_path / "again").code == 0
+    for name in (WEIGHTS, "adapter_config.json", "run.yaml"):
+        assert (tmp_path / "again" / name).read_bytes() == (adapter / name).read_bytes()
+    assert call("train", "--config", adapter / "run.yaml", "--output", tmp_path / "other", "--seed", 2).code == 0
+    assert not same(load_file(tmp_path / "other" / WEIGHTS), load_file(adapter / WEIGHTS))
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_a_file_gives_defaults_and_flags_win(suffix: str, digits: Path, tmp_path: Path) -> None:
+    settings = {
+        "model": str(TINY_CLIP), "shots": 4, "template": TEMPLATE, "batch-size": 5, "epochs": 7,
+        "adapter": {"num_virtual_tokens": 3, "text_layers": [4], "noise_scale": 0.25},
+        "training": {"weight_decay": 0.5, "warmup_epochs": None, "max_grad_norm": 1},
+    }  # fmt: skip
+    path = tmp_path / f"mine.{suffix}"
+    text = json.dumps(settings) if suffix == "json" else yaml.safe_dump(settings).replace("0.25", "25e-2")
+    path.write_text(text)
+    output = tmp_path / "out"
+    assert call("train", digits, "--config", path, "--output", output, "--shots", 1, "--epochs", 1).code == 0
+    run = yaml.safe_load((output / "run.yaml").read_text())
+    assert run["shots"] == 1
+    expected = {"num_train_epochs": 1.0, "per_device_train_batch_size": 5, "weight_decay": 0.5, "warmup_epochs": None}
+    assert run["training"] == {**run["training"], **expected}
+    config = json.loads((output / "adapter_config.json").read_text())
+    assert (config["num_virtual_tokens"], config["text_layers"], config["noise_scale"]) == (3, [4], 0.25)
+    history = json.loads((output / "results.json").read_text())["history"]
+    assert history[0]["step"] == 10 / 5
+
+
+def test_what_is_measured_is_what_is_saved(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training in half precision leaves no autocast behind."""
+    pixels, measured = torch.rand(2, 3, 32, 32), []
+
+    def measure(model: Any, *arguments: Any) -> Any:
+        with torch.no_grad():
+            measured.append(model(pixel_values=pixels).logits)
+        return measuring.measure(model, *arguments)
+
+    monkeypatch.setattr(training_job, "measure", measure)
+    assert train(tmp_path / "out", "--precision", "bf16", "--epochs", 1).code == 0
+    with torch.no_grad():
+        saved = AutoPeftModel.from_pretrained(tmp_path / "out").eval()(pixel_values=pixels).logits
+    assert torch.equal(saved, measured[0])
+
+
+def test_validation_images_choose_the_checkpoint(digits: Path, tmp_path: Path) -> None:
+    """Trainer's own settings reach it, and the figures say when they come from the images that chose."""
+    shutil.copytree(digits / "train", tmp_path / "data" / "train")
+    shutil.copytree(digits / "test", tmp_path / "data" / "validation")
+    best = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"training": best, "model": str(TINY_CLIP), "epochs": 2}))
+    output = tmp_path / "out"
+    assert call("train", tmp_path / "data", "--config", tmp_path / "mine.yaml", "--output", output).code == 0
+    record = json.loads((output / "results.json").read_text())
+    measured = [entry["eval_accuracy"] for entry in record["history"] if "eval_accuracy" in entry]
+    assert 100 * max(measured) == pytest.approx(record["accuracy_percent"]["ANPrompt"]["validation"]["value"])
+    assert record["notes"] == ["The best checkpoint was chosen on the images that the figures come from."]
+
+
+def test_data_without_a_test_split_can_hold_some_out(digits: Path, tmp_path: Path) -> None:
+    settings = ("train", digits / "train", "--model", TINY_CLIP, "--epochs", 1, "--shots", 1)
+    assert call(*settings, "--output", tmp_path / "out", "--test-share", 0.5).code == 0
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert sum(entry["images"] for entry in record["classes"]["test"].values()) == 10 * LIMIT / 2
+    answer = call(*settings, "--output", tmp_path / "unmeasured")
+    assert answer.code == 0
+    assert "nothing was measured" in answer.out
+    assert "accuracy_percent" not in json.loads((tmp_path / "unmeasured" / "results.json").read_text())
+
+
+def test_corrupt_images_stop_the_run_or_are_counted(digits: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    broken = [data / "train" / "zero" / "000.png", data / "test" / "one" / "001.png"]
+    for path in broken:
+        path.write_text("no image")
+    settings = ("train", data, "--output", tmp_path / "out", "--model", TINY_CLIP, "--epochs", 1)
+    answer = call(*settings)
+    assert (answer.code, answer.out) == (1, "")
+    assert str(broken[0]) in answer.err
+    assert "--on-corrupt skip" in answer.err
+    assert not (tmp_path / "out").exists()
+    assert call(*settings, "--on-corrupt", "skip").code == 0
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [str(path) in line for path, line in zip(broken, record["left_out"], strict=True)] == [True, True]
+    assert record["train_images"]["zero"] == LIMIT - 1
+    assert record["notes"] == ["2 images could not be read and were left out."]
+
+
+# Ctrl-C and --resume
+
+
+class Interrupt(training_job.Progress):
+    """Sends this process SIGINT at the end of a step, as a terminal does on Ctrl-C."""
+
+    step, times = 0, 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        for _ in range(self.times if state.global_step == self.step else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH - 2, STEPS_PER_EPOCH])
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(
+    step: int, train: Train, whole: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within an epoch and at its end, with random crops, and beside a later checkpoint that was broken off."""
+    output = tmp_path / "my run"
+    with monkeypatch.context() as patch:
+        patch.setattr(training_job, "Progress", type("AtStep", (Interrupt,), {"step": step}))
+        answer = train(output)
+    assert (answer.code, answer.out) == (130, "")
+    assert f"Interrupted after step {step} of {2 * STEPS_PER_EPOCH}" in answer.err
+    assert answer.err.endswith(f"anprompt train --output '{output}' --resume\n")
+    assert {path.name for path in output.iterdir()} == {f"checkpoint-{step}", "run.yaml"}
+    broken = shutil.copytree(output / f"checkpoint-{step}", output / f"checkpoint-{step + 1}")
+    (broken / "trainer_state.json").unlink()
+    assert call("train", "--output", output, "--resume").code == 0
+    assert same(load_file(output / WEIGHTS), whole)
+    history = json.loads((output / "results.json").read_text())["history"]
+    assert [entry["epoch"] for entry in history if "loss" in entry] == [1, 2]
+
+
+def test_the_second_interrupt_quits_at_once(
+    train: Train, whole: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves what was saved before, here nothing, and the run can still be taken up."""
+    with monkeypatch.context() as patch:
+        patch.setattr(training_job, "Progress", type("Twice", (Interrupt,), {"step": 2, "times": 2}))
+        assert train(tmp_path / "out").code == 130
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.yaml"}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert train(tmp_path / "out", "--resume").code == 0
+    assert same(load_file(tmp_path / "out" / WEIGHTS), whole)
+
+
+def test_a_real_process_stops_on_a_real_signal(digits: Path, tmp_path: Path) -> None:
+    """With a data worker, which the terminal sends the signal, too; 80 steps leave time to send it."""
+    settings = ["train", digits, "--model", TINY_CLIP, "--shots", 2, "--epochs", 4, "--batch-size", 1]
+    output, uninterrupted = tmp_path / "out", tmp_path / "whole"
+    command = [sys.executable, "-m", "anprompt_peft", *settings, "--output", output, "--workers", 1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    with subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        seen = b""
+        while not re.search(rb" [1-9]\d*/80 ", seen):
+            chunk = os.read(process.stderr.fileno(), 4096)
+            assert chunk, seen.decode()
+            seen += chunk
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (130, b""), err.decode()
+    assert (seen + err).count(b"Ctrl-C again quits at once") == 1
+    assert not (output / WEIGHTS).exists()
+    assert call("train", "--output", output, "--resume").code == 0
+    assert call(*settings, "--output", uninterrupted).code == 0
+    assert same(load_file(output / WEIGHTS), load_file(uninterrupted / WEIGHTS))
+
+
+def test_only_the_run_that_was_begun_is_resumed(train: Train, adapter: Path, tmp_path: Path) -> None:
+    assert "is complete" in refused("train", "--output", adapter, "--resume")
+    assert "no run was begun" in refused("train", "--output", tmp_path / "none", "--resume")
+    (tmp_path / "begun").mkdir()
+    shutil.copy(adapter / "run.yaml", tmp_path / "begun")
+    line = refused("train", "--output", tmp_path / "begun", "--resume", "--seed", 5, "--epochs", 3)
+    assert "seed is 5 and was 1" in line
+    assert "training.num_train_epochs is 3.0 and was 2.0" in line
+
+
+def test_crops_depend_on_seed_epoch_and_row_alone() -> None:
+    class Noisy:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, row: int) -> torch.Tensor:
+            return torch.rand(2)
+
+    def read(workers: int, epochs: int = 2) -> torch.Tensor:
+        rows = RepeatableRows(Noisy(), seed=3)
+        loader: Any = DataLoader(rows, num_workers=workers, persistent_workers=workers > 0)
+        drawn = []
+        for epoch in range(epochs):
+            rows.epoch.fill_(epoch)
+            drawn.append(torch.cat(list(loader)))
+        return torch.stack(drawn)
+
+    state = torch.get_rng_state()
+    rows = RepeatableRows(Noisy(), seed=3)
+    assert torch.equal(rows[1], rows[1])
+    assert torch.equal(torch.get_rng_state(), state)
+    alone = read(workers=0)
+    assert torch.equal(read(workers=2), alone)
+    assert len(alone.unique()) == alone.numel()
+
+
+# evaluate
+
+
+def test_evaluation_finds_what_training_found(adapter: Path, digits: Path, tmp_path: Path) -> None:
+    report = tmp_path / "new" / "report.html"
+    answer = call(
+        "evaluate", adapter, digits, "--halves", adapter / "base-new.json", "--json", "--report", report,
+        "--batch-size", 7,
+    )  # fmt: skip
+    assert answer.code == 0
+    found, trained = json.loads(answer.out), json.loads((adapter / "results.json").read_text())
+    assert found["accuracy_percent"] == trained["accuracy_percent"]
+    assert found["classes"] == trained["classes"]
+    assert "confusion" in report.read_text().lower()
+
+
+def test_zero_shot_is_the_untouched_clip(adapter: Path, digits: Path) -> None:
+    processor, clip = CLIPProcessor.from_pretrained(TINY_CLIP), CLIPModel.from_pretrained(TINY_CLIP).eval()
+    answer = call("evaluate", adapter, digits, "--json", *(part for name in NAMES for part in ("--classes", name)))
+    figures = json.loads(answer.out)["classes"]["test"]
+    texts = [TEMPLATE.format(name) for name in NAMES]
+    for label, name in enumerate(NAMES):
+        images = [Image.open(path).convert("RGB") for path in sorted((digits / "test" / name).iterdir())]
+        with torch.no_grad():
+            inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+            right = (clip(**inputs).logits_per_image.argmax(dim=1) == label).sum()
+        assert figures[name]["zero_shot_right"] == right
+        assert figures[name]["images"] == LIMIT
+
+
+def test_evaluation_says_which_classes_it_leaves_out(adapter: Path, digits: Path) -> None:
+    answer = call("evaluate", adapter, digits)
+    assert answer.code == 0
+    assert "Left out: the images of 5 other classes." in answer.err
+    table = answer.out.splitlines()
+    assert table[0].split()[-1] == "test"
+    assert sorted(line.split()[0] for line in table[5:]) == NAMES[:5]
+
+
+def test_data_with_other_names_are_renamed(adapter: Path, digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits / "test", tmp_path / "test")
+    for number, name in enumerate(NAMES):
+        (tmp_path / "test" / name).rename(tmp_path / "test" / f"n{number}")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES))
+    renaming = tmp_path / "names.json"
+    renaming.write_text(json.dumps({f"n{number}": name for number, name in enumerate(NAMES)}))
+    plain = json.loads(call("evaluate", adapter, digits, "--json").out)["classes"]
+    for file in (names, renaming):
+        answer = call("evaluate", adapter, tmp_path, "--classes-file", file, "--json")
+        assert json.loads(answer.out)["classes"] == plain
+    assert "unknown classes" in refused("evaluate", adapter, tmp_path)
+
+
+# predict
+
+
+def rankings(answer: Answer) -> dict[str, list[tuple[str, float]]]:
+    lines = map(json.loads, answer.out.splitlines())
+    return {line["image"]: [(each["class"], each["probability"]) for each in line["predictions"]] for line in lines}
+
+
+@pytest.mark.parametrize("classes", [None, ["zero", "one", "six"]])
+def test_predictions_are_the_models(classes: list[str] | None, adapter: Path, digits: Path) -> None:
+    folder = digits / "test" / "six"
+    chosen = [part for name in classes or () for part in ("--classes", name)]
+    found = rankings(call("predict", adapter, folder, "--jsonl", "--top-k", 2, "--batch-size", 4, *chosen))
+    assert list(found) == [str(path) for path in sorted(folder.iterdir())]
+    model, processor = AutoPeftModel.from_pretrained(adapter).eval(), CLIPProcessor.from_pretrained(TINY_CLIP)
+    model.set_classes(classes)
+    images = [Image.open(path).convert("RGB") for path in found]
+    with torch.no_grad():
+        logits = model(**processor(images=images, return_tensors="pt")).logits
+    shares, best = logits.softmax(dim=-1).topk(2)
+    for ranking, indices, values in zip(found.values(), best.tolist(), shares.tolist(), strict=True):
+        assert [name for name, _ in ranking] == [model.class_names[index] for index in indices]
+        assert [share for _, share in ranking] == pytest.approx(values, abs=1e-6)
+
+
+def test_files_folders_and_globs_become_a_table(adapter: Path, digits: Path) -> None:
+    one = digits / "test" / "one" / "000.png"
+    answer = call("predict", adapter, one, digits / "test" / "two", digits / "test" / "*" / "001.png", "--top-k", 1)
+    assert answer.code == 0
+    rows = [line.split("  ") for line in answer.out.splitlines()]
+    expected = [one, *sorted((digits / "test" / "two").iterdir()), *sorted(digits.glob("test/*/001.png"))]
+    assert [row[0].strip() for row in rows] == list(map(str, expected))
+    assert all(row[-1].endswith("%") and row[-1].split()[0] in NAMES for row in rows)
+
+
+def test_unreadable_images_are_named_and_the_others_classified(adapter: Path, digits: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "c.png"):
+        shutil.copy(digits / "test" / "one" / "000.png", tmp_path / name)
+    (tmp_path / "b.png").write_text("no image")
+    (tmp_path / "notes.txt").write_text("left alone in a folder")
+    answer = call("predict", adapter, tmp_path, "--jsonl")
+    assert answer.code == 1
+    assert list(rankings(answer)) == [str(tmp_path / "a.png"), str(tmp_path / "c.png")]
+    assert answer.err.count("error: ") == 1
+    assert f"error: {tmp_path / 'b.png'} cannot be decoded" in answer.err
+
+
+def test_classes_and_templates_of_choice(adapter: Path, digits: Path, tmp_path: Path) -> None:
+    image = digits / "test" / "six" / "000.png"
+    (tmp_path / "classes.txt").write_text("six\nzero\n")
+    answer = call("predict", adapter, image, "--classes-file", tmp_path / "classes.txt", "--jsonl", "--top-k", 9)
+    assert {name for name, _ in rankings(answer)[str(image)]} == {"six", "zero"}
+    other = call("predict", adapter, image, "--template", "the glyph {}", "--jsonl")
+    assert rankings(other) != rankings(call("predict", adapter, image, "--jsonl"))
+
+
+# info, help, start-up
+
+
+def test_info_counts_what_the_model_has(adapter: Path) -> None:
+    record = json.loads(call("info", adapter, "--json").out)
+    model = AutoPeftModel.from_pretrained(adapter, is_trainable=True)
+    assert record["parameters"] == model.get_nb_trainable_parameters()[0]
+    saved = load_file(adapter / WEIGHTS).values()
+    assert record["parameters"] + record["frozen_values"] == sum(tensor.numel() for tensor in saved)
+    assert record["dtypes"].keys() == {"F32", "I64"}
+    assert record["classes"] == NAMES[:5]
+    assert record["files"][WEIGHTS] == (adapter / WEIGHTS).stat().st_size
+    text = call("info", adapter).out
+    for shown in (str(TINY_CLIP), ", ".join(NAMES[:5]), TEMPLATE, f"{record['parameters']:,}", "seed=1", "[3, 4]"):
+        assert shown in text
+    base = json.loads((adapter / "results.json").read_text())["accuracy_percent"]["ANPrompt"]["base"]["value"]
+    assert "accuracy (base), %" in text
+    assert f"{base:.4g}" in text
+
+
+def test_info_trusts_nothing_in_an_adapter(adapter: Path, tmp_path: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    names = ["\x1b[31mred", *(f"class {number}" for number in range(29))]
+    facts = {"metrics": [{"name": "evil\x07", "value": "x"}, 5], "arguments": [], "training_data": "a\nb"}
+    write_adapter(tmp_path, {**config, "class_names": names, "training_facts": facts})
+    answer = call("info", tmp_path)
+    assert answer.code == 0
+    assert "classes (30)" in answer.out
+    assert "\\x1b[31mred" in answer.out
+    assert all(char.isprintable() or char == "\n" for char in answer.out)
+    assert "class 20" not in answer.out
+
+
+def write_adapter(folder: Path, config: Any, weights: str = WEIGHTS) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"anprompt_tokens": torch.zeros(2)}, folder / weights)
+
+
+def test_pickles_other_methods_and_broken_files_are_refused(adapter: Path, digits: Path, tmp_path: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    write_adapter(tmp_path, config, "adapter_model.bin")
+    image = digits / "test" / "one" / "000.png"
+    for command in (("info", tmp_path), ("predict", tmp_path, image), ("evaluate", tmp_path, digits)):
+        assert "is a pickle, which can run code" in refused(*command)
+    write_adapter(tmp_path, {**config, "peft_type": "LORA"})
+    for command in (("info", tmp_path), ("predict", tmp_path, image)):
+        assert "of the method 'LORA', not 'ANPROMPT'" in refused(*command)
+    write_adapter(tmp_path, config)
+    (tmp_path / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:900])
+    assert "is not a whole safetensors file" in refused("info", tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{")
+    assert "is not JSON" in refused("info", tmp_path)
+
+
+def test_help_and_info_start_without_torch(adapter: Path) -> None:
+    """Help fits 80 columns and names every option's purpose; what would be slow is not imported."""
+    script = f"""
+import sys
+from anprompt_cli import main
+for command in ([], ["train"], ["evaluate"], ["predict"], ["push"], ["info"]):
+    assert main([*command, "--help"]) == 0
+print("end of help")
+assert main(["info", {str(adapter)!r}]) == main(["--version"]) == 0
+assert main(["train", "--no-such-option"]) == main([]) == main(["predict", "a", "b.png", "--top-k", "0"]) == 2
+print(*{{"torch", "transformers", "peft", "datasets", "anprompt_peft"}} & set(sys.modules), file=sys.stderr)
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stderr.splitlines()[-1] == ""
+    shown, _, rest = process.stdout.partition("end of help")
+    assert max(map(len, shown.splitlines())) <= 80
+    for command in ("train", "evaluate", "predict", "push", "info"):
+        assert f"Usage: anprompt {command}" in shown
+    assert str(TINY_CLIP) in rest
+
+
+# wrong usage
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("epoch: 3", "unknown key 'epoch'. Did you mean 'epochs'? Allowed: adapter, augment, "),
+        ("adapter: {num_virtual_token: 3}", "unknown key 'adapter.num_virtual_token'. Did you mean 'num_virtual_to"),
+        ("training: {weight_decai: 3}", "unknown key 'training.weight_decai'. Did you mean 'weight_decay'?"),
+        ("training: {output_dir: x}", "training.output_dir cannot be set here: use output."),
+        ("training: {hub_token: secret}", "training.hub_token cannot be set here: use --push-to-hub"),
+        ("adapter: {class_names: [a, b]}", "adapter.class_names cannot be set here"),
+        ("training: {learning_rate: fast}", "training.learning_rate='fast': Input should be a valid number."),
+        ("adapter: {num_noise_tokens: true}", "adapter.num_noise_tokens=True: Input should be a valid integer."),
+        ("adapter: {alpha: 3.0}", "alpha=3.0 must be a finite number, between 0 and 1."),
+        ("adapter: 5", "adapter must hold fields with values, not 5."),
+        ("epochs: 2\ntraining: {num_train_epochs: 3}", "epochs and training.num_train_epochs are the same setting."),
+        ("shots: many", "not 'many'."),
+        ("shots: [4", "wrong.yaml: while parsing a flow sequence"),
+        ("- shots", "it must hold keys with values"),
+        ("", "it must hold keys with values"),
+        ("training: {eval_strategy: epoch}", "training.eval_strategy evaluates on validation: the data have no such"),
+        ("training: {warmup_epochs: null, lr_scheduler_type: cosin}", "'cosine', "),
+    ],
+)
+def test_wrong_files_are_refused(text: str, wanted: str, digits: Path, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    output = tmp_path / "out"
+    assert wanted in refused("train", digits, "--config", path, "--output", output, "--model", TINY_CLIP)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--shots", 0], "Invalid value for '--shots': Input should be greater than or equal to 1, not '0'. See"),
+        (["--shots", 50], "shots=50 asks for more examples than these classes have: {'eight': 6,"),
+        (["--precision", "fp64"], "'fp64' is not one of 'fp32', 'fp16', 'bf16'. See anprompt train --help."),
+        (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU."),
+        (["--train-split", "dev"], "--train-split dev: the data have no such split, only train, test."),
+        (["--eval-split", "dev"], "--eval-split dev: the data have no such split, only train, test."),
+        (["--test-share", "0.5"], "--test-share 0.5: the data have a split test already."),
+        (["--template", "no place"], "template 'no place' must contain {} exactly once"),
+        (["--class-names", "a", "--class-names", "b"], "class_names lists 2 names for 10 classes"),
+        (["--config", "nowhere.yaml"], "file 'nowhere.yaml' does not exist."),
+        (["--halves", TINY_CLIP / "config.json"], "does not hold two halves of classes"),
+        (["--halves", TINY_CLIP / "config.json", "--base-only"], "--halves and --base-only exclude each other."),
+        (["--report-to", "nowhere"], "nowhere is not supported, only"),
+        (["--outptu", "x"], "No such option: --outptu (Possible options: "),
+        (["--model", "./no-clip"], "There is no folder ./no-clip, and a model on the Hub is called namespace/name."),
+    ],
+)
+def test_wrong_options_are_refused(options: list[Any], wanted: str, digits: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert wanted in refused("train", digits, "--output", output, "--model", TINY_CLIP, *options)
+    assert not output.exists()
+
+
+def test_wrong_folders_are_refused(adapter: Path, digits: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    model = ("--model", TINY_CLIP)
+    before = {path: path.read_bytes() for path in adapter.iterdir() if path.is_file()}
+    assert "is not empty" in refused("train", digits, "--output", adapter, *model)
+    assert "is a file" in refused("train", digits, "--output", adapter / "run.yaml", *model)
+    assert {path: path.read_bytes() for path in adapter.iterdir() if path.is_file()} == before
+    assert "holds neither images nor parquet files" in refused("train", empty, "--output", tmp_path / "out", *model)
+    assert "is an adapter. Give the model that it" in refused(
+        "train", digits, "--output", tmp_path / "out", "--model", adapter
+    )
+    assert "Missing option '--output'" in refused("train", digits)
+    assert "Missing argument 'DATA'" in refused("train", "--output", tmp_path / "out")
+    assert "holds no adapter" in refused("evaluate", empty, digits)
+    assert "--split dev" in refused("evaluate", adapter, digits, "--split", "dev")
+    assert "unknown classes ['cat', 'dog']" in refused(
+        "evaluate", adapter, digits, "--classes", "cat", "--classes", "dog"
+    )
+    assert "There is no file" in refused("predict", adapter, tmp_path / "no.png")
+    assert "There are no images in the folder" in refused("predict", adapter, empty)
+    assert "holds no adapter with a card" in refused("push", empty, "me/mine")
+    assert "does not exist" in refused("push", tmp_path / "none", "me/mine")
+    assert "There is no folder none" in refused("info", "none")
+    assert "Did you mean 'train'?" in refused("trian")
+
+
+def test_models_of_another_kind_are_refused(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    line = refused("train", digits, "--output", tmp_path / "out", "--model", tmp_path)
+    assert "is a model of type 'siglip', and ANPrompt adapts those of type 'clip'." in line
+
+
+def test_where_an_error_came_from_is_shown_on_demand(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = ("info", adapter, "--revision", "v1")
+    assert "Traceback" not in call(*wrong).err
+    assert "Traceback" in call("--debug", *wrong).err
+    monkeypatch.setenv("ANPROMPT_DEBUG", "1")
+    answer = call(*wrong)
+    assert answer.code == 2
+    assert "Traceback" in answer.err
+
+
+def test_what_nobody_foresaw_is_a_failure_and_no_wrong_usage(
+    adapter: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the disk\nis full")
+
+    monkeypatch.setattr("anprompt_cli.prediction_job.load_adapter", fail)
+    answer = call("predict", adapter, digits / "test" / "one")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.endswith("error: RuntimeError: the disk is full\n")
+
+
+# the Hub
+
+
+def test_from_images_to_a_published_adapter(digits: Path, tmp_path: Path) -> None:
+    """Train, publish, look at, measure and use an adapter over HTTP, with a base model that is on the Hub as well."""
+    with HubServer({"alice-token": "alice"}) as hub:
+        files = {path.name: path.read_bytes() for path in TINY_CLIP.iterdir()}
+        hub.create("alice/tiny").commit("main", files, "Upload model")
+        environment = {
+            "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "alice-token",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            with patch.dict(os.environ, environment):
+                pool.submit(os.getpid).result()
+            answers = pool.submit(use_hub, digits, tmp_path).result()
+        assert hub.unknown == []
+        published = hub.repos["alice/digits"].find("main")
+        pushed = hub.repos["alice/again"].find("v1")
+    assert published is not None
+    assert pushed is not None
+    uploaded = {"README.md", "adapter_config.json", WEIGHTS}
+    assert set(published.files) - {".gitattributes"} == set(pushed.files) - {".gitattributes"} == uploaded
+    assert pushed.message == "Second"
+    assert "base_model: alice/tiny" in published.files["README.md"].decode()
+    for name in ("train", "push", "info", "evaluate", "predict"):
+        assert answers[name].code == 0, answers[name].err
+    assert "alice/digits" in answers["train"].out.splitlines()[-1]
+    assert json.loads(answers["info"].out)["base_model"] == "alice/tiny"
+    trained = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert json.loads(answers["evaluate"].out)["accuracy_percent"] == trained["accuracy_percent"]
+    assert len(answers["predict"].out.splitlines()) == LIMIT
+    for name, wanted in {
+        "no repository": "There is neither a folder alice/none nor such a repository on the Hub.",
+        "no revision": "alice/digits has no revision 'v9'.",
+    }.items():
+        assert answers[name].code == 2
+        assert wanted in answers[name].err
+    assert answers["no permission"].code == 1
+    assert "HfHubHTTPError" in answers["no permission"].err
+
+
+def use_hub(digits: Path, folder: Path) -> dict[str, Answer]:
+    """What a user does, in a process that finds the Hub at 127.0.0.1."""
+    torch.set_num_threads(1)
+    out = folder / "out"
+    base = ("--model", "alice/tiny", "--shots", 1, "--epochs", 1)
+    calls: dict[str, tuple[Any, ...]] = {
+        "train": ("train", digits, "--output", out, *base, "--push-to-hub", "alice/digits"),
+        "push": ("push", out, "alice/again", "--private", "--revision", "v1", "--message", "Second"),
+        "info": ("info", "alice/digits", "--json"),
+        "evaluate": ("evaluate", "alice/again", digits, "--revision", "v1", "--json"),
+        "predict": ("predict", "alice/digits", digits / "test" / "one"),
+        "no repository": ("info", "alice/none"),
+        "no revision": ("info", "alice/digits", "--revision", "v9"),
+        "no permission": ("push", out, "bob/digits"),
+    }
+    return {name: call(*arguments) for name, arguments in calls.items()}
