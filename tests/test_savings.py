@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from anprompt_peft.fast import Savings
+from anprompt_peft.fast import Savings, encoders
 from conftest import IMAGE_SIZE, MakeClip
 from helpers import LABELS, adapt, assert_exact, make_config, trainable
 from oracle import reference_adapter, reference_outputs
@@ -184,21 +184,33 @@ def test_unknown_layers_run_clips_own_forward(make_clip: MakeClip, tokenizer: CL
     torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, plain.loss)
 
 
-@pytest.mark.parametrize("way", ["gradient checkpointing", "attention dropout", "output_attentions"])
+@pytest.mark.parametrize("way", ["gradient checkpointing", "attention dropout", "output_attentions", "hook"])
 def test_what_needs_clips_own_forward_gets_it(
-    way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+    way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    runs: list[int] = []
+    run_vision = encoders.run_vision
+
+    def counted(*given: Any) -> Any:
+        runs.append(1)
+        return run_vision(*given)
+
+    monkeypatch.setattr(encoders, "run_vision", counted)
     dropout = {"attention_dropout": 0.5} if way == "attention dropout" else {}
-    model = adapt(make_clip("eager", **dropout), tokenizer).train()
-    whole_layers = count_calls(model.vision_model.encoder.layers[-1])
+    model = adapt(make_clip("eager", **dropout), tokenizer)
     train_step(model, pixels)
-    assert bool(whole_layers) is bool(dropout)
+    assert len(runs) == 2
     if way == "gradient checkpointing":
         model.get_base_model().gradient_checkpointing_enable()
+    elif way == "hook":
+        calls = count_calls(model.vision_model.encoder.layers[-1].get_base_layer().self_attn.out_proj)
         train_step(model, pixels)
-    elif way == "output_attentions":
-        model(pixel_values=pixels, output_attentions=True)
-    assert whole_layers
+        assert len(runs) == 4
+        calls = count_calls(model.vision_model.encoder.layers[-1].get_base_layer())
+    model.train()
+    model(pixel_values=pixels, labels=LABELS, **({"output_attentions": True} if way == "output_attentions" else {}))
+    assert len(runs) == (4 if way == "hook" else 2)
+    assert way != "hook" or calls == [3, 3]
 
 
 def test_chunks_bound_what_is_kept_for_the_backward_pass(

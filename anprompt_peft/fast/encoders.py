@@ -90,6 +90,7 @@ def comes_apart_now(clip: Any) -> bool:
         and not clip.is_activation_checkpointing
         and not (clip.training and dropout)
         and not hasattr(clip, "hf_device_map")
+        and not any(_is_hooked(tower) for tower in (clip.text_model, clip.vision_model))
         and clip.knows_layers()
     )
 
@@ -153,6 +154,14 @@ def _encode_texts(clip: Any, prefix: TextPrefix) -> Tensor:
     blocks = [layer.get_base_layer() for layer in prompted]
     output = run_text(blocks, prefix, _prompts(prompted, clip, prefix.opening.dtype), clip.savings)
     return clip.text_projection(tower.final_layer_norm(output))
+
+
+def _is_hooked(tower: Any) -> bool:
+    """Whether somebody waits for calls of modules that are not called as a whole, FSDP's `fully_shard` for example."""
+    wrappers = [layer for layer in tower.encoder.layers if isinstance(layer, ANPromptLayer)]
+    blocks = [layer.get_base_layer() for layer in wrappers]
+    modules = (tower, tower.encoder, *wrappers, *blocks, *(block.self_attn for block in blocks))
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def _config(clip: Any) -> ANPromptConfig:
