@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
+from .distributed import refuse_weight_sharding
 from .hub import CardCallback
 from .repeatable import RepeatableRows, TellEpoch
 
@@ -67,12 +68,16 @@ class ANPromptTrainer(Trainer):
     `eval_`. With [`ANPromptTrainingArguments`] it follows the paper's schedule. What it pushes to the Hub has the
     adapter's card, and random transforms draw by seed, epoch and row, so that a resumed run repeats them (unless
     `remove_unused_columns` is on). Anything else is Trainer's own.
+
+    Raises:
+        NotImplementedError: under FSDP, DeepSpeed or Megatron-LM.
     """
 
     lr_scheduler: Any
     train_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        refuse_weight_sharding()
         kwargs.setdefault("compute_metrics", accuracy)
         super().__init__(*args, **kwargs)
         self.add_callback(CardCallback)

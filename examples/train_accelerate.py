@@ -1,0 +1,198 @@
+"""Adapt CLIP to a folder of images, with the training loop in the open, on one process or on many.
+
+    accelerate launch examples/train_accelerate.py --data IMAGES --model openai/clip-vit-base-patch16
+    torchrun --standalone --nproc_per_node 2 examples/train_accelerate.py --data IMAGES --model MODEL
+
+IMAGES has the folders train/<class>/ and test/<class>/, or is anything else with these splits that `load_image_data`
+reads. OUTPUT gets checkpoints/, logs/ (with --report-to) and, at the end, result/ with results.json and adapter/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import set_seed
+from peft import PeftModel, get_peft_model
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPProcessor
+
+from anprompt_peft import ANPromptConfig
+from anprompt_peft.checkpoint import keep_adapter_only, newest, save_newest
+from anprompt_peft.data import class_names_of, few_shot, load_image_data
+from anprompt_peft.distributed import refuse_weight_sharding
+from anprompt_peft.provenance import provenance, to_json, whole_folder
+from anprompt_peft.training import warmup_cosine
+from anprompt_peft.transform import ClipTransform
+
+NOT_SETTINGS = ("output", "resume", "save_every", "report_to")
+
+
+@dataclass
+class Progress:
+    """Where a training stands. Every checkpoint carries it, and a run with other settings refuses it."""
+
+    settings: dict[str, str]
+    epoch: int = 0
+    batches: int = 0  # of this epoch, on each process
+    steps: int = 0  # of the optimizer
+    step_terms: list[dict[str, float]] = field(default_factory=list)  # of this epoch
+    epoch_terms: list[dict[str, float]] = field(default_factory=list)
+    state_dict = asdict  # what Accelerate saves
+
+    def end_epoch(self) -> None:
+        """Put the mean loss terms of the epoch on record and go on to the next."""
+        steps = self.step_terms
+        self.epoch_terms.append({name: sum(terms[name] for terms in steps) / len(steps) for name in steps[0]})
+        self.epoch, self.batches, self.step_terms = self.epoch + 1, 0, []
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what Accelerate loaded."""
+        if changed := {name: then for name, then in state["settings"].items() if then != self.settings.get(name)}:
+            raise ValueError(f"The checkpoint was made with {changed}. Give the same settings, not {self.settings}.")
+        vars(self).update(state)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Train, evaluate, write the result; returns the record on every process."""
+    options = parse(arguments)
+    refuse_weight_sharding()
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.accumulate,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
+        step_scheduler_with_optimizer=False,  # with it, the schedule takes a step for every process
+        log_with=options.report_to,
+        project_dir=options.output,
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU: on a CPU, Accelerate ignores it. Give --mixed-precision bf16 or no.")
+    settings = {name: str(value) for name, value in vars(options).items() if name not in NOT_SETTINGS}
+    settings |= {"processes": str(accelerator.num_processes), "mixed_precision": accelerator.mixed_precision}
+    accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device.type}: {settings}")
+    accelerator.init_trackers("logs", config=settings)
+    set_seed(options.seed)
+    train_loader, test_loader, names = load_data(accelerator, options)
+    clip = CLIPModel.from_pretrained(options.model).to(accelerator.device)
+    adapted = get_peft_model(clip, ANPromptConfig(class_names=names, template=options.template))
+    adapted.shard_class_texts()
+    progress = Progress(settings)
+    model = train(accelerator, adapted, train_loader, progress, options)
+    correct, images = evaluate(accelerator, model, test_loader)
+    accelerator.log({"accuracy": correct / images}, step=progress.steps)
+    accelerator.end_training()
+    record = {"accuracy": correct / images, "test_images": images, "loss_terms": progress.epoch_terms}
+    record |= {"settings": settings, "adapter_config": adapted.active_peft_config.to_dict(), **provenance()}
+    if accelerator.is_main_process:
+        with whole_folder(options.output / "result", replaces="results.json") as folder:
+            adapted.save_pretrained(str(folder / "adapter"))
+            (folder / "results.json").write_text(to_json(record))
+    accelerator.print(f"{correct} of {images} test images right. Written to {options.output}/result/")
+    return record
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line; the defaults are the paper's settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, trackers = parser.add_argument, [tracker.value for tracker in get_available_trackers()]
+    add("--data", required=True, help="folder, parquet files or data set on the Hub, with splits train and test")
+    add("--model", required=True, help="CLIP to adapt: folder or Hub id")
+    add("--template", default="a photo of a {}.", help="text around a class name")
+    add("--shots", type=int, default=16, help="training images per class (default 16)")
+    add("--epochs", type=int, default=10, help="passes over them, the first at a constant 1e-5 (default 10)")
+    add("--batch-size", type=int, default=4, help="images per batch and process (default 4)")
+    add("--accumulate", type=int, default=1, help="batches per optimizer step (default 1)")
+    add("--learning-rate", type=float, default=1e-3, help="peak rate of AdamW (default 0.001)")
+    add("--seed", type=int, default=1, help="of shots, weights and batches; the paper averages over 1, 2 and 3")
+    add("--workers", type=int, default=0, help="processes that read images, for each process (default 0)")
+    add("--mixed-precision", choices=["no", "fp16", "bf16"], help="default: what accelerate launch says")
+    add("--report-to", choices=trackers, help="tracker to log to, of those installed")
+    add("--save-every", type=int, default=0, help="optimizer steps between checkpoints, besides those of every epoch")
+    add("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT")
+    add("--output", type=Path, default=Path("outputs/accelerate"), help="folder to write to")
+    options = parser.parse_args(arguments)
+    if options.resume != bool(newest(options.output / "checkpoints")):
+        parser.error(f"{options.output} has {'no checkpoint' if options.resume else 'a checkpoint: give --resume'}")
+    return options
+
+
+def load_data(accelerator: Accelerator, options: argparse.Namespace) -> tuple[Any, Any, list[str]]:
+    """Return loaders of this process's share of the training and the test images, and the class names."""
+    with accelerator.main_process_first():
+        train_images, test_images = load_image_data(options.data, "train"), load_image_data(options.data, "test")
+    processor = CLIPProcessor.from_pretrained(options.model)
+    shots = ClipTransform(processor, augment=True).apply(few_shot(train_images, options.shots, options.seed))
+    train_loader = DataLoader(shots, options.batch_size, shuffle=True, num_workers=options.workers)
+    test_loader = DataLoader(ClipTransform(processor).apply(test_images), 100, num_workers=options.workers)
+    return *accelerator.prepare(train_loader, test_loader), class_names_of(train_images)
+
+
+def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: Progress, options: Any) -> Any:
+    """Train the adapter, from the newest checkpoint if asked, and return the model as Accelerate prepared it."""
+    epoch_steps = math.ceil(len(loader) / accelerator.gradient_accumulation_steps)
+    optimizer: Any = torch.optim.AdamW([w for w in adapted.parameters() if w.requires_grad], lr=options.learning_rate)
+    schedule: Any = warmup_cosine(optimizer, epoch_steps, options.epochs * epoch_steps)
+    model, optimizer, schedule = accelerator.prepare(adapted, optimizer, schedule)
+    if isinstance(model, DistributedDataParallel):
+        model.forward_sync_buffers = False  # equal since the line above, and nothing writes to them
+    keep_adapter_only(accelerator, adapted)
+    accelerator.register_for_checkpointing(progress)
+    if options.resume:
+        accelerator.load_state(str(newest(options.output / "checkpoints")))
+    model.train()
+    bar = tqdm(total=options.epochs * epoch_steps, initial=progress.steps, disable=not accelerator.is_main_process)
+    while progress.epoch < options.epochs:
+        set_seed(random.Random(f"{options.seed} {progress.epoch} {accelerator.process_index}").getrandbits(32))
+        loader.set_epoch(progress.epoch)
+        done, window = progress.batches, []
+        for number, batch in enumerate(loader, start=1):
+            if number <= done:
+                continue  # read again, not skipped, so that later images are augmented as they would have been
+            with accelerator.accumulate(model):
+                output = model(**batch)
+                accelerator.backward(output.loss)
+                optimizer.step()
+                optimizer.zero_grad()
+            window.append(torch.stack([output.loss.detach(), *output.loss_terms.values()]))
+            if not accelerator.sync_gradients:
+                continue
+            means = accelerator.reduce(torch.stack(window).mean(dim=0), "mean").tolist()
+            terms, window = dict(zip(["loss", *output.loss_terms], means, strict=True)), []
+            progress.steps, progress.batches = progress.steps + 1, number
+            progress.step_terms.append(terms)
+            accelerator.log({**terms, "learning_rate": schedule.get_last_lr()[0]}, step=progress.steps)
+            if not accelerator.optimizer_step_was_skipped:
+                schedule.step()
+            bar.set_postfix(epoch=progress.epoch + 1, loss=terms["loss"])
+            bar.update()
+            if number == len(loader):
+                progress.end_epoch()
+            if not progress.batches or (options.save_every and progress.steps % options.save_every == 0):
+                save_newest(accelerator, options.output / "checkpoints", progress.steps)
+    bar.close()
+    return model
+
+
+@torch.no_grad()
+def evaluate(accelerator: Accelerator, model: Any, loader: Any) -> tuple[int, int]:
+    """Return how many test images are classified right, and how many there are, over all processes."""
+    model.eval()
+    correct = images = 0
+    for batch in loader:
+        hits = model(pixel_values=batch["pixel_values"]).logits.argmax(dim=1) == batch["labels"]
+        hits = accelerator.gather_for_metrics(hits)
+        correct, images = correct + int(hits.sum()), images + len(hits)
+    return correct, images
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""examples/train_accelerate.py on one process, its checkpoints, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import CLIPModel
+
+import distributed_worker as worker
+from anprompt_peft.checkpoint import keep_adapter_only, newest, save_newest
+from export_folder import export
+from helpers import logits, trainable
+
+TINY_CLIP = worker.EXAMPLES / "digits" / "tiny_clip"
+EPOCH_STEPS = 5  # 10 batches, 2 for a step of the optimizer
+STEPS = 2 * EPOCH_STEPS
+STATE = {"optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"}
+ADAPTER = {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+    yield
+    worker.forget_accelerators(leave_group=True)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "images"
+    export(folder, 3)
+    return folder
+
+
+def test_every_step_is_logged_to_tensorboard(digits: Path, tmp_path: Path) -> None:
+    """Loss terms, the schedule of the paper (an epoch at 1e-5, then a cosine from 1e-3), and the accuracy."""
+    record = worker.run_script(digits, tmp_path, "--report-to", "tensorboard")
+    assert record is not None
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    logged = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert logged.pop("accuracy") == [pytest.approx(record["accuracy"])]
+    cosine = [0.5e-3 * (1 + math.cos(math.pi * step / EPOCH_STEPS)) for step in range(EPOCH_STEPS)]
+    assert logged.pop("learning_rate") == pytest.approx([1e-5] * EPOCH_STEPS + cosine)
+    assert {name: len(values) for name, values in logged.items()} == dict.fromkeys(record["loss_terms"][0], STEPS)
+    for epoch, means in enumerate(record["loss_terms"]):
+        for name, mean in means.items():
+            steps = logged[name][EPOCH_STEPS * epoch :][:EPOCH_STEPS]
+            assert sum(steps) / EPOCH_STEPS == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_stopped_training_resumes_exactly(workers: str, digits: Path, tmp_path: Path) -> None:
+    """Stopped within the second epoch; images are augmented, here or by a process that reads ahead."""
+    whole = worker.run_script(digits, tmp_path / "whole", "--workers", workers)
+    options = ("--workers", workers, "--save-every", "1")
+    assert worker.run_script(digits, tmp_path / "parts", *options, stop_after=EPOCH_STEPS + 2) is None
+    resumed = worker.run_script(digits, tmp_path / "parts", *options, "--resume")
+    assert whole is not None
+    assert resumed is not None
+    assert resumed["loss_terms"] == whole["loss_terms"]
+    assert_same_adapters(*(tmp_path / run / "result" / "adapter" for run in ("parts", "whole")))
+
+
+def test_a_checkpoint_is_an_adapter_and_holds_no_base_model(digits: Path, tmp_path: Path) -> None:
+    worker.run_script(digits, tmp_path)
+    checkpoint = newest(tmp_path / "checkpoints")
+    assert checkpoint == tmp_path / "checkpoints" / f"step-{STEPS:08d}"
+    assert {path.name for path in checkpoint.iterdir()} == STATE | ADAPTER
+    assert_same_adapters(checkpoint, tmp_path / "result" / "adapter")
+    pixels = torch.randn(4, 3, 32, 32)
+    clips = [CLIPModel.from_pretrained(TINY_CLIP) for _ in range(2)]
+    loaded, final = (
+        PeftModel.from_pretrained(clip, folder)
+        for clip, folder in zip(clips, (checkpoint, tmp_path / "result" / "adapter"), strict=True)
+    )
+    assert torch.equal(logits(loaded, pixels), logits(final, pixels))
+
+
+def assert_same_adapters(*folders: Path) -> None:
+    ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_only_the_active_adapter_is_kept(clip_folder: Path, tmp_path: Path) -> None:
+    """With two adapters of any names the active one is saved and restored, and the other is left alone."""
+    accelerator = worker.fresh_accelerator()
+    model = worker.adapted_model(clip_folder)
+    model.add_adapter("second", model.peft_config["default"])
+    model.set_adapter("second")
+    keep_adapter_only(accelerator, model)
+    accelerator.prepare(model)
+    before = copies(model)
+    save_newest(accelerator, tmp_path, 1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1)
+    after = copies(model)
+    accelerator.load_state(str(newest(tmp_path)))
+    second = trainable(model).keys()
+    assert second
+    for name, weight in copies(model).items():
+        assert torch.equal(weight, before[name] if name in second else after[name])
+
+
+def copies(model: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def test_a_checkpoint_that_breaks_off_replaces_nothing(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accelerator = worker.fresh_accelerator()
+    model = worker.adapted_model(clip_folder)
+    keep_adapter_only(accelerator, model)
+    accelerator.prepare(model)
+    save_newest(accelerator, tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            save_newest(accelerator, tmp_path, 2)
+    assert newest(tmp_path) == tmp_path / "step-00000001"
+    save_newest(accelerator, tmp_path, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_resuming_needs_a_checkpoint_made_with_the_same_settings(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        worker.run_script(digits, tmp_path, "--resume")
+    assert "has no checkpoint" in capsys.readouterr().err
+    worker.run_script(digits, tmp_path, stop_after=1)
+    with pytest.raises(SystemExit):
+        worker.run_script(digits, tmp_path)
+    assert "has a checkpoint: give --resume" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=re.escape("made with {'batch_size': '2'}")):
+        worker.run_script(digits, tmp_path, "--resume", "--batch-size", "4")
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharded_weights_are_refused(
+    engine: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch --use_fsdp` and its like, and Accelerate's plugins, say so in the environment."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(NotImplementedError, match=f"{engine}.*--multi_gpu"):
+        worker.run_script(digits, tmp_path)
+
+
+def test_fp16_is_not_ignored_on_a_cpu(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        worker.run_script(digits, tmp_path, "--mixed-precision", "fp16")
