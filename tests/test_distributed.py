@@ -203,3 +203,24 @@ def test_accelerate_launch_runs_the_example_on_two_processes(digits: Path, tmp_p
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     assert "2 process(es) on cpu" in launch(*launcher, *command(digits, tmp_path), "--mixed-precision", "bf16")
     assert json.loads((tmp_path / "result" / "results.json").read_text())["test_images"] == 30
+
+
+def test_trainer_logs_the_terms_of_all_processes(clip_folder: Path, tmp_path: Path) -> None:
+    """Two processes with batches of 2 log what one logs with batches of 4, and evaluate seven images as it does."""
+    script = str(Path(__file__).with_name("trainer_worker.py"))
+    records = {}
+    for processes, batch in ((1, "4"), (2, "2")):
+        output = tmp_path / str(processes)
+        output.mkdir()
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launch(*launcher, script, str(clip_folder), str(output), batch)
+        records[processes] = json.loads((output / "record.json").read_text())
+    one, two = records[1], records[2]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    steps = [[log for log in record["logs"] if "loss" in log] for record in (one, two)]
+    assert len(steps[0]) == len(steps[1]) == 2
+    for alone, together in zip(*steps, strict=True):
+        for name in TERMS - {"waloss"}:
+            assert together[name] == pytest.approx(alone[name], rel=1e-6), name
+    assert two["eval"]["eval_accuracy"] == one["eval"]["eval_accuracy"]
+    assert two["eval"]["eval_loss"] == pytest.approx(one["eval"]["eval_loss"], rel=0.02), "Trainer fills a batch up"
