@@ -11,13 +11,13 @@ from typing import Any
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import class_names_of, few_shot, select_classes, split_data
 from anprompt_peft.names import ClassHalves, halves
+from anprompt_peft.provenance import whole_file
 from anprompt_peft.training import ANPromptTrainingArguments
 
 from .config_file import OWNED, RECORD, check_fields, from_yaml, to_yaml
 from .labelled import check_parts, choose_split, load_splits, select_parts
 from .models import choose_device
 from .options import Device, Precision
-from .text import write_whole
 
 HALVES = "base-new.json"
 MEASURED_SPLITS = ("test", "validation")
@@ -160,10 +160,10 @@ def begin(settings: Mapping[str, Any], config: ANPromptConfig, images: Images, o
     else:
         output.mkdir(parents=True, exist_ok=True)
         if images.halves:
-            write_whole(output / HALVES, images.halves.to_json())
-        write_whole(
-            path, to_yaml(record, "Repeat this run with: anprompt train --config run.yaml --output NEW_FOLDER")
-        )
+            images.halves.save(output / HALVES)
+        text = to_yaml(record, "Repeat this run with: anprompt train --config run.yaml --output NEW_FOLDER")
+        with whole_file(path) as fresh:
+            fresh.write_text(text, encoding="utf-8")
     return record
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 
 def printable(text: str) -> str:
@@ -20,11 +18,3 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file in the folder of `path`, then put it in place in one step."""
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        fresh = Path(scratch) / path.name
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(path)

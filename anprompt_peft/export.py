@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from .card import hub_id
 from .clip import ANPromptCLIPModel, ANPromptOutput
 from .fast import Savings
 from .fast.encoders import image_features
-from .provenance import provenance
+from .provenance import provenance, whole_file
 
 Logits = Literal["fused", "class", "prototype"]
 
@@ -110,11 +109,8 @@ def export_onnx(
     record["logits"] = side.logits
     program = _to_onnx(side, pixels, opset)
     program.model.metadata_props.update({name: json.dumps(value) for name, value in record.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        fresh = Path(scratch) / path.name
+    with whole_file(path) as fresh:
         program.save(fresh)
-        fresh.replace(path)
 
 
 def preprocessing(processor: Any, pixel_shape: tuple[int, int, int]) -> dict[str, Any]:

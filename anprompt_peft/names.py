@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from .config import check_class_names
-from .provenance import to_json
+from .provenance import to_json, whole_file
 
 
 def readable(name: str) -> str:
@@ -67,11 +66,8 @@ class ClassHalves:
 
     def save(self, path: str | Path) -> None:
         """Write the halves to a JSON file, whole or not at all."""
-        path = Path(path)
-        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-            fresh = Path(scratch) / path.name
+        with whole_file(Path(path)) as fresh:
             fresh.write_text(self.to_json(), encoding="utf-8")
-            fresh.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> ClassHalves:

@@ -73,6 +73,16 @@ def whole_folder(folder: Path, replaces: str | None = None) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which replaces the file `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+        fresh = Path(scratch) / path.name
+        yield fresh
+        fresh.replace(path)
+
+
 def to_json(record: Any) -> str:
     """Return a record as indented JSON text that ends in a newline."""
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"

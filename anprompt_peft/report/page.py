@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from ..provenance import whole_file
 from . import curves, plane, tables
 from .data import Geometry, Predictions, ReportData
 
@@ -44,11 +44,8 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
         ValueError: if the loss history has no times.
     """
     page, path = render_report(data), Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
-        fresh = Path(scratch) / path.name
+    with whole_file(path) as fresh:
         fresh.write_text(page, encoding="utf-8", errors="backslashreplace")
-        fresh.replace(path)
     return path
 
 
