@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 KeysValues = tuple[Tensor, Tensor]
 
+NewPrompts = list[Tensor | None]
+"""For each layer the prompts `[p, d]` that come in there, `None` where those before stay."""
+
 PROBE_SHAPE = (2, 3)
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4}
 

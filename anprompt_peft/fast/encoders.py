@@ -14,9 +14,9 @@ from ..classes import end_of_text_positions
 from ..config import ANPromptConfig
 from ..fingerprint import Fingerprint, autocast_state
 from ..layer import ANPromptLayer, PromptContext
-from .blocks import comes_apart
+from .blocks import NewPrompts, comes_apart
 from .savings import Savings
-from .text import NewPrompts, TextPrefix, run_text, text_prefix
+from .text import TextPrefix, run_text, text_prefix
 from .vision import run_vision
 
 

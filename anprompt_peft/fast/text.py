@@ -12,11 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import KeysValues, attend, attend_shared, finish, keys_values, queries_keys_values
+from .blocks import KeysValues, NewPrompts, attend, attend_shared, finish, keys_values, queries_keys_values
 from .savings import Savings
-
-NewPrompts = list[Tensor | None]
-"""For each layer the prompts `[p, d]` that come in there, `None` where those before stay."""
 
 
 @dataclass(frozen=True)

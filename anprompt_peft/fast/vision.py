@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import attend, finish, queries_keys_values
+from .blocks import NewPrompts, attend, finish, queries_keys_values
 from .savings import Savings
-from .text import NewPrompts
 
 
 def run_vision(
