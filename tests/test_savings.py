@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -56,17 +58,24 @@ def expected_outputs(model: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, pixe
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(adapter=adapters(), chosen=savings, images=st.integers(1, 4), attention=st.sampled_from(["sdpa", "eager"]))
+@given(
+    adapter=adapters(),
+    chosen=savings,
+    images=st.integers(1, 4),
+    checkpointing=st.booleans(),
+)
 def test_against_the_reference(
     adapter: dict[str, Any],
     chosen: Savings,
     images: int,
-    attention: str,
+    checkpointing: bool,
     make_clip: MakeClip,
     tokenizer: CLIPTokenizer,
 ) -> None:
-    model = adapt(make_clip("sdpa", torch.float64), tokenizer, **adapter).train()
+    model = adapt(make_clip(dtype=torch.float64), tokenizer, **adapter).train()
     model.set_savings(chosen)
+    if checkpointing:
+        model.get_base_model().activation_checkpointing_enable()
     generator = torch.Generator().manual_seed(images)
     pixels = torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator, dtype=torch.float64)
     labels = torch.randint(len(adapter["class_names"]), (images,), generator=generator)
@@ -102,11 +111,33 @@ def test_float32(switch: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pix
         torch.testing.assert_close(mine.double(), other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_layers_come_apart(
+    activation: str, attention: str, dtype: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer
+) -> None:
+    assert adapt(make_clip(attention, dtype, hidden_act=activation), tokenizer).knows_layers()
+
+
 def count_calls(module: torch.nn.Module) -> list[int]:
     """Counts a module's calls, by the number of rows."""
     rows: list[int] = []
     module.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     return rows
+
+
+@contextmanager
+def saved_for_backward() -> Iterator[dict[int, int]]:
+    """Collects the size in bytes of every storage that autograd keeps, by address."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield storages
 
 
 def train_step(model: Any, pixels: Tensor) -> None:
@@ -185,7 +216,7 @@ def test_unknown_layers_run_clips_own_forward(make_clip: MakeClip, tokenizer: CL
     torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, plain.loss)
 
 
-@pytest.mark.parametrize("way", ["gradient checkpointing", "attention dropout", "output_attentions", "hook"])
+@pytest.mark.parametrize("way", ["attention dropout", "output_attentions", "hook"])
 def test_what_needs_clips_own_forward_gets_it(
     way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,9 +232,7 @@ def test_what_needs_clips_own_forward_gets_it(
     model = adapt(make_clip("eager", **dropout), tokenizer)
     train_step(model, pixels)
     assert len(runs) == 2
-    if way == "gradient checkpointing":
-        model.get_base_model().gradient_checkpointing_enable()
-    elif way == "hook":
+    if way == "hook":
         calls = count_calls(model.vision_model.encoder.layers[-1].get_base_layer().self_attn.out_proj)
         train_step(model, pixels)
         assert len(runs) == 4
@@ -222,16 +251,32 @@ def test_chunks_bound_what_is_kept_for_the_backward_pass(
     for size in (None, 8):
         model = adapt(make_clip(), tokenizer, class_names=names).train()
         model.set_savings(Savings(text_chunk=size))
-        saved: dict[int, int] = {}
-
-        def count(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
-            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        with saved_for_backward() as storages:
             model.encode_classes()
-        kept.append(sum(saved.values()))
+        kept.append(sum(storages.values()))
     assert kept[1] < 0.4 * kept[0]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_keeps_the_savings(
+    reentrant: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(make_clip(dtype=torch.float64), tokenizer).train()
+    calls = count_calls(model.text_model.encoder.layers[0])
+    gradients, kept = [], []
+    for _ in range(2):
+        with saved_for_backward() as storages:
+            loss = model(pixel_values=pixels.double(), labels=LABELS).loss
+        kept.append(sum(storages.values()))
+        model.zero_grad()
+        loss.backward()
+        gradients.append({name: weight.grad for name, weight in trainable(model).items()})
+        base = model.get_base_model()
+        base.activation_checkpointing_enable({"use_reentrant": reentrant})
+    assert len(calls) == 1
+    assert kept[1] < 0.5 * kept[0]
+    for name, gradient in gradients[0].items():
+        assert_exact(gradients[1][name], gradient, name)
 
 
 @pytest.mark.parametrize("wrong", [0, -3, 2.5])

@@ -87,7 +87,6 @@ def comes_apart_now(clip: Any) -> bool:
         clip.savings.takes_layers_apart
         and config is not None
         and config.num_prompts > 0
-        and not clip.is_activation_checkpointing
         and not (clip.training and dropout)
         and not hasattr(clip, "hf_device_map")
         and not any(_is_hooked(tower) for tower in (clip.text_model, clip.vision_model))

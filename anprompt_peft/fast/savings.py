@@ -19,6 +19,7 @@ class Savings:
             of them. Has no effect on vision layers with `prompt_mixing` below 1.
         text_opening (`bool`): what all class texts begin with, prompts included, is computed once.
         ragged_text (`bool`): texts of equal length are computed together, without padding.
+        activation (`bool`): QuickGELU takes one operation and keeps one tensor for the backward pass instead of two.
         text_chunk (`int`, *optional*): computes that many texts at a time and again in the backward pass, to bound
             the memory of many classes.
     """
@@ -30,6 +31,7 @@ class Savings:
     prompt_keys: bool = True
     text_opening: bool = True
     ragged_text: bool = True
+    activation: bool = True
     text_chunk: int | None = None
 
     def __post_init__(self) -> None:

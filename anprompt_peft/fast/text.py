@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import KeysValues, NewPrompts, attend, attend_shared, finish, keys_values, queries_keys_values
+from .blocks import (
+    ALL,
+    KeysValues,
+    NewPrompts,
+    attend,
+    attend_shared,
+    checkpointed,
+    finish,
+    keys_values,
+    queries_keys_values,
+)
 from .savings import Savings
 
 
@@ -99,9 +110,9 @@ def run_text(layers: list[Any], prefix: TextPrefix, prompts: NewPrompts, savings
     for chunk in prefix.chunks:
         mine = shared if prefix.opening.shape[0] == 1 else [(k[chunk.rows], v[chunk.rows]) for k, v in shared]
         if recompute:
-            outputs.append(checkpoint(_run_chunk, layers, mine, chunk, savings.last_layer, use_reentrant=False))
+            outputs.append(checkpoint(_run_chunk, layers, mine, chunk, savings, use_reentrant=False))
         else:
-            outputs.append(_run_chunk(layers, mine, chunk, savings.last_layer))
+            outputs.append(_run_chunk(layers, mine, chunk, savings))
     rows = torch.cat([chunk.rows for chunk in prefix.chunks])
     return torch.cat(outputs)[rows.argsort()]
 
@@ -150,20 +161,35 @@ def _opening_keys(layers: list[Any], opening: Tensor, prompts: NewPrompts, savin
         queries, keys, values = queries_keys_values(layer, hidden, asking)
         yield keys, values
         mixed = attend(layer, queries, keys, values, asking[:, None] >= positions)
-        hidden = finish(layer, hidden[:, asking], mixed)
+        hidden = finish(layer, hidden[:, asking], mixed, savings.activation)
         skipped = 0 if unread else count
         opening = torch.cat([hidden[:, :1], hidden[:, 1 + skipped :]], dim=1)
         kept = hidden[:, 1 : 1 + skipped]
 
 
-def _run_chunk(layers: list[Any], shared: list[KeysValues], chunk: Chunk, ends_only: bool) -> Tensor:
+def _run_chunk(layers: list[Any], shared: list[KeysValues], chunk: Chunk, savings: Savings) -> Tensor:
     hidden = chunk.hidden
     for at, (layer, opening) in enumerate(zip(layers, shared, strict=True)):
-        at_ends = ends_only and at == len(layers) - 1
-        queries, keys, values = queries_keys_values(layer, hidden, chunk.ends if at_ends else None)
-        mixed = [_attend_bucket(layer, queries, keys, values, opening, bucket, at_ends) for bucket in chunk.buckets]
-        hidden = finish(layer, hidden[chunk.ends] if at_ends else hidden, torch.cat(mixed))
-    return hidden if ends_only else hidden[chunk.ends]
+        ends_only = savings.last_layer and at == len(layers) - 1
+        step = partial(_run_layer, layer, chunk, ends_only, savings.activation)
+        hidden = checkpointed(layer, step, hidden, *opening)
+    return hidden if savings.last_layer else hidden[chunk.ends]
+
+
+def _run_layer(
+    layer: Any,
+    chunk: Chunk,
+    ends_only: bool,
+    fused_activation: bool,
+    hidden: Tensor,
+    opening_keys: Tensor,
+    opening_values: Tensor,
+) -> Tensor:
+    asking = chunk.ends if ends_only else ALL
+    queries, keys, values = queries_keys_values(layer, hidden, asking)
+    opening = opening_keys, opening_values
+    mixed = [_attend_bucket(layer, queries, keys, values, opening, bucket, ends_only) for bucket in chunk.buckets]
+    return finish(layer, hidden[asking], torch.cat(mixed), fused_activation)
 
 
 def _attend_bucket(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .blocks import NewPrompts, attend, finish, queries_keys_values
+from .blocks import ALL, NewPrompts, attend, checkpointed, finish, queries_keys_values
 from .savings import Savings
 
 
@@ -28,21 +29,29 @@ def run_vision(
         is_last = at == len(layers) - 1
         kept = _come_in(prompts[at], kept, mixing)
         unread = savings.prompt_keys and not is_last and prompts[at + 1] is not None and mixing == 1
-        asking = slice(0, 1) if is_last and savings.last_layer else None
-        queries, keys, values = queries_keys_values(layer, hidden, asking)
-        asked = hidden if asking is None else hidden[:, asking]
-        if kept.shape[1]:
-            of_prompts = queries_keys_values(layer, kept, slice(0, 0) if unread else None)
-            queries, keys, values = (
-                torch.cat([each, more.expand(hidden.shape[0], -1, -1, -1)], dim=1)
-                for each, more in zip((queries, keys, values), of_prompts, strict=True)
-            )
-        tokens = asked.shape[1]
-        if not unread:
-            asked = torch.cat([asked, kept.expand(hidden.shape[0], -1, -1)], dim=1)
-        hidden = finish(layer, asked, attend(layer, queries, keys, values))
-        hidden, kept = hidden[:, :tokens], hidden[:, tokens:]
+        asking = slice(0, 1) if is_last and savings.last_layer else ALL
+        step = partial(_run_layer, layer, asking=asking, unread=unread, fused_activation=savings.activation)
+        hidden, kept = checkpointed(layer, step, hidden, kept)
     return hidden[:, 0], kept
+
+
+def _run_layer(
+    layer: Any, hidden: Tensor, kept: Tensor, asking: slice, unread: bool, fused_activation: bool
+) -> tuple[Tensor, Tensor]:
+    """Return what leaves a layer at the positions `asking` of `hidden`, and at the prompts unless they are unread."""
+    queries, keys, values = queries_keys_values(layer, hidden, asking)
+    asked = hidden[:, asking]
+    tokens = asked.shape[1]
+    if kept.shape[1]:
+        of_prompts = queries_keys_values(layer, kept, slice(0, 0) if unread else ALL)
+        queries, keys, values = (
+            torch.cat([each, more.expand(hidden.shape[0], -1, -1, -1)], dim=1)
+            for each, more in zip((queries, keys, values), of_prompts, strict=True)
+        )
+    if not unread:
+        asked = torch.cat([asked, kept.expand(hidden.shape[0], -1, -1)], dim=1)
+    hidden = finish(layer, asked, attend(layer, queries, keys, values), fused_activation)
+    return hidden[:, :tokens], hidden[:, tokens:]
 
 
 def _come_in(new: Tensor | None, kept: Tensor, mixing: float) -> Tensor:
