@@ -353,9 +353,9 @@ class ANPromptCLIPModel(CLIPModel):
 
 
 def _check_labels(labels: Tensor, classes: ClassSet) -> None:
-    """Raise on labels outside the classes; labels on an accelerator are left to its own check, to avoid a wait."""
+    """Raise on labels outside the classes; where it would wait or break a graph, `cross_entropy` has its own check."""
     count = len(classes.names)
-    if labels.device.type != "cpu" or labels.dim() != 1 or not labels.numel():
+    if labels.device.type != "cpu" or labels.dim() != 1 or not labels.numel() or torch.compiler.is_compiling():
         return
     if labels.min() < 0 or labels.max() >= count:
         raise ValueError(f"labels must lie between 0 and {count - 1} for {count} classes, got {labels.tolist()}.")

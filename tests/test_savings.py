@@ -257,6 +257,20 @@ def test_chunks_bound_what_is_kept_for_the_backward_pass(
     assert kept[1] < 0.4 * kept[0]
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_torch_compile_agrees(backend: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(make_clip(), tokenizer).train()
+    model.set_savings(Savings(text_chunk=2))  # rows of the last text layer ask alone, in batches of one and two
+    compiled, weights = torch.compile(model, backend=backend), list(trainable(model).values())
+    gradients = []
+    for run in (model, compiled, compiled):
+        output = run(pixel_values=pixels, labels=LABELS)
+        gradients.append([output.loss.detach(), *torch.autograd.grad(output.loss, weights)])
+    for run in gradients[1:]:
+        for ours, plain in zip(run, gradients[0], strict=True):
+            assert (ours - plain).norm() <= 1e-5 * plain.norm()
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_keeps_the_savings(
     reentrant: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor

@@ -86,9 +86,9 @@ def attend_shared(
     scores_own = queries @ keys.permute(0, 2, 3, 1)
     if mask is not None:
         scores_own = scores_own.masked_fill(~mask, -torch.inf)
-    weights = torch.cat([scores_shared, scores_own], dim=-1).softmax(dim=-1)
-    weights = weights.to(values.dtype)
-    weights_shared, weights_own = weights.split([scores_shared.shape[-1], scores_own.shape[-1]], dim=-1)
+    weights = torch.cat([scores_shared, scores_own], dim=-1).softmax(dim=-1).to(values.dtype)
+    count = shared_keys.shape[1]
+    weights_shared, weights_own = weights[..., :count], weights[..., count:]  # torch.compile gets split() wrong here
     mixed_shared = (weights_shared.transpose(0, 1).flatten(1, 2) @ shared_values).unflatten(1, (batch, rows))
     mixed = mixed_shared.transpose(0, 1) + weights_own @ values.transpose(1, 2)
     return mixed.transpose(1, 2).flatten(2)

@@ -118,6 +118,7 @@ def _encode_images(
         return ImageFeatures(features, prompts, clip.visual_projection(tower.post_layernorm(output)))
 
 
+@torch.compiler.disable
 def _kept_prefixes(clip: Any, input_ids: Tensor, source: Tensor, templates: int) -> list[TextPrefix]:
     """Return the texts of every template as they enter the first layer with prompts, computed at most once."""
     tower, savings = clip.text_model, clip.savings
