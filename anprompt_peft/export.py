@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from .card import hub_id
 from .clip import ANPromptCLIPModel, ANPromptOutput
 from .fast import Savings
 from .fast.encoders import image_features
+from .model import adapted_clip
 from .provenance import provenance, whole_file
 
 Logits = Literal["fused", "class", "prototype"]
@@ -92,9 +92,7 @@ def export_onnx(
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder. Give the name of the file to write.")
-    clip = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(clip, ANPromptCLIPModel):
-        raise TypeError(f"Only a CLIPModel with an ANPrompt adapter can be exported, not {type(model).__name__}.")
+    clip = adapted_clip(model)
     vision = clip.config.vision_config
     shape = (vision.num_channels, vision.image_size, vision.image_size)
     record = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,16 +50,8 @@ class RGBImage(ImageFeature):
         if value["bytes"] is None and "://" in (value["path"] or ""):
             storage = self.embed_storage(pa.array([value], self.pa_type), token_per_repo_id)
             value = {"path": value["path"], "bytes": storage[0]["bytes"].as_py()}
-        try:
+        with naming(value["path"]):
             return to_rgb(ImageFeature().decode_example(value))
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever Pillow's readers raise on broken bytes, which is not only OSError
-            if getattr(error, "errno", None) is not None:
-                raise
-            path = value["path"] or "an image without a path"
-            reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-            raise CorruptImageError(f"{path} cannot be decoded: {reason}") from error
 
 
 class CheckedImages(NamedTuple):
@@ -71,6 +65,25 @@ class CheckedImages(NamedTuple):
 
     dataset: Any
     corrupt: list[str]
+
+
+@contextmanager
+def naming(path: str | None) -> Iterator[None]:
+    """Let an image that cannot be decoded within the block be named in the error.
+
+    Raises:
+        CorruptImageError: for whatever Pillow's readers raise on broken bytes, which is not only `OSError`. Failures
+            to get the bytes, and to get memory, keep their own error.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
+        raise CorruptImageError(f"{path or 'an image without a path'} cannot be decoded: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import CLIPModel
@@ -151,6 +152,21 @@ class ANPromptModel(BaseTuner):
                 "adapter."
             )
         yield
+
+
+def adapted_clip(model: Any) -> ANPromptCLIPModel:
+    """Return the `CLIPModel` with an ANPrompt adapter that `model` is or, as a `PeftModel`, is built around.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    clip = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(clip, ANPromptCLIPModel):
+        raise TypeError(
+            f"This takes a CLIPModel with an ANPrompt adapter, not {type(clip).__name__}. Adapt it with "
+            "get_peft_model(clip, ANPromptConfig(...)), or load an adapter with PeftModel.from_pretrained(clip, name)."
+        )
+    return clip
 
 
 def check_backbone(model: Any) -> None:

@@ -14,33 +14,26 @@ from typing import Any
 
 import torch
 from peft import AutoPeftModel
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import CLIPProcessor
 
-import anprompt_peft  # noqa: F401 - registers the method
+from anprompt_peft.prediction import predict  # also registers the method
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the most likely classes of every image; return 1 if an image could not be read."""
     options = parse(arguments)
-    model: Any = AutoPeftModel.from_pretrained(options.adapter).eval()
+    model: Any = AutoPeftModel.from_pretrained(options.adapter)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = CLIPProcessor.from_pretrained(model.get_base_model().name_or_path)
     model.set_classes(options.classes)
     failed = False
-    for path in options.images:
-        try:
-            image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            print(f"{path}: cannot be read as an image ({error})", file=sys.stderr)
+    for result in predict(model, options.images, processor, top_k=options.top_k):
+        if result.error:
+            print(f"error: {result.error}", file=sys.stderr)
             failed = True
-            continue
-        inputs = processor(images=[image], return_tensors="pt").to(model.device)
-        with torch.no_grad():
-            scores = model(**inputs).logits[0].softmax(dim=-1)
-        best = scores.topk(min(options.top_k, len(scores)))
-        ranking = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        print(f"{path}: {', '.join(f'{model.class_names[at]} {score:.1%}' for at, score in ranking)}")
+        else:
+            print(f"{result.path}: {', '.join(f'{name} {share:.1%}' for name, share in result.ranking)}")
     return int(failed)
 
 

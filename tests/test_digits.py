@@ -65,7 +65,7 @@ def test_classify(job: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixtur
     code = classify.main([*map(str, images), str(broken), "--adapter", str(folder / "adapter")])
     out, err = capsys.readouterr()
     assert code == 1
-    assert f"{broken}: cannot be read as an image" in err
+    assert f"error: {broken} cannot be decoded: no known image format" in err
     right = sum(
         line.split(": ")[1].startswith(image.stem) for line, image in zip(out.splitlines(), images, strict=True)
     )

@@ -220,7 +220,7 @@ def other(processor: Any, **settings: Any) -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Any], dict[str, Any]], type[Exception], str]] = {
-    "plain CLIP": (lambda model, _: {"model": model.unload()}, TypeError, "an ANPrompt adapter .* not CLIPModel"),
+    "plain CLIP": (lambda model, _: {"model": model.unload()}, TypeError, "an ANPrompt adapter, not CLIPModel"),
     "logits": (lambda *_: {"logits": "best"}, ValueError, r"logits='best' is not .*\['class', 'fused', 'prototype'\]"),
     "logits of no prompts": (
         lambda model, _: {"model": model.base_model.disable_adapter_layers() or model, "logits": "prototype"},

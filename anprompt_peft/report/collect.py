@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import RandomSampler
 from tqdm import tqdm
 
-from ..clip import ANPromptCLIPModel
+from ..model import adapted_clip
 from .data import Geometry, Predictions
 
 ESSENTIALS = (
@@ -60,7 +59,7 @@ def predict(
         TypeError: if the model carries no ANPrompt adapter.
         ValueError: if the loader shuffles, or there are no images.
     """
-    clip = _adapted_clip(model)
+    clip = adapted_clip(model)
     if isinstance(getattr(batches, "sampler", None), RandomSampler):
         raise ValueError("The loader shuffles, so rows would not match their images. Build it with shuffle=False.")
     training = model.training
@@ -99,7 +98,7 @@ def read_geometry(model: Any) -> Geometry:
         TypeError: if the model carries no ANPrompt adapter.
         ValueError: if no adapter is active, or its noise prompts were neither computed nor loaded.
     """
-    clip = _adapted_clip(model)
+    clip = adapted_clip(model)
     head = clip.visual_projection
     classes = clip._trained_classes()
     clean, perturbed = classes.targets[head.adapter]
@@ -129,7 +128,7 @@ def describe_adapter(model: Any) -> dict[str, Any]:
         TypeError: if the model carries no ANPrompt adapter.
         ValueError: if no adapter is active.
     """
-    clip = _adapted_clip(model)
+    clip = adapted_clip(model)
     config, adapter = clip._active_config(), clip.visual_projection.adapter
     own = re.compile(rf"\.anprompt_\w+\.{re.escape(adapter)}(\.|$)")
     size = sum(weight.numel() for name, weight in clip.named_parameters() if own.search(name))
@@ -143,10 +142,3 @@ def describe_adapter(model: Any) -> dict[str, Any]:
 
 def _array(features: Tensor) -> np.ndarray:
     return features.double().cpu().numpy()
-
-
-def _adapted_clip(model: Any) -> ANPromptCLIPModel:
-    clip = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(clip, ANPromptCLIPModel):
-        raise TypeError(f"The report reads a CLIP with an ANPrompt adapter, not {type(clip).__name__}.")
-    return clip

@@ -9,13 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from peft import AutoPeftModel, PeftConfig
-from PIL import Image, UnidentifiedImageError
 from transformers import CLIPProcessor
 
-import anprompt_peft  # noqa: F401 - registers the method
-from adaptation import to_pixels
+from anprompt_peft.prediction import predict  # also registers the method
 from handwriting import CLASS_NAMES
 
 
@@ -30,26 +27,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no adapter in {options.adapter}: run `python3 run.py digits` first, or give --adapter")
     base = PeftConfig.from_pretrained(str(options.adapter)).base_model_name_or_path
     processor = CLIPProcessor.from_pretrained(base)
-    model = AutoPeftModel.from_pretrained(options.adapter).eval()
+    model = AutoPeftModel.from_pretrained(options.adapter)
     try:
         model.set_classes(options.classes)
     except ValueError as error:
         parser.error(str(error))
     failed = 0
-    for path in options.images:
-        try:
-            image = Image.open(path).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            print(f"{path}: cannot be read as an image ({error})", file=sys.stderr)
+    for result in predict(model, options.images, processor, top_k=3):
+        if result.error:
+            print(f"error: {result.error}", file=sys.stderr)
             failed = 1
-            continue
-        with torch.no_grad():
-            shares = model(pixel_values=to_pixels(processor, [image])).logits[0].softmax(dim=-1)
-        best = shares.topk(min(3, len(shares)))
-        ranking = [
-            f"{options.classes[at]} {share:.1%}" for share, at in zip(*map(torch.Tensor.tolist, best), strict=True)
-        ]
-        print(f"{path}: {', '.join(ranking)}")
+        else:
+            print(f"{result.path}: {', '.join(f'{name} {share:.1%}' for name, share in result.ranking)}")
     return failed
 
 
