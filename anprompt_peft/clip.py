@@ -18,8 +18,9 @@ from .classes import ClassSet, class_texts, load_tokenizer, tokenize, trim
 from .config import ANPromptConfig, check_class_names, check_template
 from .distributed import in_shards, worth_sharding
 from .facts import TrainingFacts
-from .fast import Savings
+from .fast import ImageCache, Savings
 from .fast.encoders import ImageFeatures, can_be_fast, image_features, text_features
+from .fast.image_cache import DEFAULT_MAX_BYTES
 from .features import at_least_float32, ensemble, full_precision, text_targets
 from .fingerprint import Fingerprint, autocast_state, optimizer_steps
 from .hub import push, save_card
@@ -221,6 +222,32 @@ class ANPromptCLIPModel(CLIPModel):
     def savings(self) -> Savings:
         """Which work a step leaves out."""
         return self.__dict__.get("_asked_savings") or Savings()
+
+    def set_image_cache(self, folder: str | Path | None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        """Keep on disk what CLIP's frozen vision layers make of images, for training on images that come again.
+
+        With labels, the layers before the first prompt and the frozen branch then run once per image and not once per
+        epoch. Images count as the same if their pixel values are: without random augmentation, that is. Results are
+        those of a model without it, to rounding (an image's first batch decides on its last bits).
+
+        Another base model, device type, dtype or version of torch has files of its own in the folder, so adapters,
+        runs and processes may share it. On a GPU every step waits for the pixels to come to the host. It takes part
+        where layers are taken apart (see [`set_savings`]), and needs the vision encoder to be frozen.
+
+        Args:
+            folder (`str` or `Path`, *optional*): where; `None` does without.
+            max_bytes (`int`): most bytes in it; ViT-B/16 in float32 takes 0.6 MB per image.
+
+        Raises:
+            ValueError: if `max_bytes` is no positive whole number.
+            NotADirectoryError: if `folder` is a file.
+        """
+        self._asked_image_cache = None if folder is None else ImageCache(folder, max_bytes)
+
+    @property
+    def image_cache(self) -> ImageCache | None:
+        """What [`set_image_cache`] asked for."""
+        return self.__dict__.get("_asked_image_cache")
 
     def knows_layers(self) -> bool:
         """Whether CLIP's layers are built as [`Savings`] need them; warns if not, and CLIP's own forward is used."""

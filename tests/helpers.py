@@ -51,3 +51,10 @@ def assert_exact(ours: Tensor, expected: Tensor, name: str = "") -> None:
 def logits(model: Any, pixels: Tensor) -> Tensor:
     """The model's logits for images."""
     return model(pixel_values=pixels).logits
+
+
+def count_calls(module: torch.nn.Module) -> list[int]:
+    """Counts a module's calls, by the number of rows."""
+    rows: list[int] = []
+    module.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    return rows

@@ -17,7 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from anprompt_peft.fast import Savings, encoders
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import LABELS, adapt, assert_exact, make_config, trainable
+from helpers import LABELS, adapt, assert_exact, count_calls, make_config, trainable
 from oracle import reference_adapter, reference_outputs
 
 SWITCHES = [each.name for each in fields(Savings) if each.name != "text_chunk"]
@@ -118,13 +118,6 @@ def test_layers_come_apart(
     activation: str, attention: str, dtype: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer
 ) -> None:
     assert adapt(make_clip(attention, dtype, hidden_act=activation), tokenizer).knows_layers()
-
-
-def count_calls(module: torch.nn.Module) -> list[int]:
-    """Counts a module's calls, by the number of rows."""
-    rows: list[int] = []
-    module.register_forward_hook(lambda module, args, output: rows.append(len(output)))
-    return rows
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..config import ANPromptConfig
 from ..fingerprint import Fingerprint, autocast_state
 from ..layer import ANPromptLayer, PromptContext
 from .blocks import NewPrompts, comes_apart
+from .image_cache import digest
 from .savings import Savings
 from .text import TextPrefix, run_text, text_prefix
 from .vision import run_vision
@@ -99,23 +100,61 @@ def _encode_images(
 ) -> ImageFeatures:
     tower, mixing, savings = clip.vision_model, _config(clip).prompt_mixing, clip.savings
     before, prompted = _split(tower, clip)
+    blocks = [layer.get_base_layer() for layer in prompted]
 
-    def run_prefix() -> Tensor:
-        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding))
+    def run_prefix(pixels: Tensor) -> Tensor:
+        hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=interpolate_pos_encoding))
         for layer in before:
             hidden = layer(hidden, None)
         return hidden
 
-    hidden = run_prefix()
-    blocks = [layer.get_base_layer() for layer in prompted]
+    @torch.no_grad()
+    def run_frozen(hidden: Tensor) -> Tensor:
+        output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, savings)
+        return clip.visual_projection(tower.post_layernorm(output))
+
+    @torch.no_grad()
+    def compute(pixels: Tensor) -> dict[str, Tensor]:
+        hidden = run_prefix(pixels)
+        return {"hidden": hidden, "frozen": run_frozen(hidden)}
+
+    frozen = None
+    if with_frozen and clip.image_cache is not None:
+        depends_on = f"{_frozen_vision_digest(clip)} {len(before)} {interpolate_pos_encoding}"
+        kept = clip.image_cache.fetch(pixel_values, depends_on, compute)
+        hidden, frozen = kept["hidden"], kept["frozen"]
+    else:
+        hidden = run_prefix(pixel_values)
     output, prompts = run_vision(blocks, hidden, _prompts(prompted, clip, hidden.dtype), mixing, savings)
     features = clip.visual_projection(tower.post_layernorm(output))
-    if not with_frozen:
-        return ImageFeatures(features, prompts, None)
-    with torch.no_grad():
-        hidden = hidden if savings.vision_prefix else run_prefix()
-        output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, savings)
-        return ImageFeatures(features, prompts, clip.visual_projection(tower.post_layernorm(output)))
+    if with_frozen and frozen is None:
+        with torch.no_grad():
+            frozen = run_frozen(hidden if savings.vision_prefix else run_prefix(pixel_values))
+    return ImageFeatures(features, prompts, frozen)
+
+
+@torch.compiler.disable
+def _frozen_vision_digest(clip: Any) -> str:
+    """Return a digest of all that CLIP's image features depend on, besides the images; computed at most once."""
+    tower = clip.vision_model
+    layers = [layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer for layer in tower.encoder.layers]
+    modules = [tower.embeddings, tower.pre_layrnorm, *layers, tower.post_layernorm]
+    weights = [
+        *(weight for module in modules for weight in module.parameters()),
+        clip.visual_projection.base_layer.weight,
+    ]
+    if any(weight.requires_grad for weight in weights):
+        raise ValueError(
+            "The image cache keeps results of CLIP's frozen vision encoder, and weights of it are trained. Freeze "
+            "them (requires_grad_(False)), or call set_image_cache(None)."
+        )
+    fingerprint = Fingerprint(weights, autocast_state(clip.device.type))
+    kept = clip.__dict__.get("_kept_vision_digest")
+    if kept is None or kept[0] != fingerprint:
+        config = clip.config.vision_config.to_json_string()
+        numerics = f"{torch.__version__} {clip.device.type} {autocast_state(clip.device.type)}"
+        kept = clip._kept_vision_digest = (fingerprint, digest(weights, config, numerics))
+    return kept[1]
 
 
 @torch.compiler.disable

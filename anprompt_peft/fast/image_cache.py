@@ -1,0 +1,127 @@
+"""What the frozen layers make of an image, kept on disk for images that come again with the same pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ..provenance import whole_file
+
+DEFAULT_MAX_BYTES = 10 * 10**9
+CLOCK_SLACK = 1.0  # seconds by which a file's times may lag behind the clock
+
+
+class ImageCache:
+    """Tensors by image in a folder, a safetensors file each, for any number of runs and processes.
+
+    A file is named by a digest of the image's pixels and of all else that its tensors depend on, so nothing in it can
+    be out of date. Files are written whole or not at all. In a full folder, files that this run has not used make
+    room, the longest unused first; when there are none, further images are computed every time, and a warning says so.
+
+    Args:
+        folder (`str` or `Path`): is made if it is not there.
+        max_bytes (`int`): most bytes in the folder; a batch more for every other process that writes to it.
+
+    Raises:
+        ValueError: if `max_bytes` is no positive whole number.
+        NotADirectoryError: if `folder` is a file.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        if type(max_bytes) is not int or max_bytes < 1:
+            raise ValueError(f"max_bytes={max_bytes!r} must be a whole number of bytes, at least 1: 10 * 10**9, say.")
+        self.folder, self.max_bytes = Path(folder), max_bytes
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"{self.folder} is a file. Name a folder for the image cache.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._started = time.time() - CLOCK_SLACK
+
+    @torch.compiler.disable
+    def fetch(
+        self, images: Tensor, depends_on: str, compute: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what `compute` makes of a batch, from disk for all images that were there before.
+
+        Args:
+            images (`Tensor`): `[B, ...]`.
+            depends_on (`str`): all else that the result depends on.
+            compute (`Callable`): turns images `[m, ...]` into tensors `[m, ...]` by name.
+
+        Raises:
+            ValueError: if a file is damaged; the message names it.
+        """
+        paths = [self._path(image, depends_on) for image in images.detach().cpu()]
+        kept = {path: tensors for path in paths if (tensors := _read(path)) is not None}
+        missing = [at for at, path in enumerate(paths) if path not in kept]
+        if missing:
+            computed = compute(images[missing])
+            rows = [{name: tensor[at] for name, tensor in computed.items()} for at in range(len(missing))]
+            fresh = dict(zip([paths[at] for at in missing], rows, strict=True))
+            self._write(fresh)
+            kept |= fresh
+        names = kept[paths[0]]
+        return {name: torch.stack([kept[path][name].to(images.device) for path in paths]) for name in names}
+
+    def _path(self, image: Tensor, depends_on: str) -> Path:
+        key = digest([image], depends_on)
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _write(self, tensors_by_path: dict[Path, dict[str, Tensor]]) -> None:
+        files = sorted(_files(self.folder))
+        unused = [(size, file) for used, size, file in files if used < self._started]
+        room = self.max_bytes - sum(size for _, size, _ in files)
+        for path, tensors in tensors_by_path.items():
+            content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+            while room < len(content) and unused:
+                size, file = unused.pop(0)
+                file.unlink(missing_ok=True)
+                room += size
+            if room < len(content):
+                warnings.warn(
+                    f"The image cache in {self.folder} has reached {self.max_bytes:,} bytes: further images are "
+                    "computed every time. Raise max_bytes, or do without it where images do not come again.",
+                    stacklevel=2,
+                )
+                return
+            with whole_file(path) as fresh:
+                fresh.write_bytes(content)
+            room -= len(content)
+
+
+def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """Give time of last use, size and path of every file; other processes may delete some meanwhile."""
+    for file in folder.glob("*/*.safetensors"):
+        with suppress(FileNotFoundError):
+            found = file.stat()
+            yield found.st_mtime, found.st_size, file
+
+
+def digest(tensors: Iterable[Tensor], *others: str) -> str:
+    """Return a SHA-256 of tensors, with their types and shapes, and of texts."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for other in others:
+        found.update(f"{len(other)} {other}".encode())
+    return found.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    try:
+        os.utime(path)
+        return load_file(path)
+    except FileNotFoundError:
+        return None
+    except SafetensorError as error:
+        raise ValueError(f"{path} in the image cache is damaged: {error}. Delete it.") from error

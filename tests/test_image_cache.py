@@ -1,0 +1,186 @@
+"""Frozen vision work on disk: the same results, asked for once, bounded, and never half-written."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from anprompt_peft.fast import ImageCache
+from conftest import MakeClip
+from helpers import LABELS, adapt, assert_exact, count_calls, make_config, trainable
+
+
+def gradients(model: Any, pixels: Tensor) -> dict[str, Tensor]:
+    loss = model(pixel_values=pixels, labels=LABELS).loss
+    weights = trainable(model)
+    found = torch.autograd.grad(loss, list(weights.values()))
+    return {"loss": loss.detach(), **dict(zip(weights, found, strict=True))}
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.fixture
+def model(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> Any:
+    return adapt(make_clip(dtype=torch.float64), tokenizer).train()
+
+
+def test_results_are_the_same_and_the_frozen_layers_run_once_per_image(
+    model: Any, pixels: Tensor, tmp_path: Path
+) -> None:
+    pixels = pixels.double()
+    expected = gradients(model, pixels)
+    model.set_image_cache(tmp_path)
+    calls = count_calls(model.vision_model.encoder.layers[0])
+    for batch in (pixels[:2], pixels, pixels):
+        labels = LABELS[: len(batch)]
+        model(pixel_values=batch, labels=labels)
+    assert calls == [2, 1]
+    assert len(files(tmp_path)) == 3
+    for name, found in gradients(model, pixels).items():
+        assert_exact(found, expected[name], name)
+    assert calls == [2, 1]
+
+
+def test_images_that_come_twice_in_a_batch(model: Any, pixels: Tensor, tmp_path: Path) -> None:
+    twice = pixels.double()[[0, 0, 1]]
+    expected = gradients(model, twice)
+    model.set_image_cache(tmp_path)
+    for _ in range(2):
+        for name, found in gradients(model, twice).items():
+            assert_exact(found, expected[name], name)
+    assert len(files(tmp_path)) == 2
+
+
+CHANGES: dict[str, Any] = {
+    "image": lambda model: None,
+    "dtype": lambda model: model.float(),
+    "frozen weights": lambda model: torch.nn.init.ones_(model.vision_model.post_layernorm.weight),
+    "first layer with prompts": lambda model: model.set_adapter("deeper"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_result_depends_on(
+    change: str, model: Any, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
+) -> None:
+    model.add_adapter("deeper", make_config(tokenizer, vision_layers=1))
+    model.set_image_cache(tmp_path)
+    gradients(model, pixels.double())
+    CHANGES[change](model)
+    pixels = pixels.to(next(model.parameters()).dtype) + (1e-3 if change == "image" else 0)
+    found = gradients(model, pixels)
+    assert len(files(tmp_path)) == 6
+    model.set_image_cache(None)
+    for name, expected in gradients(model, pixels).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_adapters_and_training_share_the_files(
+    model: Any, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
+) -> None:
+    model.set_image_cache(tmp_path)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.1)
+    for _ in range(3):
+        model(pixel_values=pixels.double(), labels=LABELS).loss.backward()
+        optimizer.step()
+    assert len(files(tmp_path)) == 3
+
+
+def test_inference_leaves_nothing(model: Any, pixels: Tensor, tmp_path: Path) -> None:
+    model.set_image_cache(tmp_path)
+    model.eval()(pixel_values=pixels.double())
+    assert not files(tmp_path)
+
+
+def test_trained_vision_weights_are_refused(model: Any, pixels: Tensor, tmp_path: Path) -> None:
+    model.set_image_cache(tmp_path)
+    model.vision_model.embeddings.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"weights of it are trained.*set_image_cache\(None\)"):
+        gradients(model, pixels.double())
+
+
+def compute(images: Tensor) -> dict[str, Tensor]:
+    return {"sum": images.flatten(1).sum(1), "first": images[:, 0]}
+
+
+def fill(folder: Path, first: int) -> None:
+    cache = ImageCache(folder)
+    for start in range(first, first + 40, 4):
+        cache.fetch(torch.arange(start, start + 4.0)[:, None, None].expand(-1, 2, 50), "", compute)
+
+
+def test_processes_share_a_folder(tmp_path: Path) -> None:
+    processes = [get_context("spawn").Process(target=fill, args=(tmp_path, first)) for first in (0, 20)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(files(tmp_path)) == 60
+    images = torch.arange(60.0)[:, None, None].expand(-1, 2, 50)
+    kept = ImageCache(tmp_path).fetch(images, "", lambda _: pytest.fail("all of it is there"))
+    for name, expected in compute(images).items():
+        assert torch.equal(kept[name], expected)
+
+
+def test_a_full_folder_drops_what_this_run_has_not_used(tmp_path: Path) -> None:
+    images = torch.arange(12.0)[:, None, None].expand(-1, 2, 50)
+    ImageCache(tmp_path).fetch(images[:4], "", compute)
+    size = files(tmp_path)[0].stat().st_size
+    cache = ImageCache(tmp_path, max_bytes=4 * size)
+    paths = [cache._path(image, "") for image in images]
+    for age, path in enumerate(paths[:4]):
+        os.utime(path, (1000 + age, 1000 + age))
+    cache.fetch(images[:1], "", compute)
+    cache.fetch(images[4:6], "", compute)
+    assert files(tmp_path) == sorted([paths[0], *paths[3:6]])
+    with pytest.warns(UserWarning, match=f"has reached {4 * size:,} bytes"):
+        found = cache.fetch(images[6:], "", compute)
+    assert torch.equal(found["sum"], compute(images[6:])["sum"])
+    assert files(tmp_path) == sorted([paths[0], *paths[4:7]])
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:50])
+        raise KeyboardInterrupt
+
+    images = torch.zeros(1, 2, 50)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(KeyboardInterrupt):
+            ImageCache(tmp_path).fetch(images, "", compute)
+    assert not files(tmp_path)
+    ImageCache(tmp_path).fetch(images, "", compute)
+    assert len(files(tmp_path)) == 1
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    images = torch.zeros(1, 2, 50)
+    ImageCache(tmp_path).fetch(images, "", compute)
+    (file,) = files(tmp_path)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=rf"{file} in the image cache is damaged.*Delete it"):
+        ImageCache(tmp_path).fetch(images, "", compute)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "10GB"])
+def test_wrong_size(wrong: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"max_bytes={wrong!r} must be a whole number"):
+        adapt(clip, tokenizer).set_image_cache(tmp_path, wrong)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="Name a folder"):
+        ImageCache(tmp_path / "file")
