@@ -12,6 +12,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
@@ -248,6 +250,37 @@ def test_chunks_bound_what_is_kept_for_the_backward_pass(
             model.encode_classes()
         kept.append(sum(storages.values()))
     assert kept[1] < 0.4 * kept[0]
+
+
+class Waits(TorchDispatchMode):
+    """Collects operations for which the host would wait for an accelerator: their result decides what comes next."""
+
+    names = ("_local_scalar_dense", "nonzero", "equal", "unique", "masked_select", "repeat_interleave")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = any(each.dtype is torch.bool for each in tree_leaves(args[1:]) if isinstance(each, Tensor))
+        if any(name in str(func) for name in self.names) or (func.overloadpacket is torch.ops.aten.index and by_mask):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("chosen", [Savings(), Savings(text_chunk=2), Savings.none()])
+def test_a_step_never_waits_for_the_device(
+    chosen: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anprompt_peft.clip._check_labels", lambda *_: None)  # reads labels on the CPU only
+    model = adapt(make_clip(), tokenizer).train()
+    model.set_savings(chosen)
+    with Waits() as first:
+        train_step(model, pixels)
+    with Waits() as later:
+        train_step(model, pixels)
+    assert not later.found
+    assert first.found, "reading the class texts waits, so this would see it"
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
