@@ -35,6 +35,7 @@ from anprompt_peft.training import warmup_cosine
 from anprompt_peft.transform import ClipTransform
 
 NOT_SETTINGS = ("output", "resume", "save_every", "report_to")
+LOG_EVERY = 20  # optimizer steps between waits for the device
 
 
 @dataclass
@@ -69,7 +70,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.accumulate,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=options.seed),
+        dataloader_config=DataLoaderConfiguration(
+            use_seedable_sampler=True, data_seed=options.seed, non_blocking=True
+        ),
         step_scheduler_with_optimizer=False,  # with it, the schedule takes a step for every process
         log_with=options.report_to,
         project_dir=options.output,
@@ -131,15 +134,17 @@ def load_data(accelerator: Accelerator, options: argparse.Namespace) -> tuple[An
         train_images, test_images = load_image_data(options.data, "train"), load_image_data(options.data, "test")
     processor = CLIPProcessor.from_pretrained(options.model)
     shots = ClipTransform(processor, augment=True).apply(few_shot(train_images, options.shots, options.seed))
-    train_loader = DataLoader(shots, options.batch_size, shuffle=True, num_workers=options.workers)
-    test_loader = DataLoader(ClipTransform(processor).apply(test_images), 100, num_workers=options.workers)
+    reading: Any = {"num_workers": options.workers, "pin_memory": accelerator.device.type == "cuda"}
+    train_loader = DataLoader(shots, options.batch_size, shuffle=True, **reading)
+    test_loader = DataLoader(ClipTransform(processor).apply(test_images), 100, **reading)
     return *accelerator.prepare(train_loader, test_loader), class_names_of(train_images)
 
 
 def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: Progress, options: Any) -> Any:
     """Train the adapter, from the newest checkpoint if asked, and return the model as Accelerate prepared it."""
     epoch_steps = math.ceil(len(loader) / accelerator.gradient_accumulation_steps)
-    optimizer: Any = torch.optim.AdamW([w for w in adapted.parameters() if w.requires_grad], lr=options.learning_rate)
+    weights = [weight for weight in adapted.parameters() if weight.requires_grad]
+    optimizer: Any = torch.optim.AdamW(weights, options.learning_rate, fused=accelerator.device.type == "cuda")
     schedule: Any = warmup_cosine(optimizer, epoch_steps, options.epochs * epoch_steps)
     model, optimizer, schedule = accelerator.prepare(adapted, optimizer, schedule)
     if isinstance(model, DistributedDataParallel):
@@ -153,7 +158,7 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
     while progress.epoch < options.epochs:
         set_seed(random.Random(f"{options.seed} {progress.epoch} {accelerator.process_index}").getrandbits(32))
         loader.set_epoch(progress.epoch)
-        done, window = progress.batches, []
+        done, window, unread = progress.batches, [], []
         for number, batch in enumerate(loader, start=1):
             if number <= done:
                 continue  # read again, not skipped, so that later images are augmented as they would have been
@@ -165,21 +170,35 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
             window.append(torch.stack([output.loss.detach(), *output.loss_terms.values()]))
             if not accelerator.sync_gradients:
                 continue
-            means = accelerator.reduce(torch.stack(window).mean(dim=0), "mean").tolist()
-            terms, window = dict(zip(["loss", *output.loss_terms], means, strict=True)), []
-            progress.steps, progress.batches = progress.steps + 1, number
-            progress.step_terms.append(terms)
-            accelerator.log({**terms, "learning_rate": schedule.get_last_lr()[0]}, step=progress.steps)
+            unread.append((torch.stack(window).mean(dim=0), schedule.get_last_lr()[0]))
+            progress.steps, progress.batches, window = progress.steps + 1, number, []
             if not accelerator.optimizer_step_was_skipped:
                 schedule.step()
-            bar.set_postfix(epoch=progress.epoch + 1, loss=terms["loss"])
             bar.update()
-            if number == len(loader):
+            is_last = number == len(loader)
+            save = is_last or (options.save_every and progress.steps % options.save_every == 0)
+            if save or len(unread) == LOG_EVERY:
+                read_terms(accelerator, unread, ["loss", *output.loss_terms], progress)
+                bar.set_postfix(epoch=progress.epoch + 1, loss=progress.step_terms[-1]["loss"])
+            if is_last:
                 progress.end_epoch()
-            if not progress.batches or (options.save_every and progress.steps % options.save_every == 0):
+            if save:
                 save_newest(accelerator, options.output / "checkpoints", progress.steps)
     bar.close()
     return model
+
+
+def read_terms(
+    accelerator: Accelerator, unread: list[tuple[torch.Tensor, float]], names: list[str], progress: Progress
+) -> None:
+    """Put the last steps' loss terms, averaged over the processes, on record and into the log."""
+    terms, rates = zip(*unread, strict=True)
+    rows = accelerator.reduce(torch.stack(terms), "mean").tolist()
+    steps = range(progress.steps - len(unread) + 1, progress.steps + 1)
+    for step, row, rate in zip(steps, rows, rates, strict=True):
+        progress.step_terms.append(dict(zip(names, row, strict=True)))
+        accelerator.log({**progress.step_terms[-1], "learning_rate": rate}, step=step)
+    unread.clear()
 
 
 @torch.no_grad()
