@@ -1,215 +1,176 @@
 """What a training step costs: this package with and without its savings, beside LoRA, and inference beside CLIP.
 
-    python benchmarks/step.py [--sizes 10x4 50x4 100x32 500x4 1000x32] [--steps 5] [--output outputs/benchmarks]
+    python benchmarks/step.py [--sizes 10x4 50x4 100x32 500x4 1000x32] [--steps 5] [--output outputs/benchmarks/step]
 
-A size is CLASSESxBATCH, on ViT-B/16 with random weights, float32 on the CPU. The ways take turns within one process,
-so ratios hold on a machine whose speed drifts; peak memory is that of a process of its own for each way. Operations
-are those of the matrix products that the step with all savings runs; the rate is compared with the best that a plain
-product of the encoder's shapes reached in the same process. Writes step.json and step.png.
+A size is CLASSESxBATCH, on ViT-B/16 with random weights, on a GPU if there is one. The ways take turns within one
+process, and ratios are of steps of the same round, so they hold on a machine whose speed drifts; peak memory is that
+of a process of its own for each way, making the adapter included. Operations are those of the matrix products that a
+step runs. The rate of the operations that the step with all savings needs is compared with the best that a plain
+product of the encoder's shapes reached in the same process. Prints tables and writes step.json and step.png.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
+from matplotlib.figure import Figure
 
-from anprompt_peft.fast import Savings
-from anprompt_peft.provenance import provenance, to_json, whole_folder
-from workload import Workload, class_ids, lora_step, make_adapted, make_clip, make_workload, train_step
+from anprompt_peft.provenance import to_json, whole_folder
+from fresh import collect, in_process
+from measuring import Setting, add_options, gemm_peak, interleave, operations, ratios, read_setting, size, spread
+from reporting import colour, head, logarithmic, make_record, report_failures, table, tidy, whiskers, with_range
+from ways import LORA, PLAIN, SAVINGS, add_way_options, chunked, make_step, memory_of_two
+from workload import Workload, class_ids, make_adapted, make_clip, make_workload
 
-WAYS = ("all savings", "plain", "LoRA")
-GEMM_SHAPES = ((788, 768, 3072), (788, 3072, 768), (2048, 512, 2048))
 RECORD = "step.json"
+STEP_COLUMNS = ["classes, batch", "way", "s per step", "times ours", "GB at the peak", "GFLOP", "GFLOP/s", "of GEMM"]
+INFERENCE_COLUMNS = ["classes, batch", "zero-shot CLIP, images/s", "adapted, images/s", "adapted / CLIP"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure every size in processes of its own, print the table, write the record and the picture."""
-    options = parse(arguments)
-    if options.worker:
-        print(json.dumps(WORKERS[options.worker](options)))
-        return
-    rows = []
-    for size in tqdm(options.sizes, desc="sizes", file=sys.stderr):
-        row = {"classes": size[0], "batch": size[1], **run_worker("time", size, options)}
-        ways = [way for way in WAYS if way in row["seconds"]]
-        row["peak_memory_gb"] = {way: run_worker("memory", size, options, way)["peak_memory_gb"] for way in ways}
-        rows.append(row)
-        print(line(row), flush=True)
-    record = {"rows": rows, "steps": options.steps, "threads": options.threads, **provenance()}
+    """Measure every size in processes of its own, print the tables, write the record and the picture."""
+    options, setting = parse(arguments)
+    setting.begin()
     with whole_folder(options.output, replaces=RECORD) as folder:
+        rows, failures = collect(options.sizes, lambda of: measure(of, ways_for(of[0], options), setting), str)
+        record = make_record(setting, failures, rows=rows)
         (folder / RECORD).write_text(to_json(record))
         save_chart(folder / "step.png", rows)
-    print(f"Written to {options.output}/: {RECORD}, step.png")
+    print(report(record))
+    print(f"\nWritten to {options.output}/: {RECORD}, step.png")
+    report_failures(failures)
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Setting]:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = [(10, 4), (50, 4), (100, 32), (500, 4), (1000, 32)]
     parser.add_argument("--sizes", nargs="+", type=size, default=default, metavar="CxB")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each way, after one that is not")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plain-up-to", type=int, default=2000, help="classes x batch above which only savings run")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/step"))
-    parser.add_argument("--worker", choices=list(WORKERS), help=argparse.SUPPRESS)
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    add_way_options(parser, chunk_from=2000, plain_classes=500)
+    add_options(parser, "step")
+    options = parser.parse_args(arguments)
+    return options, read_setting(parser, options)
 
 
-def size(text: str) -> tuple[int, int]:
-    """Parse CLASSESxBATCH."""
-    classes, _, batch = text.partition("x")
-    return int(classes), int(batch)
+def ways_for(classes: int, options: argparse.Namespace) -> list[str]:
+    """What is compared: with savings always, the plain path and LoRA where their texts fit into memory."""
+    if classes >= options.chunk_from:
+        return [chunked(options.text_chunk)]
+    return [SAVINGS, *([PLAIN] if classes <= options.plain_classes else []), LORA]
 
 
-def run_worker(worker: str, of: tuple[int, int], options: argparse.Namespace, way: str | None = None) -> Any:
-    """Run one measurement in a process of its own and return what it printed."""
-    command = [sys.executable, __file__, "--worker", worker, "--sizes", f"{of[0]}x{of[1]}"]
-    command += ["--steps", str(options.steps), "--threads", str(options.threads)]
-    command += ["--plain-up-to", str(options.plain_up_to), *(["--way", way] if way else [])]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def measure(of: tuple[int, int], ways: list[str], setting: Setting) -> dict[str, Any]:
+    """Everything about one size."""
+    row = {"classes": of[0], "batch": of[1], **in_process(time_steps, of, ways, setting)}
+    row["peak_memory_gb"] = {way: in_process(measure_memory, of, way, setting) for way in ways}
+    return row
 
 
-def make_ways(work: Workload, names: list[str]) -> dict[str, Callable[[], None]]:
-    """The steps to compare; both of this package's share one model."""
-    steps: dict[str, Callable[[], None]] = {}
-    if set(names) & {"all savings", "plain"}:
-        model = make_adapted(work)
-        step = train_step(model, work)
-
-        def with_savings(savings: Savings) -> Callable[[], None]:
-            def run() -> None:
-                model.set_savings(savings)
-                step()
-
-            return run
-
-        steps = {"all savings": with_savings(Savings()), "plain": with_savings(Savings.none())}
-    if "LoRA" in names:
-        steps["LoRA"] = lora_step(work)
-    return {name: steps[name] for name in names}
-
-
-def time_steps(options: argparse.Namespace) -> dict[str, Any]:
-    """Time the ways in turn, and inference with kept class features beside CLIP's image encoder."""
-    torch.set_num_threads(options.threads)
-    ((classes, batch),) = options.sizes
-    work = make_workload(classes, batch)
-    names = list(WAYS) if classes * batch <= options.plain_up_to or classes <= 100 else ["all savings"]
-    steps = make_ways(work, names)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(1 + options.steps):
-        for name, step in steps.items():
-            seconds[name].append(timed(step))
-    with FlopCounterMode(display=False) as counter:
-        steps["all savings"]()
-    operations = counter.get_total_flops()
-    median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    peak = gemm_peak()
+def time_steps(of: tuple[int, int], ways: list[str], setting: Setting) -> dict[str, Any]:
+    """Time the ways in turn, count their operations, and time inference."""
+    setting.begin()
+    work = make_workload(*of).to(setting.device)
+    model = make_adapted(work)
+    steps = {way: make_step(way, model, work, setting.dtype) for way in ways}
+    seconds = interleave(steps, setting, f"{of[0]} classes, batch {of[1]}")
+    counts = {way: operations(step) for way, step in steps.items()}
+    ours, peak = ways[0], gemm_peak(setting)
     return {
-        "seconds": median,
-        "all_seconds": {name: times[1:] for name, times in seconds.items()},
-        "operations": operations,
+        "seconds": {way: spread(taken) for way, taken in seconds.items()},
+        "all_seconds": seconds,
+        "times_ours": {way: ratios(taken, seconds[ours]) for way, taken in seconds.items()},
+        "operations": counts,
         "gemm_peak": peak,
-        "share_of_peak": operations / median["all savings"] / peak,
-        "inference": inference_rates(work, options.steps),
+        "share_of_peak": counts[ours] / spread(seconds[ours])["median"] / peak,
+        "inference": inference(model, work, setting),
     }
 
 
-def inference_rates(work: Workload, rounds: int) -> dict[str, float]:
-    """Images per second of the adapted model with kept class features, and of CLIP's own image side."""
-    adapted, clip = make_adapted(work).eval(), make_clip()
-    ids = class_ids(work.class_names)
-    with torch.no_grad():
-        text = clip.get_text_features(ids).pooler_output
+@torch.no_grad()
+def inference(model: Any, work: Workload, setting: Setting) -> dict[str, Any]:
+    """Images per second of the adapted model with kept class features, and of CLIP's image encoder and a product."""
+    adapted, clip = model.eval(), make_clip().to(setting.device)
+    text = clip.get_text_features(class_ids(work.class_names).to(setting.device)).pooler_output
 
-        def run_clip() -> None:
-            clip.get_image_features(work.pixels).pooler_output @ text.t()
+    def under_autocast(run: Callable[[], Any]) -> Callable[[], None]:
+        def call() -> None:
+            with torch.autocast(setting.device, getattr(torch, setting.dtype), enabled=setting.dtype != "float32"):
+                run()
 
-        def run_adapted() -> None:
-            adapted(pixel_values=work.pixels)
+        return call
 
-        times: dict[str, list[float]] = {"CLIP": [], "adapted": []}
-        for _ in range(1 + rounds):
-            times["CLIP"].append(timed(run_clip))
-            times["adapted"].append(timed(run_adapted))
-    return {name: len(work.labels) / statistics.median(each[1:]) for name, each in times.items()}
-
-
-def measure_memory(options: argparse.Namespace) -> dict[str, float]:
-    """Peak memory of this process after two steps of one way."""
-    torch.set_num_threads(options.threads)
-    ((classes, batch),) = options.sizes
-    (step,) = make_ways(make_workload(classes, batch), [options.way]).values()
-    step()
-    step()
-    return {"peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    runs = {
+        "CLIP": lambda: clip.get_image_features(work.pixels).pooler_output @ text.t(),
+        "adapted": lambda: adapted(pixel_values=work.pixels),
+    }
+    seconds = interleave({name: under_autocast(run) for name, run in runs.items()}, setting)
+    rates = {name: spread(len(work.labels) / each for each in taken) for name, taken in seconds.items()}
+    return {"images_per_second": rates, "adapted_over_clip": ratios(seconds["CLIP"], seconds["adapted"])}
 
 
-def timed(run: Callable[[], None]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def measure_memory(of: tuple[int, int], way: str, setting: Setting) -> float:
+    """Peak memory in GB of one way."""
+    setting.begin()
+    work = make_workload(*of).to(setting.device)
+    model = None if way == LORA else make_adapted(work)
+    return memory_of_two(make_step(way, model, work, setting.dtype), setting.device)
 
 
-def gemm_peak() -> float:
-    """Best rate of a matrix product of the encoder's shapes, in operations per second."""
-    best = 0.0
-    for rows, inner, columns in GEMM_SHAPES:
-        left, right = torch.randn(rows, inner), torch.randn(inner, columns)
-        for _ in range(20):
-            best = max(best, 2 * rows * inner * columns / timed(lambda a=left, b=right: a @ b))  # type: ignore[misc]
-    return best
-
-
-def line(row: dict[str, Any]) -> str:
-    """One size as a line of the table."""
-    seconds, memory, rates = row["seconds"], row["peak_memory_gb"], row["inference"]
-    ways = "  ".join(f"{way} {seconds[way]:.2f} s {memory[way]:.1f} GB" for way in seconds)
-    gain = f"  {seconds['plain'] / seconds['all savings']:.2f}x" if "plain" in seconds else ""
-    share = f"{row['share_of_peak']:.0%} of {row['gemm_peak'] / 1e9:.0f} GFLOP/s"
-    inference = f"inference {rates['adapted'] / rates['CLIP']:.1%} of CLIP's {rates['CLIP']:.1f} images/s"
-    return f"({row['classes']}, {row['batch']}): {ways}{gain}  {share}  {inference}"
+def report(record: dict[str, Any]) -> str:
+    """The tables."""
+    steps, inferences = [], []
+    for row in record["rows"]:
+        name = f"{row['classes']}, {row['batch']}"
+        for way, taken in row["seconds"].items():
+            rate = row["operations"][way] / taken["median"]
+            ours = way == next(iter(row["seconds"]))
+            steps.append(
+                [
+                    name,
+                    way,
+                    with_range(taken),
+                    "" if ours else with_range(row["times_ours"][way]),
+                    f"{row['peak_memory_gb'][way]:.1f}",
+                    f"{row['operations'][way] / 1e9:,.0f}",
+                    f"{rate / 1e9:,.0f}",
+                    f"{row['share_of_peak']:.0%} of {row['gemm_peak'] / 1e9:,.0f}" if ours else "",
+                ]
+            )
+        rates = row["inference"]["images_per_second"]
+        ratio = with_range(row["inference"]["adapted_over_clip"])
+        inferences.append([name, with_range(rates["CLIP"], ".1f"), with_range(rates["adapted"], ".1f"), ratio])
+    return f"{head(record)}\n\n{table(STEP_COLUMNS, steps)}\n\n{table(INFERENCE_COLUMNS, inferences)}"
 
 
 def save_chart(path: Path, rows: list[dict[str, Any]]) -> None:
     """Draw step times and memory, a group of bars for every size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for axes, key, unit in zip(panels, ("seconds", "peak_memory_gb"), ("s per step", "GB at the peak"), strict=True):
-        for at, way in enumerate(WAYS):
-            places = [place + 0.27 * (at - 1) for place, row in enumerate(rows) if way in row[key]]
-            values = [row[key][way] for row in rows if way in row[key]]
-            bars = axes.bar(places, values, 0.25, label=way)
-            axes.bar_label(bars, fmt="%.2g", fontsize=8)
+    figure = Figure(figsize=(max(9, 2.4 * len(rows)), 4.5), layout="constrained")
+    ways = list(dict.fromkeys(way for row in rows for way in row["seconds"]))
+    panels = figure.subplots(1, 2)
+    for axes, unit in zip(panels, ("s per step (log)", "GB at the peak"), strict=True):
+        for number, way in enumerate(ways):
+            having = [(place, row) for place, row in enumerate(rows) if way in row["seconds"]]
+            places = [place + 0.8 * ((number + 0.5) / len(ways) - 0.5) for place, _ in having]
+            if axes is panels[0]:
+                values = [row["seconds"][way] for _, row in having]
+                heights, errors = [value["median"] for value in values], whiskers(values)
+            else:
+                heights, errors = [row["peak_memory_gb"][way] for _, row in having], None
+            bars = axes.bar(places, heights, 0.75 / len(ways), yerr=errors, label=way, color=colour(way))
+            axes.bar_label(bars, fmt="%.3g", fontsize=7, padding=1)
         axes.set_xticks(range(len(rows)), [f"{row['classes']} classes\nbatch {row['batch']}" for row in rows])
-        axes.set_yscale("log")
         axes.set_ylabel(unit)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False)
+        tidy(axes)
+    panels[0].set_yscale("log")
+    panels[0].set_ylim(panels[0].get_ylim()[0] / 2)
+    logarithmic(panels[0].yaxis)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ways), frameon=False)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
-
-WORKERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"time": time_steps, "memory": measure_memory}
 
 if __name__ == "__main__":
     main()

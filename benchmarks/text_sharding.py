@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import anprompt_peft.distributed
 from anprompt_peft import ANPromptConfig
-from anprompt_peft.provenance import provenance, to_json
+from anprompt_peft.provenance import provenance, to_json, whole_file
 
 BOS, EOS, VOCABULARY = 0, 1, 1000
 OPENING = 5  # tokens: all texts begin with "a photo of a"
@@ -172,10 +172,8 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
         "rows": rows,
         **provenance(),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.output.with_name(options.output.name + ".part")
-    partial.write_text(to_json(record))
-    partial.replace(options.output)
+    with whole_file(options.output) as path:
+        path.write_text(to_json(record))
     print(f"{'classes':>8}{'whole (ms)':>12}{'shared (ms)':>13}{'speed-up':>10}  [quartiles]")
     for row in rows:
         times = f"{row['classes']:>8}{row['whole_ms']:>12.1f}{row['sharded_ms']:>13.1f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import zlib
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from anprompt_peft import ANPromptConfig
 
-BOS, EOS, CONTEXT = 49406, 49407, 77
+BOS, EOS = 49406, 49407
+IMAGE_SIZE = 224
 WORDS_PER_NAME = (1, 1, 2, 2, 3, 4)
 TEMPLATE = "a photo of a {}."
 
@@ -46,6 +48,14 @@ class Workload:
     pixels: Tensor
     labels: Tensor
 
+    def to(self, device: str) -> Workload:
+        """The same on a device."""
+        return Workload(self.class_names, self.pixels.to(device), self.labels.to(device))
+
+    def part(self, number: int, parts: int) -> Workload:
+        """The images of one of several processes, with all classes."""
+        return Workload(self.class_names, self.pixels[number::parts], self.labels[number::parts])
+
 
 def make_clip(seed: int = 0, **vision: Any) -> CLIPModel:
     """CLIP of ViT-B/16's size with random weights; the other sizes are transformers' defaults."""
@@ -54,7 +64,7 @@ def make_clip(seed: int = 0, **vision: Any) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config={"patch_size": 16, **vision})).eval()
 
 
-def make_workload(classes: int, batch: int, image_size: int = 224, seed: int = 0) -> Workload:
+def make_workload(classes: int, batch: int, image_size: int = IMAGE_SIZE, seed: int = 0) -> Workload:
     """Images, labels and class names from a seed."""
     rng = random.Random(seed)
     names: dict[str, None] = {}
@@ -66,36 +76,69 @@ def make_workload(classes: int, batch: int, image_size: int = 224, seed: int = 0
     return Workload(list(names), pixels, torch.randint(classes, (batch,), generator=generator))
 
 
-def make_adapted(work: Workload, clip: CLIPModel | None = None, **settings: Any) -> Any:
-    """The method's model in training mode, at its default configuration."""
+def make_adapted(work: Workload, clip: CLIPModel | None = None, random_targets: bool = False, **settings: Any) -> Any:
+    """The method's model in training mode on the workload's device, by default at its default configuration.
+
+    Args:
+        work: its classes.
+        clip: what is adapted; a new one by default.
+        random_targets: draw noise prompts and frozen text features, on whose values no cost depends, instead of
+            encoding all texts several times.
+        settings: of the configuration.
+    """
     config = ANPromptConfig(
-        class_names=work.class_names, template=TEMPLATE, tokenizer_name_or_path=WordTokenizer(), **settings
+        class_names=work.class_names,
+        template=TEMPLATE,
+        tokenizer_name_or_path=WordTokenizer(),
+        init_noise_prompts=not random_targets,
+        **settings,
     )
-    return get_peft_model(clip or make_clip(), config).train()
+    model: Any = get_peft_model((clip or make_clip()).to(work.pixels.device), config)
+    if random_targets:
+        classes, width = len(work.class_names), model.config.projection_dim
+        features = F.normalize(torch.randn(2 * classes + config.num_noise_tokens, width), dim=-1)
+        clean, perturbed, noise = features.split([classes, classes, config.num_noise_tokens])
+        model.visual_projection.fill("default", noise, clean, perturbed, class_ids(work.class_names))
+    return model.train()
 
 
-def train_step(model: Any, work: Workload) -> Callable[[], None]:
-    """One optimiser step of an adapted model, to be called again and again."""
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-3)
-
-    def step() -> None:
-        model(pixel_values=work.pixels, labels=work.labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+def share_frozen(model: Any) -> Any:
+    """A copy of an adapted model with weights of its own to train, and the same frozen ones."""
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    return copy.deepcopy(model, {id(weight): weight for weight in frozen})
 
 
-def lora_step(work: Workload) -> Callable[[], None]:
+def train_step(model: Any, work: Workload, dtype: str = "float32") -> Callable[[], None]:
+    """One optimiser step of an adapted model, to be called again and again; `dtype` is that of autocast."""
+    settings = {"interpolate_pos_encoding": True} if work.pixels.shape[-1] != IMAGE_SIZE else {}
+    return optimiser_step(model, lambda: model(pixel_values=work.pixels, labels=work.labels, **settings).loss, dtype)
+
+
+def lora_step(work: Workload, dtype: str = "float32") -> Callable[[], None]:
     """The same step with PEFT's LoRA, rank 8 on queries and values of all layers of both towers."""
-    model: Any = get_peft_model(make_clip(), LoraConfig(r=8, target_modules=["q_proj", "v_proj"])).train()
-    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-3)
-    ids = class_ids(work.class_names)
+    config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
+    model: Any = get_peft_model(make_clip().to(work.pixels.device), config).train()
+    ids = class_ids(work.class_names).to(work.pixels.device)
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model(input_ids=ids, pixel_values=work.pixels).logits_per_image, work.labels)
+
+    return optimiser_step(model, loss, dtype)
+
+
+def optimiser_step(model: Any, loss: Callable[[], Tensor], dtype: str) -> Callable[[], None]:
+    """Forward, backward, AdamW and zeroing, with the forward under autocast as Accelerate does it."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    device = trained[0].device.type
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=device == "cuda")
+    scaler = torch.amp.GradScaler(device, enabled=dtype == "float16")
 
     def step() -> None:
-        logits = model(input_ids=ids, pixel_values=work.pixels).logits_per_image
-        F.cross_entropy(logits, work.labels).backward()
-        optimizer.step()
+        with torch.autocast(device, getattr(torch, dtype), enabled=dtype != "float32"):
+            value = loss()
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
     return step

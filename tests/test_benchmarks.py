@@ -1,30 +1,297 @@
-"""Each benchmark runs from one command; at full model size it takes minutes."""
+"""The benchmarks: their arithmetic, their processes, and each of them run once as small as ViT-B/16 allows."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch.nn import functional as F
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+import ablation
+import processes
+import scaling
+import step
+from anprompt_peft.fast import Savings
+from fresh import collect, in_process, in_processes
+from growth import fit
+from measuring import Setting, interleave, operations, ratios, size, spread
+from reporting import table
+from workload import class_ids, make_workload
+
+BENCHMARKS = Path(step.__file__).parent
+
+
+def run(script: str, output: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Run a benchmark; returns its record and what it printed."""
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--output", str(output), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    record = json.loads((output / f"{script}.json").read_text())
+    assert record["did_not_finish"] == []
+    assert {"torch", "transformers", "peft"} <= record["versions"].keys()
+    return record, done.stdout
+
+
+def test_fit_finds_a_line_and_an_exponent() -> None:
+    line = fit([1, 2, 3, 4], [5, 7, 9, 11])
+    assert line is not None
+    assert (line.start, line.slope, line.r_squared) == pytest.approx((3, 2, 1))
+    square = fit([1, 2, 4, 8], [1, 4, 16, 64])
+    assert square is not None
+    assert (square.exponent, square.exponent_r_squared) == pytest.approx((2, 1))
+    assert square.r_squared < 0.99
+
+
+def test_fit_takes_the_exponent_from_the_upper_half() -> None:
+    growth = fit([1, 2, 4, 8, 16, 32], [100, 100, 100, 8, 16, 32])
+    assert growth is not None
+    assert growth.exponent == pytest.approx(1)
+    assert fit([32, 4, 16, 1, 8, 2], [32, 100, 16, 100, 8, 100]) == growth
+
+
+def test_fit_of_a_constant_and_of_too_few_points() -> None:
+    constant = fit([1, 2, 3], [5, 5, 5])
+    assert constant is not None
+    assert (constant.slope, constant.r_squared, constant.exponent) == pytest.approx((0, 1, 0))
+    assert fit([1, 2], [1, 2]) is None
+
+
+def test_table_lines_up() -> None:
+    lines = table(["way", "s"], [["all savings", "1.25"], ["x", "10"]]).splitlines()
+    assert lines == [
+        "| way         |    s |",
+        "| ----------- | ---: |",
+        "| all savings | 1.25 |",
+        "| x           |   10 |",
+    ]
+
+
+def test_size() -> None:
+    assert size("100x32") == (100, 32)
+    for wrong in ("100", "1x4", "4x0", "axb", "4x-1", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="such as 50x4"):
+            size(wrong)
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    assert ratios([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == {"median": 3.0, "min": 2.0, "max": 4.0}
+    assert spread([4.0, 1.0]) == {"median": 2.5, "min": 1.0, "max": 4.0}
+
+
+def test_ways_take_turns_and_the_first_round_does_not_count() -> None:
+    called: list[str] = []
+    ways = {name: partial(called.append, name) for name in "abc"}
+    seconds = interleave(ways, Setting("cpu", "float32", threads=1, steps=2))
+    assert [called[at : at + 3] for at in (0, 3, 6)] == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]]
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+def test_operations_count_products_and_attention_with_their_gradients() -> None:
+    left, right = torch.randn(3, 4), torch.randn(4, 5)
+    assert operations(lambda: left @ right) == 2 * 3 * 4 * 5
+    query, key, value = (torch.randn(1, 2, length, 8, requires_grad=True) for length in (3, 6, 6))
+    forward = 2 * 2 * 2 * 3 * 6 * 8
+    assert operations(lambda: F.scaled_dot_product_attention(query, key, value)) == forward
+    both = operations(lambda: F.scaled_dot_product_attention(query, key, value).sum().backward())
+    assert both == 3 * forward
+
+
+def test_fresh_processes_return_in_order() -> None:
+    assert in_processes(pow, [(2, 3), (3, 2)]) == [8, 9]
+    assert in_process(os.getppid) == os.getpid()
+
+
+def test_a_process_that_breaks_off_is_named_and_the_rest_is_measured() -> None:
+    jobs: list[tuple[Any, int]] = [(os._exit, 3), (signal.raise_signal, signal.SIGKILL), (abs, -1)]
+    results, failures = collect(jobs, lambda job: in_process(*job), lambda job: job[0].__name__)
+    assert results == [1]
+    assert failures == [
+        "_exit: its process ended with code 3",
+        f"raise_signal: its process ended with code -{signal.SIGKILL.value}, killed, perhaps for want of memory",
+    ]
+
+
+def test_nothing_measured_is_an_error() -> None:
+    with pytest.raises(ChildProcessError, match="7: its process ended with code 7"):
+        collect([7], lambda code: in_process(os._exit, code), str)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_benchmark_leaves_no_process(ending: signal.Signals, tmp_path: Path) -> None:
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
+        "from fresh import in_process\n"
+        "def wait(folder):\n"
+        "    pathlib.Path(folder, str(os.getpid())).touch()\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    in_process(wait, sys.argv[1])\n"
+    )
+    folder = tmp_path / "started"
+    folder.mkdir()
+    paths = os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    with subprocess.Popen([sys.executable, str(script), str(folder)], env=environment) as parent:
+        wait_until(lambda: any(folder.iterdir()))
+        parent.send_signal(ending)
+    (child,) = (int(each.name) for each in folder.iterdir())
+    wait_until(lambda: not is_running(child))
+
+
+def wait_until(condition: Any) -> None:
+    """Wait for something that takes seconds at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "did not come to pass"
+        time.sleep(0.05)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process is there and not only waiting to be reaped."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_class_texts_end_in_the_same_token() -> None:
+    ids = class_ids(make_workload(classes=20, batch=1).class_names)
+    assert ids.shape[0] == 20
+    assert len(set(ids[:, -1].tolist())) == 1
+    assert (ids[:, :5] == ids[0, :5]).all()
+
+
+def test_parts_of_a_workload_are_all_of_it() -> None:
+    work = make_workload(classes=5, batch=6, image_size=32)
+    parts = [work.part(number, 2) for number in (0, 1)]
+    assert sorted(label for part in parts for label in part.labels.tolist()) == sorted(work.labels.tolist())
+    torch.testing.assert_close(sum(part.pixels.sum() for part in parts), work.pixels.sum())
+
+
+def test_the_plain_path_and_lora_run_where_they_fit() -> None:
+    options = step.parse([])[0]
+    ways = {of: step.ways_for(of[0], options) for of in options.sizes}
+    assert all("plain" in ways[of] for of in [(10, 4), (50, 4), (100, 32), (500, 4)])
+    assert ways[1000, 32] == ["all savings", "LoRA"]
+    assert step.ways_for(10_000, options) == ["500 texts at a time"]
+
+
+def test_ablation_switches_off_one_saving_in_each_variant() -> None:
+    options = ablation.parse([])[0]
+    variants = ablation.variants(50, options)
+    assert variants["all savings"] == Savings()
+    assert variants["plain"] == Savings.none()
+    assert variants["without last_layer"] == Savings(last_layer=False)
+    assert len(set(variants.values())) == len(variants) == 2 + len(ablation.switches())
+    assert "plain" not in ablation.variants(500, options)
+
+
+def test_scaling_plans_each_axis_with_the_others_at_their_defaults() -> None:
+    points = list(scaling.plan(scaling.parse([])[0]))
+    classes = [(point.classes, point.way) for point in points if point.axis == "classes"]
+    assert [of for of, way in classes if way == "all savings"] == [10, 30, 100, 300, 1000]
+    assert [of for of, way in classes if way == "500 texts at a time"] == [1000, 3000, 10_000]
+    assert [of for of, way in classes if way == "plain"] == [10, 30, 100]
+    assert [point.batch for point in points if point.axis == "batch" and point.way == "plain"] == [1, 2, 4, 8, 16]
+    assert all(point.classes == 50 and point.image == 224 for point in points if point.axis == "tokens")
+    assert [point.x for point in points if point.axis == "image" and point.way == "plain"] == [196, 324, 441, 784]
+
+
+@pytest.mark.parametrize(
+    ("parse", "arguments", "message"),
+    [
+        (step.parse, ["--dtype", "float16", "--device", "cpu"], "float16 needs a GPU"),
+        (step.parse, ["--steps", "0"], "must be at least 1"),
+        (step.parse, ["--sizes", "50"], "such as 50x4"),
+        (scaling.parse, ["--image", "230"], "multiples of 16"),
+        (scaling.parse, ["--tokens", "1"], "start at 2"),
+        (processes.parse, ["--batch", "3"], "must divide by --processes 2"),
+    ],
+)
+def test_wrong_options(parse: Any, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_speedup_and_efficiency() -> None:
+    names = list(processes.threads_by_way(2))
+    seconds = dict(zip(names, ([4.0, 6.0], [2.0, 3.0], [5.0, 5.0], [3.2, 4.8]), strict=True))
+    row = processes.summary(50, seconds, 2)
+    assert [row["efficiency"][name] for name in names] == pytest.approx([1, 1, 0.5, 0.625])
+    assert row["speedup"]["2 processes"] == pytest.approx({"median": 1.0, "min": 0.8, "max": 1.2})
 
 
 @pytest.mark.slow
 def test_step(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    command = [sys.executable, str(BENCHMARKS / "step.py"), "--sizes", "4x1", "--steps", "1", "--output", str(output)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    record = json.loads((output / "step.json").read_text())
-    (row,) = record["rows"]
+    record, printed = run("step", tmp_path / "out", "--sizes", "4x1", "6x1", "--chunk-from", "6", "--steps", "1")
+    row, in_chunks = record["rows"]
     assert set(row["seconds"]) == set(row["peak_memory_gb"]) == {"all savings", "plain", "LoRA"}
+    assert set(in_chunks["seconds"]) == {"500 texts at a time"}
     assert 0 < row["share_of_peak"] <= 1
-    assert row["operations"] > 1e9
-    assert "(4, 1): all savings" in printed
-    assert Image.open(output / "step.png").width > 1000
+    assert 1e9 < row["operations"]["all savings"] < row["operations"]["plain"]
+    assert all(0.6 < each < 20 for each in row["peak_memory_gb"].values())
+    assert row["inference"]["images_per_second"]["CLIP"]["median"] > 0
+    assert record["versions"]["torch"] in printed
+    assert printed.count("| 4, 1 ") == 4
+    assert Image.open(tmp_path / "out" / "step.png").width > 1000
+
+
+@pytest.mark.slow
+def test_ablation(tmp_path: Path) -> None:
+    arguments = ("--sizes", "4x1", "--without", "vision_prefix", "--steps", "1", "--threads", "1")
+    record, printed = run("ablation", tmp_path / "out", *arguments)
+    (row,) = record["rows"]
+    assert set(row["seconds"]) == set(row["peak_memory_gb"]) == {"all savings", "without vision_prefix", "plain"}
+    assert row["ratio"]["all savings"] == {"median": 1, "min": 1, "max": 1}
+    assert row["ratio"]["plain"]["median"] == pytest.approx(
+        row["all_seconds"]["plain"][0] / row["all_seconds"]["all savings"][0]
+    )
+    assert "without vision_prefix" in printed
+    assert Image.open(tmp_path / "out" / "ablation.png").width > 600
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path: Path) -> None:
+    arguments = ("--axes", "tokens", "image", "--image", "32", "64", "128", "--tokens", "2", "--steps", "1")
+    limits = ("--plain-classes", "0", "--threads", "1")
+    record, printed = run("scaling", tmp_path / "out", *arguments, *limits)
+    assert [(point["axis"], point["x"]) for point in record["points"]] == [
+        ("tokens", 2), ("image", 4), ("image", 16), ("image", 64),
+    ]  # fmt: skip
+    images = record["points"][1:]
+    assert images[0]["operations"] < images[1]["operations"] < images[2]["operations"]
+    (growth,) = record["fits"]
+    assert growth["axis"] == "image"
+    assert 0 <= growth["r_squared"] <= 1
+    assert "time = a + b * x" in printed
+    assert Image.open(tmp_path / "out" / "time.png").size == Image.open(tmp_path / "out" / "memory.png").size
+
+
+@pytest.mark.slow
+def test_processes(tmp_path: Path) -> None:
+    record, printed = run("processes", tmp_path / "out", "--classes", "4", "--batch", "2", "--steps", "1")
+    (row,) = record["rows"]
+    assert list(row["seconds"]) == list(processes.threads_by_way(2))
+    assert row["efficiency"]["1 process, 1 thread"] == 1
+    assert row["speedup"]["2 processes"]["median"] == pytest.approx(
+        row["all_seconds"]["1 process, 1 thread"][0] / row["all_seconds"]["2 processes"][0]
+    )
+    assert "2 processes, texts shared" in printed
+    assert Image.open(tmp_path / "out" / "processes.png").width > 800
 
 
 @pytest.mark.slow

@@ -1,0 +1,83 @@
+"""How the benchmarks print tables and draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+
+from anprompt_peft.provenance import provenance
+from measuring import Setting
+from ways import LORA, PLAIN, SAVINGS
+
+COLOURS = {SAVINGS: "#1b6ca8", PLAIN: "#b5523b", LORA: "#8a8a8a"}
+NOTED = ("torch", "transformers", "peft", "python")
+
+
+def make_record(setting: Setting, failures: list[str], **content: Any) -> dict[str, Any]:
+    """What a benchmark writes: its content, then how and on what it was measured."""
+    return {**content, "did_not_finish": failures, "setting": asdict(setting), **provenance()}
+
+
+def head(record: dict[str, Any]) -> str:
+    """Hardware, precision, versions and commit of a record, above its table."""
+    hardware, setting, versions = record["hardware"], record["setting"], record["versions"]
+    machine = hardware["accelerator"] if setting["device"] == "cuda" else hardware["processor"]
+    plural = "s" if setting["threads"] > 1 else ""
+    how = f"{setting['threads']} thread{plural} of {hardware['cpu_count']} CPUs, {setting['dtype']}"
+    packages = ", ".join(f"{name} {versions[name]}" for name in NOTED)
+    return (
+        f"ViT-B/16 with random weights on {machine}, {how}\n"
+        f"Median [smallest, largest] of {setting['steps']} steps\n"
+        f"{packages}; commit {record['git_commit'] or 'unknown'}"
+    )
+
+
+def table(columns: list[str], rows: Iterable[list[str]]) -> str:
+    """A Markdown table with aligned columns; the first is flush left, numbers are flush right."""
+    cells = [columns, *rows]
+    widths = [max(3, *(len(row[at]) for row in cells)) for at in range(len(columns))]
+
+    def line(row: list[str]) -> str:
+        first, *others = zip(row, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if not at else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
+    return "\n".join(line(row) for row in (columns, rule, *cells[1:]))
+
+
+def colour(way: str) -> str:
+    """The colour of a way in every chart."""
+    return COLOURS.get(way, "#3f9b6b")
+
+
+def with_range(value: dict[str, float], form: str = ".2f") -> str:
+    """Median and, in brackets, the smallest and largest value."""
+    return f"{value['median']:{form}} [{value['min']:{form}}, {value['max']:{form}}]"
+
+
+def whiskers(values: list[dict[str, float]]) -> list[list[float]]:
+    """How far the smallest and largest values lie from the medians, as matplotlib's error bars want it."""
+    below = [each["median"] - each["min"] for each in values]
+    return [below, [each["max"] - each["median"] for each in values]]
+
+
+def tidy(axes: Axes) -> None:
+    """Take away what carries no information."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def logarithmic(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+
+
+def report_failures(failures: list[str]) -> None:
+    """End with an error if something was not measured."""
+    if failures:
+        raise SystemExit("Not measured:\n" + "\n".join(failures))
