@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from anprompt_peft.fast import Savings
 from anprompt_peft.provenance import to_json, whole_folder
 from fresh import collect, in_process
 from measuring import Setting, add_options, gemm_peak, interleave, operations, ratios, read_setting, size, spread
@@ -93,6 +94,7 @@ def time_steps(of: tuple[int, int], ways: list[str], setting: Setting) -> dict[s
 @torch.no_grad()
 def inference(model: Any, work: Workload, setting: Setting) -> dict[str, Any]:
     """Images per second of the adapted model with kept class features, and of CLIP's image encoder and a product."""
+    model.set_savings(Savings())
     adapted, clip = model.eval(), make_clip().to(setting.device)
     text = clip.get_text_features(class_ids(work.class_names).to(setting.device)).pooler_output
 

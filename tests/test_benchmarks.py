@@ -195,6 +195,7 @@ def test_ablation_switches_off_one_saving_in_each_variant() -> None:
     assert variants["all savings"] == Savings()
     assert variants["plain"] == Savings.none()
     assert variants["without last_layer"] == Savings(last_layer=False)
+    assert variants.pop("with an image cache") == Savings()
     assert len(set(variants.values())) == len(variants) == 2 + len(ablation.switches())
     assert "plain" not in ablation.variants(500, options)
 
