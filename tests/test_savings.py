@@ -283,11 +283,12 @@ def test_a_step_never_waits_for_the_device(
     assert first.found, "reading the class texts waits, so this would see it"
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_torch_compile_agrees(backend: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+@pytest.mark.slow
+def test_inductor_agrees(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    """The lengths and the number of texts are some for which torch 2.13 once compiled wrong gradients."""
     names = ["cat", "dog", "small red bird", "drawing of fish", "fish drawing cat"]
     model = adapt(make_clip(), tokenizer, class_names=names).train()
-    compiled, weights = torch.compile(model, backend=backend), list(trainable(model).values())
+    compiled, weights = torch.compile(model), list(trainable(model).values())
     gradients = []
     for run in (model, compiled, compiled):
         output = run(pixel_values=pixels, labels=LABELS)
