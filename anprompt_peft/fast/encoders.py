@@ -16,7 +16,6 @@ from ..fingerprint import Fingerprint, autocast_state
 from ..layer import ANPromptLayer, PromptContext
 from .blocks import NewPrompts, comes_apart
 from .image_cache import digest
-from .savings import Savings
 from .text import TextPrefix, run_text, text_prefix
 from .vision import run_vision
 
@@ -177,13 +176,17 @@ def _kept_prefixes(clip: Any, input_ids: Tensor, source: Tensor, templates: int)
     return kept[1]
 
 
-def _text_prefix(clip: CLIPModel, before: list[nn.Module], input_ids: Tensor) -> TextPrefix:
-    tower: Any = clip.text_model
-    hidden = tower.embeddings(input_ids=input_ids)
-    mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
-    for layer in before:
-        hidden = layer(hidden, mask, is_causal=True)
-    savings: Savings = clip.savings
+def _text_prefix(clip: Any, before: list[nn.Module], input_ids: Tensor) -> TextPrefix:
+    tower, savings = clip.text_model, clip.savings
+
+    def run(ids: Tensor) -> Tensor:
+        hidden = tower.embeddings(input_ids=ids)
+        mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
+        for layer in before:
+            hidden = layer(hidden, mask, is_causal=True)
+        return hidden
+
+    hidden = torch.cat([run(ids) for ids in input_ids.split(savings.text_chunk or len(input_ids))])
     return text_prefix(hidden, input_ids, end_of_text_positions(input_ids, clip.config), savings)
 
 
