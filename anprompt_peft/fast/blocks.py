@@ -108,8 +108,19 @@ def finish(layer: Any, hidden: Tensor, mixed: Tensor, fused_activation: bool) ->
     normed, mlp = layer.layer_norm2(hidden), layer.mlp
     if not fused_activation or type(mlp.activation_fn) is not QuickGELUActivation:
         return hidden + mlp(normed)
-    activated = F.silu(QUICK_GELU_SLOPE * mlp.fc1(normed)).mul_(1 / QUICK_GELU_SLOPE)
-    return hidden + mlp.fc2(activated)
+    inner = mlp.fc1(normed)
+    is_mine = type(mlp.fc1) is nn.Linear and not mlp.fc1._forward_hooks
+    scaled = inner.mul_(QUICK_GELU_SLOPE) if is_mine else inner * QUICK_GELU_SLOPE
+    activated = F.silu(scaled, inplace=not scaled.requires_grad)
+    return hidden + mlp.fc2(activated.mul_(1 / QUICK_GELU_SLOPE))
+
+
+def run_unmasked(layer: Any, hidden: Tensor, fused_activation: bool) -> Tensor:
+    """Return what leaves a layer without prompts or mask, `[B, L, d]`; one with hooks is called as a whole."""
+    if layer._forward_hooks or layer._forward_pre_hooks or layer.self_attn._forward_hooks:
+        return layer(hidden, None)
+    mixed = attend(layer, *queries_keys_values(layer, hidden))
+    return finish(layer, hidden, mixed, fused_activation)
 
 
 def checkpointed(layer: Any, run: Callable[..., Any], *tensors: Tensor) -> Any:

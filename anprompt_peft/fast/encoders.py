@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from ..classes import end_of_text_positions
 from ..config import ANPromptConfig
 from ..fingerprint import Fingerprint, autocast_state
 from ..layer import ANPromptLayer, PromptContext
-from .blocks import NewPrompts, comes_apart
+from .blocks import NewPrompts, comes_apart, run_unmasked
 from .image_cache import digest
 from .text import TextPrefix, run_text, text_prefix
 from .vision import run_vision
+
+IMAGES_AT_ONCE = 8
 
 
 @dataclass
@@ -94,7 +96,21 @@ def comes_apart_now(clip: Any) -> bool:
     )
 
 
-def _encode_images(
+def _encode_images(clip: Any, pixel_values: Tensor, with_frozen: bool, **settings: Any) -> ImageFeatures:
+    grouped = clip.savings.image_groups and pixel_values.device.type == "cpu"
+    groups = pixel_values.split(IMAGES_AT_ONCE) if grouped else (pixel_values,)
+    encoded = [_encode_group(clip, group, with_frozen, **settings) for group in groups]
+    if len(encoded) == 1:
+        return encoded[0]
+    features, prompts, frozen = ([getattr(each, field.name) for each in encoded] for field in fields(ImageFeatures))
+    return ImageFeatures(
+        torch.cat(features),
+        None if prompts[0] is None else torch.cat(prompts),
+        None if frozen[0] is None else torch.cat(frozen),
+    )
+
+
+def _encode_group(
     clip: Any, pixel_values: Tensor, with_frozen: bool, interpolate_pos_encoding: bool = False
 ) -> ImageFeatures:
     tower, mixing, savings = clip.vision_model, _config(clip).prompt_mixing, clip.savings
@@ -104,7 +120,7 @@ def _encode_images(
     def run_prefix(pixels: Tensor) -> Tensor:
         hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=interpolate_pos_encoding))
         for layer in before:
-            hidden = layer(hidden, None)
+            hidden = run_unmasked(layer, hidden, savings.activation)
         return hidden
 
     @torch.no_grad()
