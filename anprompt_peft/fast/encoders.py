@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -118,9 +119,10 @@ def _encode_group(
     blocks = [layer.get_base_layer() for layer in prompted]
 
     def run_prefix(pixels: Tensor) -> Tensor:
-        hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=interpolate_pos_encoding))
-        for layer in before:
-            hidden = run_unmasked(layer, hidden, savings.activation)
+        with _gradients_if(pixels, *_weights(tower.embeddings, tower.pre_layrnorm, *before)):
+            hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=interpolate_pos_encoding))
+            for layer in before:
+                hidden = run_unmasked(layer, hidden, savings.activation)
         return hidden
 
     @torch.no_grad()
@@ -152,12 +154,8 @@ def _encode_group(
 def _frozen_vision_digest(clip: Any) -> str:
     """Return a digest of all that CLIP's image features depend on, besides the images; computed at most once."""
     tower = clip.vision_model
-    layers = [layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer for layer in tower.encoder.layers]
-    modules = [tower.embeddings, tower.pre_layrnorm, *layers, tower.post_layernorm]
-    weights = [
-        *(weight for module in modules for weight in module.parameters()),
-        clip.visual_projection.base_layer.weight,
-    ]
+    modules = (tower.embeddings, tower.pre_layrnorm, *map(_block, tower.encoder.layers), tower.post_layernorm)
+    weights = _weights(*modules, clip.visual_projection.base_layer)
     if any(weight.requires_grad for weight in weights):
         raise ValueError(
             "The image cache keeps results of CLIP's frozen vision encoder, and weights of it are trained. Freeze "
@@ -177,7 +175,7 @@ def _kept_prefixes(clip: Any, input_ids: Tensor, source: Tensor, templates: int)
     """Return the texts of every template as they enter the first layer with prompts, computed at most once."""
     tower, savings = clip.text_model, clip.savings
     before = _split(tower, clip)[0]
-    weights = [*tower.embeddings.parameters(), *(weight for layer in before for weight in layer.parameters())]
+    weights = _weights(tower.embeddings, *before)
     fingerprint = Fingerprint(
         (*weights, source),
         (savings, templates, tuple(input_ids.shape), input_ids.storage_offset(), len(before)),
@@ -202,7 +200,8 @@ def _text_prefix(clip: Any, before: list[nn.Module], input_ids: Tensor) -> TextP
             hidden = layer(hidden, mask, is_causal=True)
         return hidden
 
-    hidden = torch.cat([run(ids) for ids in input_ids.split(savings.text_chunk or len(input_ids))])
+    with _gradients_if(*_weights(tower.embeddings, *before)):
+        hidden = torch.cat([run(ids) for ids in input_ids.split(savings.text_chunk or len(input_ids))])
     return text_prefix(hidden, input_ids, end_of_text_positions(input_ids, clip.config), savings)
 
 
@@ -227,10 +226,23 @@ def _config(clip: Any) -> ANPromptConfig:
 
 
 def _split(tower: Any, clip: CLIPModel) -> tuple[list[nn.Module], list[ANPromptLayer]]:
-    """Return the layers of an encoder before the first with prompts, and those from there on."""
+    """Return the layers of an encoder before the first with prompts, without wrappers, and those from there on."""
     layers, config = list(tower.encoder.layers), _config(clip)
     first = layers[-1].target_layers(config)[0]
-    return layers[: first - 1], layers[first - 1 :]
+    return [_block(layer) for layer in layers[: first - 1]], layers[first - 1 :]
+
+
+def _block(layer: Any) -> nn.Module:
+    return layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer
+
+
+def _weights(*modules: nn.Module) -> list[Tensor]:
+    return [weight for module in modules for weight in module.parameters()]
+
+
+def _gradients_if(*tensors: Tensor) -> AbstractContextManager[Any]:
+    """Record gradients only if one of these wants them, whatever hooks for checkpointing say of embeddings."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
 
 
 def _prompts(layers: list[ANPromptLayer], clip: Any, dtype: torch.dtype) -> NewPrompts:
