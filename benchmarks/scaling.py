@@ -13,6 +13,7 @@ the fits, and writes scaling.json, time.png and memory.png.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -193,13 +194,11 @@ def report(record: dict[str, Any]) -> str:
 
 def save_chart(path: Path, record: dict[str, Any], quantity: str) -> None:
     """Draw one quantity over each axis, times with the fitted lines."""
-    figure = Figure(figsize=(12, 9), layout="constrained")
-    panels = figure.subplots(2, 2).flat
-    for axes, axis in zip(panels, AXES, strict=True):
-        ways = series(record["points"], axis)
-        if not ways:
-            axes.set_visible(False)
-            continue
+    measured = {axis: ways for axis in AXES if (ways := series(record["points"], axis))}
+    lines = math.ceil(len(measured) / 2)
+    figure = Figure(figsize=(12 if len(measured) > 1 else 7, 4.5 * lines), layout="constrained")
+    panels = figure.subplots(lines, min(2, len(measured)), squeeze=False).flat
+    for axes, (axis, ways) in zip(panels, measured.items(), strict=False):
         for way, mine in ways.items():
             x = [point["x"] for point in mine]
             timed = quantity == "seconds"
