@@ -146,7 +146,7 @@ def save_chart(path: Path, rows: list[dict[str, Any]]) -> None:
         axes.barh(names, beyond, left=1, xerr=whiskers(values), color=tint, alpha=0.8)
         for place, name in enumerate(names):
             text = f"{values[place]['median']:.2f}, {row['peak_memory_gb'][name]:.1f} GB"
-            axes.annotate(text, (values[place]["max"], place), (4, 0), textcoords="offset points", va="center")
+            axes.annotate(text, (max(1, values[place]["max"]), place), (4, 0), textcoords="offset points", va="center")
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_xscale("log")
         axes.set_xlim(0.9 * min(1, *(value["min"] for value in values)), 3 * max(value["max"] for value in values))
