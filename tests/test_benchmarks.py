@@ -131,12 +131,13 @@ def test_nothing_measured_is_an_error() -> None:
 def test_an_interrupted_benchmark_leaves_no_process(ending: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "waits.py"
     script.write_text(
-        "import os, pathlib, sys, time\n"
+        "import os, pathlib, signal, sys, time\n"
         "from fresh import in_process\n"
         "def wait(folder):\n"
         "    pathlib.Path(folder, str(os.getpid())).touch()\n"
         "    time.sleep(600)\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "    in_process(wait, sys.argv[1])\n"
     )
     folder = tmp_path / "started"
@@ -146,6 +147,7 @@ def test_an_interrupted_benchmark_leaves_no_process(ending: signal.Signals, tmp_
     with subprocess.Popen([sys.executable, str(script), str(folder)], env=environment) as parent:
         wait_until(lambda: any(folder.iterdir()))
         parent.send_signal(ending)
+        parent.wait(timeout=60)
     (child,) = (int(each.name) for each in folder.iterdir())
     wait_until(lambda: not is_running(child))
 
