@@ -240,6 +240,18 @@ def test_what_needs_clips_own_forward_gets_it(
     assert way != "hook" or calls == [3, 3]
 
 
+@pytest.mark.parametrize("module", ["mlp", "mlp.activation_fn", "mlp.fc1", "self_attn", "self_attn.q_proj"])
+def test_hooks_inside_a_layer_are_called(
+    module: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(make_clip(), tokenizer)
+    expected = model(pixel_values=pixels, labels=LABELS).loss
+    layers = model.vision_model.encoder.layers
+    calls = [count_calls(layer.get_submodule(module)) for layer in (layers[0], layers[-1].get_base_layer())]
+    torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, expected)
+    assert all(calls)
+
+
 def test_chunks_bound_what_is_kept_for_the_backward_pass(
     make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:

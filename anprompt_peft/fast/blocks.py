@@ -106,10 +106,11 @@ def finish(layer: Any, hidden: Tensor, mixed: Tensor, fused_activation: bool) ->
     """
     hidden = hidden + layer.self_attn.out_proj(mixed)
     normed, mlp = layer.layer_norm2(hidden), layer.mlp
-    if not fused_activation or type(mlp.activation_fn) is not QuickGELUActivation:
+    apart = fused_activation and type(mlp.activation_fn) is QuickGELUActivation
+    if not apart or is_hooked(mlp, mlp.activation_fn):
         return hidden + mlp(normed)
     inner = mlp.fc1(normed)
-    is_mine = type(mlp.fc1) is nn.Linear and not mlp.fc1._forward_hooks
+    is_mine = type(mlp.fc1) is nn.Linear and not is_hooked(mlp.fc1)
     scaled = inner.mul_(QUICK_GELU_SLOPE) if is_mine else inner * QUICK_GELU_SLOPE
     activated = F.silu(scaled, inplace=not scaled.requires_grad)
     return hidden + mlp.fc2(activated.mul_(1 / QUICK_GELU_SLOPE))
@@ -117,10 +118,15 @@ def finish(layer: Any, hidden: Tensor, mixed: Tensor, fused_activation: bool) ->
 
 def run_unmasked(layer: Any, hidden: Tensor, fused_activation: bool) -> Tensor:
     """Return what leaves a layer without prompts or mask, `[B, L, d]`; one with hooks is called as a whole."""
-    if layer._forward_hooks or layer._forward_pre_hooks or layer.self_attn._forward_hooks:
+    if is_hooked(layer, layer.self_attn):
         return layer(hidden, None)
     mixed = attend(layer, *queries_keys_values(layer, hidden))
     return finish(layer, hidden, mixed, fused_activation)
+
+
+def is_hooked(*modules: nn.Module) -> bool:
+    """Whether somebody waits for calls of one of these modules, FSDP's `fully_shard` for example."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 def checkpointed(layer: Any, run: Callable[..., Any], *tensors: Tensor) -> Any:

@@ -15,7 +15,7 @@ from ..classes import end_of_text_positions
 from ..config import ANPromptConfig
 from ..fingerprint import Fingerprint, autocast_state
 from ..layer import ANPromptLayer, PromptContext
-from .blocks import NewPrompts, comes_apart, run_unmasked
+from .blocks import NewPrompts, comes_apart, is_hooked, run_unmasked
 from .image_cache import digest
 from .text import TextPrefix, run_text, text_prefix
 from .vision import run_vision
@@ -214,11 +214,10 @@ def _encode_texts(clip: Any, prefix: TextPrefix) -> Tensor:
 
 
 def _is_hooked(tower: Any) -> bool:
-    """Whether somebody waits for calls of modules that are not called as a whole, FSDP's `fully_shard` for example."""
+    """Whether somebody waits for calls of modules that are not called as a whole."""
     wrappers = [layer for layer in tower.encoder.layers if isinstance(layer, ANPromptLayer)]
-    blocks = [layer.get_base_layer() for layer in wrappers]
-    modules = (tower, tower.encoder, *wrappers, *blocks, *(block.self_attn for block in blocks))
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    blocks: list[Any] = [layer.get_base_layer() for layer in wrappers]
+    return is_hooked(tower, tower.encoder, *wrappers, *blocks, *(block.self_attn for block in blocks))
 
 
 def _config(clip: Any) -> ANPromptConfig:
