@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 import anprompt_peft  # noqa: F401 - registers the method
+from export_folder import export
 from tokenization import train_tokenizer
 
 CONTEXT = 48
@@ -91,4 +92,12 @@ def clip_folder(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path_factory:
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size=size)
     CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The handwritten digits as an image folder, three per class and split."""
+    folder = tmp_path_factory.mktemp("digits") / "images"
+    export(folder, 3)
     return folder

@@ -16,7 +16,6 @@ from torch import Tensor
 
 import distributed_worker as worker
 from anprompt_peft import distributed
-from export_folder import export
 from helpers import assert_exact
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -38,13 +37,6 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv(name, value)
         yield
     worker.forget_accelerators(leave_group=True)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits") / "images"
-    export(folder, 3)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from transformers import CLIPModel
 
 import distributed_worker as worker
 from anprompt_peft.checkpoint import keep_adapter_only, newest, save_newest
-from export_folder import export
 from helpers import logits, trainable
 
 TINY_CLIP = worker.EXAMPLES / "digits" / "tiny_clip"
@@ -34,13 +33,6 @@ def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
     yield
     worker.forget_accelerators(leave_group=True)
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("digits") / "images"
-    export(folder, 3)
-    return folder
 
 
 def test_every_step_is_logged_to_tensorboard(digits: Path, tmp_path: Path) -> None:
