@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from anprompt_peft.images import IMAGE, RGBImage
 from anprompt_peft.prediction import predict
 from anprompt_peft.provenance import provenance, to_json, whole_file
 from anprompt_peft.transform import ClipTransform
+from measuring import Setting, interleave
 from workload import make_adapted, make_clip, make_workload
 
 SIZE = (500, 375)
@@ -37,11 +36,13 @@ PREDICT, SERIAL, READY = "predict", "serial", "CLIP, pixels ready"
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table and write the record."""
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    setting = Setting(device, "float32", options.threads, options.rounds)
+    setting.begin()
     with tempfile.TemporaryDirectory() as folder:
         files = make_files(Path(folder), options.images)
         size = statistics.mean(Path(file).stat().st_size for file in files)
-        seconds = measure(make_ways(files, options.batch, options.classes), options.rounds)
+        seconds = interleave(make_ways(files, options.batch, options.classes), setting, "rounds")
     median = {name: statistics.median(times) for name, times in seconds.items()}
     record = {
         "images_per_second": {name: options.images / each for name, each in median.items()},
@@ -113,17 +114,6 @@ def decode(transform: ClipTransform, paths: list[str]) -> torch.Tensor:
     """Pixel values of image files: float32 [n, 3, H, W]."""
     images = [RGBImage().decode_example({"path": path, "bytes": None}) for path in paths]
     return transform({IMAGE: images})["pixel_values"]
-
-
-def measure(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round but the first."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in tqdm(range(1 + rounds), desc="rounds", file=sys.stderr):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in seconds.items()}
 
 
 def table(record: dict[str, Any]) -> str:
