@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from anprompt_peft.fast import Savings, encoders
+from anprompt_peft.fast.blocks import attend, attend_first, queries_keys_values
 from conftest import IMAGE_SIZE, MakeClip
 from helpers import LABELS, adapt, assert_exact, count_calls, make_config, trainable
 from oracle import reference_adapter, reference_outputs
@@ -170,12 +172,16 @@ def test_the_text_prefix_runs_once_and_again_after_a_change(
 
 def test_the_vision_prefix_serves_both_branches(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     model = adapt(make_clip(), tokenizer)
-    calls = count_calls(model.vision_model.encoder.layers[0])
+    layers = model.vision_model.encoder.layers
+    first_prompted = layers[layers[-1].target_layers(model.peft_config["default"])[0] - 1].get_base_layer()
+    before, queries = count_calls(layers[0]), count_calls(first_prompted.self_attn.q_proj)
     for chosen, expected in ((Savings(), 1), (Savings(vision_prefix=False), 2), (Savings.none(), 2)):
-        calls.clear()
+        before.clear()
+        queries.clear()
         model.set_savings(chosen)
         train_step(model, pixels)
-        assert calls == [len(pixels)] * expected, chosen
+        assert before == [len(pixels)] * expected, chosen
+        assert queries.count(len(pixels)) == expected, chosen
 
 
 def test_trained_base_weights_get_their_gradients(
@@ -240,7 +246,9 @@ def test_what_needs_clips_own_forward_gets_it(
     assert way != "hook" or calls == [3, 3]
 
 
-@pytest.mark.parametrize("module", ["mlp", "mlp.activation_fn", "mlp.fc1", "self_attn", "self_attn.q_proj"])
+@pytest.mark.parametrize(
+    "module", ["mlp", "mlp.activation_fn", "mlp.fc1", "mlp.fc2", "self_attn", "self_attn.q_proj", "self_attn.v_proj"]
+)
 def test_hooks_inside_a_layer_are_called(
     module: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
@@ -250,6 +258,18 @@ def test_hooks_inside_a_layer_are_called(
     calls = [count_calls(layer.get_submodule(module)) for layer in (layers[0], layers[-1].get_base_layer())]
     torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, expected)
     assert all(calls)
+
+
+@pytest.mark.parametrize(("count", "is_worth_it"), [(1, True), (9, False)])
+def test_few_rows_ask_without_keys_and_values(count: int, is_worth_it: bool, make_clip: MakeClip) -> None:
+    layer = make_clip().double().vision_model.encoder.layers[0]
+    hidden = torch.randn(2, 9, layer.embed_dim, dtype=torch.float64)
+    with FlopCounterMode(display=False) as unfolded:
+        expected = attend(layer, *queries_keys_values(layer, hidden, slice(0, count)))
+    with FlopCounterMode(display=False) as counted:
+        torch.testing.assert_close(attend_first(layer, hidden, count), expected, rtol=0, atol=1e-12)
+    share = counted.get_total_flops() / unfolded.get_total_flops()
+    assert share < 0.6 if is_worth_it else share == 1
 
 
 def test_chunks_bound_what_is_kept_for_the_backward_pass(

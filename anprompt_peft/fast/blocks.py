@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 
 KeysValues = tuple[Tensor, Tensor]
+QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
 
 NewPrompts = list[Tensor | None]
 """For each layer the prompts `[p, d]` that come in there, `None` where those before stay."""
@@ -35,7 +36,7 @@ def keys_values(layer: Any, hidden: Tensor) -> KeysValues:
     return _heads(layer, layer.self_attn.k_proj(normed)), _heads(layer, layer.self_attn.v_proj(normed))
 
 
-def queries_keys_values(layer: Any, hidden: Tensor, asking: Tensor | slice = ALL) -> tuple[Tensor, Tensor, Tensor]:
+def queries_keys_values(layer: Any, hidden: Tensor, asking: Tensor | slice = ALL) -> QueriesKeysValues:
     """Return queries, keys and values of positions `[..., L, d]`, the queries only of the positions `asking`."""
     normed = layer.layer_norm1(hidden)
     attention = layer.self_attn
@@ -94,6 +95,31 @@ def attend_shared(
     return mixed.transpose(1, 2).flatten(2)
 
 
+def attend_first(layer: Any, hidden: Tensor, count: int) -> Tensor:
+    """Return attention's mixture `[B, count, d]` of the first `count` rows over all rows.
+
+    Keys and values of all rows are not formed where so few ask that this takes fewer operations: `q (W_k x + b_k)` is
+    `(q W_k) x` and a number that softmax takes away again, and the mixture of `W_v x + b_v` is `W_v` of the mixture
+    of `x`, and `b_v`.
+
+    Args:
+        layer (`CLIPEncoderLayer`): the layer.
+        hidden (`Tensor`): `[B, L, d]`, as it enters the layer.
+        count (`int`): M of the rows.
+    """
+    attention, length = layer.self_attn, hidden.shape[1]
+    heads, width = attention.num_heads, attention.head_dim
+    fewer = count * (length + width) < length * width
+    if not fewer or not _are_plain(attention.k_proj, attention.v_proj):
+        return attend(layer, *queries_keys_values(layer, hidden, slice(0, count)))
+    rows = layer.layer_norm1(hidden)
+    queries = _heads(layer, attention.q_proj(rows[:, :count])) * attention.scale
+    of_keys, of_values = (each.weight.unflatten(0, (heads, width)) for each in (attention.k_proj, attention.v_proj))
+    scores = torch.einsum("bmhe,hed->bhmd", queries, of_keys).flatten(1, 2) @ rows.mT
+    mixed = (scores.softmax(dim=-1).to(rows.dtype) @ rows).unflatten(1, (heads, count))
+    return torch.einsum("bhmd,hed->bmhe", mixed, of_values).flatten(2) + attention.v_proj.bias
+
+
 def finish(layer: Any, hidden: Tensor, mixed: Tensor, fused_activation: bool) -> Tensor:
     """Return what leaves the layer `[..., d]`: attention's mixture and the MLP added to what entered it.
 
@@ -101,19 +127,17 @@ def finish(layer: Any, hidden: Tensor, mixed: Tensor, fused_activation: bool) ->
         layer (`CLIPEncoderLayer`): the layer.
         hidden (`Tensor`): `[..., d]`, what entered it.
         mixed (`Tensor`): `[..., d]`, as from [`attend`].
-        fused_activation (`bool`): QuickGELU `x * sigmoid(1.702 x)` as the equal `silu(1.702 x) / 1.702`, which is one
-            operation between two scalings and keeps one tensor for the backward pass instead of two.
+        fused_activation (`bool`): QuickGELU `x * sigmoid(1.702 x)` as the equal `silu(1.702 x) / 1.702`, whose
+            scalings the products before and after it do, and which keeps one tensor for the backward pass, not two.
     """
     hidden = hidden + layer.self_attn.out_proj(mixed)
     normed, mlp = layer.layer_norm2(hidden), layer.mlp
     apart = fused_activation and type(mlp.activation_fn) is QuickGELUActivation
-    if not apart or is_hooked(mlp, mlp.activation_fn):
+    if not apart or is_hooked(mlp, mlp.activation_fn) or not _are_plain(mlp.fc1, mlp.fc2):
         return hidden + mlp(normed)
-    inner = mlp.fc1(normed)
-    is_mine = type(mlp.fc1) is nn.Linear and not is_hooked(mlp.fc1)
-    scaled = inner.mul_(QUICK_GELU_SLOPE) if is_mine else inner * QUICK_GELU_SLOPE
-    activated = F.silu(scaled, inplace=not scaled.requires_grad)
-    return hidden + mlp.fc2(activated.mul_(1 / QUICK_GELU_SLOPE))
+    inner = _scaled_linear(mlp.fc1, normed.flatten(0, -2), QUICK_GELU_SLOPE, mlp.fc1.bias * QUICK_GELU_SLOPE)
+    activated = F.silu(inner, inplace=not inner.requires_grad)
+    return hidden + _scaled_linear(mlp.fc2, activated, 1 / QUICK_GELU_SLOPE, mlp.fc2.bias).view_as(hidden)
 
 
 def run_unmasked(layer: Any, hidden: Tensor, fused_activation: bool) -> Tensor:
@@ -161,3 +185,12 @@ def comes_apart(layer: nn.Module) -> bool:
 
 def _heads(layer: Any, projected: Tensor) -> Tensor:
     return projected.unflatten(-1, (layer.self_attn.num_heads, layer.self_attn.head_dim))
+
+
+def _are_plain(*linears: nn.Module) -> bool:
+    """Whether these do nothing but multiply by their weight and add their bias."""
+    return all(type(each) is nn.Linear for each in linears) and not is_hooked(*linears)
+
+
+def _scaled_linear(linear: nn.Linear, rows: Tensor, scale: float, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, rows, linear.weight.t(), alpha=scale)

@@ -15,7 +15,7 @@ from ..classes import end_of_text_positions
 from ..config import ANPromptConfig
 from ..fingerprint import Fingerprint, autocast_state
 from ..layer import ANPromptLayer, PromptContext
-from .blocks import NewPrompts, comes_apart, is_hooked, run_unmasked
+from .blocks import NewPrompts, QueriesKeysValues, comes_apart, is_hooked, queries_keys_values, run_unmasked
 from .image_cache import digest
 from .text import TextPrefix, run_text, text_prefix
 from .vision import run_vision
@@ -126,8 +126,8 @@ def _encode_group(
         return hidden
 
     @torch.no_grad()
-    def run_frozen(hidden: Tensor) -> Tensor:
-        output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, savings)
+    def run_frozen(hidden: Tensor, opened: QueriesKeysValues | None = None) -> Tensor:
+        output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, savings, opened)
         return clip.visual_projection(tower.post_layernorm(output))
 
     @torch.no_grad()
@@ -135,18 +135,21 @@ def _encode_group(
         hidden = run_prefix(pixels)
         return {"hidden": hidden, "frozen": run_frozen(hidden)}
 
-    frozen = None
+    frozen = opened = None
     if with_frozen and clip.image_cache is not None:
         depends_on = f"{_frozen_vision_digest(clip)} {len(before)} {interpolate_pos_encoding}"
         kept = clip.image_cache.fetch(pixel_values, depends_on, compute)
         hidden, frozen = kept["hidden"], kept["frozen"]
     else:
         hidden = run_prefix(pixel_values)
-    output, prompts = run_vision(blocks, hidden, _prompts(prompted, clip, hidden.dtype), mixing, savings)
+        if with_frozen and savings.vision_prefix and len(blocks) > 1:
+            with _gradients_if(hidden, *_weights(blocks[0])):
+                opened = queries_keys_values(blocks[0], hidden)
+    output, prompts = run_vision(blocks, hidden, _prompts(prompted, clip, hidden.dtype), mixing, savings, opened)
     features = clip.visual_projection(tower.post_layernorm(output))
     if with_frozen and frozen is None:
         with torch.no_grad():
-            frozen = run_frozen(hidden if savings.vision_prefix else run_prefix(pixel_values))
+            frozen = run_frozen(hidden if savings.vision_prefix else run_prefix(pixel_values), opened)
     return ImageFeatures(features, prompts, frozen)
 
 

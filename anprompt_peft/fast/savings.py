@@ -12,14 +12,16 @@ class Savings:
     Attributes:
         text_end (`bool`): texts end at the longest end-of-text token instead of the context's end.
         text_prefix (`bool`): the frozen text layers before the first prompt run once per class list.
-        vision_prefix (`bool`): the frozen vision layers before the first prompt serve the prompted and the frozen
-            branch.
-        last_layer (`bool`): in the last layers only the positions that are read ask and go through the MLP.
+        vision_prefix (`bool`): the frozen vision layers before the first prompt, and the next layer's queries, keys
+            and values of image positions, serve the prompted and the frozen branch.
+        last_layer (`bool`): in the last layers only the positions that are read ask and go through the MLP; those of
+            images ask without keys and values being formed.
         prompt_keys (`bool`): prompts that the next layer replaces give keys and values, and nothing else is computed
             of them. Has no effect on vision layers with `prompt_mixing` below 1.
         text_opening (`bool`): what all class texts begin with, prompts included, is computed once.
         ragged_text (`bool`): texts of equal length are computed together, without padding.
-        activation (`bool`): QuickGELU takes one operation and keeps one tensor for the backward pass instead of two.
+        activation (`bool`): QuickGELU takes one operation, its scalings being done by the products around it, and
+            keeps one tensor for the backward pass instead of two.
         image_groups (`bool`): on a CPU, images pass the vision encoder 8 at a time, so that what one operation leaves
             is still in the processor's cache for the next.
         text_chunk (`int`, *optional*): computes that many texts at a time and again in the backward pass, to bound

@@ -8,12 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocks import ALL, NewPrompts, attend, checkpointed, finish, queries_keys_values
+from .blocks import (
+    ALL,
+    NewPrompts,
+    QueriesKeysValues,
+    attend,
+    attend_first,
+    checkpointed,
+    finish,
+    queries_keys_values,
+)
 from .savings import Savings
 
 
 def run_vision(
-    layers: list[Any], hidden: Tensor, prompts: NewPrompts, mixing: float, savings: Savings
+    layers: list[Any],
+    hidden: Tensor,
+    prompts: NewPrompts,
+    mixing: float,
+    savings: Savings,
+    opened: QueriesKeysValues | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what leaves the last layer at the class token, `[B, d]`, and at the prompts, `[B, p, d]`.
 
@@ -23,35 +37,54 @@ def run_vision(
         prompts (`NewPrompts`): for each of the layers; all `None` for CLIP without prompts.
         mixing (`float`): share of new prompts where they take the place of others.
         savings (`Savings`): which work to leave out.
+        opened (`QueriesKeysValues`, *optional*): the first layer's of `hidden`, for layers that are two or more.
     """
     kept = hidden[:, :0]
     for at, layer in enumerate(layers):
         is_last = at == len(layers) - 1
         kept = _come_in(prompts[at], kept, mixing)
-        unread = savings.prompt_keys and not is_last and prompts[at + 1] is not None and mixing == 1
-        asking = slice(0, 1) if is_last and savings.last_layer else ALL
-        step = partial(_run_layer, layer, asking=asking, unread=unread, fused_activation=savings.activation)
+        if is_last and savings.last_layer:
+            step = partial(_run_last, layer, fused_activation=savings.activation)
+        else:
+            unread = savings.prompt_keys and not is_last and prompts[at + 1] is not None and mixing == 1
+            of_hidden = None if at else opened
+            step = partial(_run_layer, layer, of_hidden, unread=unread, fused_activation=savings.activation)
         hidden, kept = checkpointed(layer, step, hidden, kept)
     return hidden[:, 0], kept
 
 
 def _run_layer(
-    layer: Any, hidden: Tensor, kept: Tensor, asking: slice, unread: bool, fused_activation: bool
+    layer: Any,
+    of_hidden: QueriesKeysValues | None,
+    hidden: Tensor,
+    kept: Tensor,
+    unread: bool,
+    fused_activation: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return what leaves a layer at the positions `asking` of `hidden`, and at the prompts unless they are unread."""
-    queries, keys, values = queries_keys_values(layer, hidden, asking)
-    asked = hidden[:, asking]
-    tokens = asked.shape[1]
+    """Return what leaves a layer at `hidden`, and at the prompts unless they are unread."""
+    queries, keys, values = of_hidden or queries_keys_values(layer, hidden)
     if kept.shape[1]:
         of_prompts = queries_keys_values(layer, kept, slice(0, 0) if unread else ALL)
         queries, keys, values = (
-            torch.cat([each, more.expand(hidden.shape[0], -1, -1, -1)], dim=1)
+            torch.cat([each, more.expand(len(hidden), -1, -1, -1)], dim=1)
             for each, more in zip((queries, keys, values), of_prompts, strict=True)
         )
-    if not unread:
-        asked = torch.cat([asked, kept.expand(hidden.shape[0], -1, -1)], dim=1)
+    tokens = hidden.shape[1]
+    asked = hidden if unread else _with_prompts(hidden, kept)
     hidden = finish(layer, asked, attend(layer, queries, keys, values), fused_activation)
     return hidden[:, :tokens], hidden[:, tokens:]
+
+
+def _run_last(layer: Any, hidden: Tensor, kept: Tensor, fused_activation: bool) -> tuple[Tensor, Tensor]:
+    """Return what leaves a layer at the class token, `[B, 1, d]`, and at the prompts."""
+    asked = _with_prompts(hidden[:, :1], kept)
+    mixed = attend_first(layer, torch.cat([asked, hidden[:, 1:]], dim=1), asked.shape[1])
+    hidden = finish(layer, asked, mixed, fused_activation)
+    return hidden[:, :1], hidden[:, 1:]
+
+
+def _with_prompts(hidden: Tensor, kept: Tensor) -> Tensor:
+    return torch.cat([hidden, kept.expand(len(hidden), -1, -1)], dim=1) if kept.shape[1] else hidden
 
 
 def _come_in(new: Tensor | None, kept: Tensor, mixing: float) -> Tensor:
