@@ -77,6 +77,8 @@ class TextPrefix:
 def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Savings) -> TextPrefix:
     """Cut texts into what all begin with and what each has of its own.
 
+    All chunks have the same mix of lengths: each then fits where the one before it was, and memory stays whole.
+
     Args:
         hidden (`Tensor`): `[n, L, d]`, as they enter the first layer with prompts.
         input_ids (`Tensor`): int64 `[n, L]`.
@@ -87,10 +89,10 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Saving
     opening = _common_opening(input_ids, ends) if savings.text_opening else 1
     own_lengths = (ends - opening + 1).tolist() if savings.ragged_text else [length - opening] * count
     order = sorted(range(count), key=own_lengths.__getitem__)
-    size = savings.text_chunk or count
+    parts = -(-count // (savings.text_chunk or count))
     chunks = [
-        _chunk(order[start : start + size], own_lengths, hidden[:, opening:], (ends - opening).tolist())
-        for start in range(0, count, size)
+        _chunk(order[part::parts], own_lengths, hidden[:, opening:], (ends - opening).tolist())
+        for part in range(parts)
     ]
     return TextPrefix(hidden[:1, :opening] if savings.text_opening else hidden[:, :1], chunks)
 
