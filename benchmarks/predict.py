@@ -1,10 +1,10 @@
 """Images per second from JPEG files: `predict`, the same one after the other, and CLIP on pixels that are ready.
 
-    python benchmarks/predict.py [--images 64] [--batch 16] [--classes 100] [--rounds 5] [--output outputs/benchmarks]
+    python benchmarks/predict.py [--images 64] [--batch 16] [--classes 100] [--rounds 5]
 
 ViT-B/16 with random weights, in float32, on the GPU if there is one; files of 500 x 375 pixels, made from a seed and
 in the page cache. The ways take turns within one process and classify all files each time; medians count, after a
-round that does not. Writes predict.json.
+round that does not. Prints a table and writes predict.json and predict.png.
 """
 
 from __future__ import annotations
@@ -18,56 +18,61 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from anprompt_peft.images import IMAGE, RGBImage
 from anprompt_peft.prediction import predict
-from anprompt_peft.provenance import provenance, to_json, whole_file
+from anprompt_peft.provenance import to_json, whole_folder
 from anprompt_peft.transform import ClipTransform
-from measuring import Setting, interleave
+from measuring import Setting, interleave, positive, ratios, spread
+from reporting import head, make_record, table, tidy, whiskers, with_range
 from workload import make_adapted, make_clip, make_workload
 
+RECORD = "predict.json"
+COLUMNS = ["way", "images/s", "to one after the other", "to CLIP"]
 SIZE = (500, 375)
-PREDICT, SERIAL, READY = "predict", "serial", "CLIP, pixels ready"
+PREDICT, SERIAL, READY = "predict", "one after the other", "CLIP, pixels ready"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print the table and write the record."""
+    """Measure, print the table, write the record and the picture."""
     options = parse(arguments)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    setting = Setting(device, "float32", options.threads, options.rounds)
+    setting = Setting(options.device, "float32", options.threads, options.rounds)
     setting.begin()
-    with tempfile.TemporaryDirectory() as folder:
-        files = make_files(Path(folder), options.images)
+    with tempfile.TemporaryDirectory() as images:
+        files = make_files(Path(images), options.images)
         size = statistics.mean(Path(file).stat().st_size for file in files)
-        seconds = interleave(make_ways(files, options.batch, options.classes), setting, "rounds")
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    record = {
-        "images_per_second": {name: options.images / each for name, each in median.items()},
-        "ratio_to_serial": {name: median[SERIAL] / each for name, each in median.items()},
-        "ratio_to_clip": {name: median[READY] / each for name, each in median.items()},
-        "all_seconds": seconds,
-        "mean_file_bytes": size,
-        **{name: getattr(options, name) for name in ("images", "batch", "classes", "rounds")},
-        **provenance("pillow", "numpy"),
-    }
-    print(table(record))
-    with whole_file(options.output / "predict.json") as fresh:
-        fresh.write_text(to_json(record))
-    print(f"Written to {options.output / 'predict.json'}")
+        seconds = interleave(make_ways(files, options.batch, options.classes, options.device), setting, "rounds")
+    record = make_record(
+        setting,
+        failures=[],
+        images_per_second={way: spread(options.images / each for each in taken) for way, taken in seconds.items()},
+        ratio_to_serial={way: ratios(seconds[SERIAL], taken) for way, taken in seconds.items()},
+        ratio_to_clip={way: ratios(seconds[READY], taken) for way, taken in seconds.items()},
+        all_seconds=seconds,
+        mean_file_bytes=size,
+        **{name: getattr(options, name) for name in ("images", "batch", "classes")},
+    )
+    with whole_folder(options.output, replaces=RECORD) as folder:
+        (folder / RECORD).write_text(to_json(record))
+        save_chart(folder / "predict.png", record["images_per_second"])
+    print(report(record))
+    print(f"\nWritten to {options.output}/: {RECORD}, predict.png")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch (default: its own)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
+    parser.add_argument("--images", type=positive, default=64)
+    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--classes", type=positive, default=100)
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of PyTorch")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/predict"), help="folder to write")
     return parser.parse_args(arguments)
 
 
@@ -82,9 +87,8 @@ def make_files(folder: Path, count: int) -> list[str]:
     return files
 
 
-def make_ways(files: list[str], batch: int, classes: int) -> dict[str, Callable[[], None]]:
+def make_ways(files: list[str], batch: int, classes: int, device: str) -> dict[str, Callable[[], None]]:
     """What is compared; each call takes all files once and ends when the results are on the host."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     adapted: Any = make_adapted(make_workload(classes, 1)).eval().to(device)
     clip: CLIPModel = make_clip().to(device)
     processor = CLIPImageProcessorPil()
@@ -116,15 +120,30 @@ def decode(transform: ClipTransform, paths: list[str]) -> torch.Tensor:
     return transform({IMAGE: images})["pixel_values"]
 
 
-def table(record: dict[str, Any]) -> str:
-    """The figures as text, with versions and hardware."""
-    lines = [f"{'':20}{'images/s':>10}{'to serial':>12}{'to CLIP':>10}"]
-    for name, rate in record["images_per_second"].items():
-        ratios = f"{record['ratio_to_serial'][name]:>12.2f}{record['ratio_to_clip'][name]:>10.2f}"
-        lines.append(f"{name:20}{rate:>10.1f}{ratios}")
-    lines.append(", ".join(f"{name} {version}" for name, version in record["versions"].items()))
-    lines.append(", ".join(f"{name} {value}" for name, value in record["hardware"].items()))
-    return "\n".join(lines)
+def report(record: dict[str, Any]) -> str:
+    """The table."""
+    rows = [
+        [
+            way,
+            with_range(rate, ".1f"),
+            with_range(record["ratio_to_serial"][way]),
+            with_range(record["ratio_to_clip"][way]),
+        ]
+        for way, rate in record["images_per_second"].items()
+    ]
+    return f"{head(record)}\n\n{table(COLUMNS, rows)}"
+
+
+def save_chart(path: Path, rates: dict[str, dict[str, float]]) -> None:
+    """Draw images per second, a bar for every way."""
+    figure = Figure(figsize=(7, 2.2), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(list(rates), [rate["median"] for rate in rates.values()], xerr=whiskers(list(rates.values())))
+    axes.bar_label(bars, fmt="%.3g", padding=12)
+    axes.invert_yaxis()
+    axes.set_xlabel("images per second")
+    tidy(axes)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
