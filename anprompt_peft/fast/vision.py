@@ -66,7 +66,7 @@ def _run_layer(
     if kept.shape[1]:
         of_prompts = queries_keys_values(layer, kept, slice(0, 0) if unread else ALL)
         queries, keys, values = (
-            torch.cat([each, more.expand(len(hidden), -1, -1, -1)], dim=1)
+            torch.cat([each, more.expand(hidden.shape[0], -1, -1, -1)], dim=1)
             for each, more in zip((queries, keys, values), of_prompts, strict=True)
         )
     tokens = hidden.shape[1]
@@ -84,7 +84,7 @@ def _run_last(layer: Any, hidden: Tensor, kept: Tensor, fused_activation: bool) 
 
 
 def _with_prompts(hidden: Tensor, kept: Tensor) -> Tensor:
-    return torch.cat([hidden, kept.expand(len(hidden), -1, -1)], dim=1) if kept.shape[1] else hidden
+    return torch.cat([hidden, kept.expand(hidden.shape[0], -1, -1)], dim=1) if kept.shape[1] else hidden
 
 
 def _come_in(new: Tensor | None, kept: Tensor, mixing: float) -> Tensor:
