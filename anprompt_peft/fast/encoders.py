@@ -143,8 +143,7 @@ def _encode_group(
     else:
         hidden = run_prefix(pixel_values)
         if with_frozen and savings.vision_prefix and len(blocks) > 1:
-            with _gradients_if(hidden, *_weights(blocks[0])):
-                opened = queries_keys_values(blocks[0], hidden)
+            opened = queries_keys_values(blocks[0], hidden)
     output, prompts = run_vision(blocks, hidden, _prompts(prompted, clip, hidden.dtype), mixing, savings, opened)
     features = clip.visual_projection(tower.post_layernorm(output))
     if with_frozen and frozen is None:

@@ -87,13 +87,11 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Saving
     """
     count, length = input_ids.shape
     opening = _common_opening(input_ids, ends) if savings.text_opening else 1
-    own_lengths = (ends - opening + 1).tolist() if savings.ragged_text else [length - opening] * count
+    own, own_ends = hidden[:, opening:], (ends - opening).tolist()
+    own_lengths = [end + 1 for end in own_ends] if savings.ragged_text else [length - opening] * count
     order = sorted(range(count), key=own_lengths.__getitem__)
     parts = -(-count // (savings.text_chunk or count))
-    chunks = [
-        _chunk(order[part::parts], own_lengths, hidden[:, opening:], (ends - opening).tolist())
-        for part in range(parts)
-    ]
+    chunks = [_chunk(order[part::parts], own_lengths, own, own_ends) for part in range(parts)]
     return TextPrefix(hidden[:1, :opening] if savings.text_opening else hidden[:, :1], chunks)
 
 

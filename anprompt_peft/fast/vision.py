@@ -66,8 +66,7 @@ def _run_layer(
     if kept.shape[1]:
         of_prompts = queries_keys_values(layer, kept, slice(0, 0) if unread else ALL)
         queries, keys, values = (
-            torch.cat([each, more.expand(hidden.shape[0], -1, -1, -1)], dim=1)
-            for each, more in zip((queries, keys, values), of_prompts, strict=True)
+            _with_prompts(each, more) for each, more in zip((queries, keys, values), of_prompts, strict=True)
         )
     tokens = hidden.shape[1]
     asked = hidden if unread else _with_prompts(hidden, kept)
@@ -83,8 +82,11 @@ def _run_last(layer: Any, hidden: Tensor, kept: Tensor, fused_activation: bool) 
     return hidden[:, :1], hidden[:, 1:]
 
 
-def _with_prompts(hidden: Tensor, kept: Tensor) -> Tensor:
-    return torch.cat([hidden, kept.expand(hidden.shape[0], -1, -1)], dim=1) if kept.shape[1] else hidden
+def _with_prompts(images: Tensor, prompts: Tensor) -> Tensor:
+    """Return rows `[B, L, ...]` of images and, behind them, `[1 or B, p, ...]` of prompts."""
+    if not prompts.shape[1]:
+        return images
+    return torch.cat([images, prompts.expand(images.shape[0], *prompts.shape[1:])], dim=1)
 
 
 def _come_in(new: Tensor | None, kept: Tensor, mixing: float) -> Tensor:
