@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anprompt_peft.data import class_names_of
-from anprompt_peft.names import ClassHalves
+from anprompt_peft.data import ClassHalves, class_names_of
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, describe_adapter, read_geometry, write_report
 

@@ -9,8 +9,15 @@ from typing import Any
 
 from datasets import Dataset
 
-from anprompt_peft.data import class_names_of, load_image_data, select_classes
-from anprompt_peft.images import IMAGE, LABEL, CorruptImageError, RGBImage, check_images
+from anprompt_peft.data import (
+    CorruptImageError,
+    RGBImage,
+    check_images,
+    class_names_of,
+    load_image_data,
+    select_classes,
+)
+from anprompt_peft.data.images import IMAGE, LABEL
 
 from .errors import Failure
 

@@ -10,12 +10,11 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
-from anprompt_peft.data import class_names_of
+from anprompt_peft.data import ClipTransform, class_names_of
+from anprompt_peft.data.images import IMAGE
 from anprompt_peft.evaluation import Estimate
-from anprompt_peft.images import IMAGE
+from anprompt_peft.evaluation.tables import ClassRow, class_rows, estimates
 from anprompt_peft.report import Predictions, predict
-from anprompt_peft.report.tables import ClassRow, class_rows, estimates
-from anprompt_peft.transform import ClipTransform
 
 from .labelled import sources
 from .text import aligned

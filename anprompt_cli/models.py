@@ -12,7 +12,7 @@ from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils import logging as transformers_logging
 
-from anprompt_peft.card import hub_id  # also registers the method
+from anprompt_peft.files import hub_id  # also registers the method
 
 from .adapters import CONFIG, locate, read_config
 from .errors import Failure

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
-from anprompt_peft.prediction import Prediction, predict
+from anprompt_peft.serve import Prediction, predict
 
 from .models import load_adapter
 from .options import Device

@@ -38,6 +38,6 @@ def push(
     Log in before with `hf auth login`, or set HF_TOKEN. Everything goes up in one commit, so that a push that breaks
     off leaves the repository as it was. Text that you wrote into the card is kept.
     """
-    from anprompt_peft.hub import push_folder
+    from anprompt_peft.publish import push_folder
 
     print(push_folder(folder, repo, private=private, revision=revision, commit_message=message))

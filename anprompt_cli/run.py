@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from anprompt_peft import ANPromptConfig
-from anprompt_peft.data import class_names_of, few_shot, select_classes, split_data
-from anprompt_peft.names import ClassHalves, halves
-from anprompt_peft.provenance import whole_file
+from anprompt_peft.data import ClassHalves, class_names_of, few_shot, halves, select_classes, split_data
+from anprompt_peft.files import whole_file
 from anprompt_peft.training import ANPromptTrainingArguments
 
 from .config_file import OWNED, RECORD, check_fields, from_yaml, to_yaml

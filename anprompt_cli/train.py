@@ -229,7 +229,7 @@ def train(
     print(measured.table() if measured else "There is no split test or validation, so nothing was measured.")
     print(f"Written to {output}/: adapter, {RESULTS} and report.html; {RECORD} repeats the run.")
     if push_to_hub:
-        from anprompt_peft.hub import push_folder
+        from anprompt_peft.publish import push_folder
 
         print(push_folder(output, push_to_hub))
 

@@ -16,11 +16,11 @@ from transformers import PrinterCallback, ProgressCallback, TrainerControl, Trai
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from anprompt_peft import Metric, TrainingFacts
-from anprompt_peft.card import hub_id
-from anprompt_peft.provenance import provenance, to_json
+from anprompt_peft.data import ClipTransform
+from anprompt_peft.files import hub_id, to_json
+from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, describe_adapter, read_geometry, write_report
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
-from anprompt_peft.transform import ClipTransform
 
 from .config_file import RESULTS
 from .errors import Interrupted

@@ -1,11 +1,12 @@
 """ANPrompt (arXiv 2508.04677) for stock Hugging Face PEFT. Importing the package registers the method."""
 
-from .clip import ANPromptCLIPModel, ANPromptOutput
-from .config import ANPromptConfig
-from .facts import Metric, TrainingFacts
-from .hub import hand_over
-from .model import ANPromptModel
-from .registration import register
+from .clip import ANPromptOutput
+from .method.config import ANPromptConfig
+from .method.registration import register
+from .moved import keep_old_paths
+from .publish import Metric, TrainingFacts
+from .publish.mixin import hand_over
+from .tuner import ANPromptCLIPModel, ANPromptModel
 
 __version__ = "0.1.0"
 
@@ -21,3 +22,4 @@ __all__ = [
 
 register(ANPromptConfig, ANPromptModel)
 hand_over(ANPromptModel)
+keep_old_paths()

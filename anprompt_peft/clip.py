@@ -1,37 +1,41 @@
-"""`ANPromptCLIPModel`: the class that an adapted `CLIPModel` takes on, with a forward over classes and images."""
+"""`PromptedCLIPModel`: a `CLIPModel` with a forward over classes and images, and the prompts of an adapter in."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import CLIPModel
 from transformers.utils import ModelOutput
 
-from .classes import ClassSet, class_texts, load_tokenizer, tokenize, trim
-from .config import ANPromptConfig, check_class_names, check_template
-from .distributed import in_shards, worth_sharding
-from .facts import TrainingFacts
-from .fast import ImageCache, Savings
-from .fast.encoders import ImageFeatures, can_be_fast, image_features, text_features
-from .fast.image_cache import DEFAULT_MAX_BYTES
-from .features import at_least_float32, ensemble, full_precision, text_targets
-from .fingerprint import Fingerprint, autocast_state, optimizer_steps
-from .hub import push, save_card
-from .layer import ANPromptHead
-from .losses import Scores, clip_logits, similarity_loss, total_loss, waloss
-from .noise import normalize
+from .fast.encoders import ImageFeatures, image_features, text_features
+from .fast.fingerprint import Fingerprint, autocast_state, optimizer_steps
+from .fast.image_cache import DEFAULT_MAX_BYTES, ImageCache
+from .fast.savings import Savings
+from .fast.sharding import in_shards, worth_sharding
+from .fast.state import State
+from .method.class_texts import (
+    ClassSet,
+    check_class_names,
+    check_template,
+    class_texts,
+    load_tokenizer,
+    tokenize,
+    trim,
+)
+from .method.config import ANPromptConfig
+from .method.features import at_least_float32, ensemble, full_precision, normalize
+from .method.layer import ANPromptHead
+from .method.losses import Frozen, Scores, Term, loss_terms, score, total_loss
+from .method.noise import text_targets
 
 
 @dataclass
 class ANPromptOutput(ModelOutput):
-    """What [`ANPromptCLIPModel`] returns for a batch of B images and C classes.
+    """What an adapted CLIP returns for a batch of B images and C classes.
 
     All logits and losses are float32, or float64 for a float64 model.
 
@@ -56,12 +60,13 @@ class ANPromptOutput(ModelOutput):
     loss_terms: dict[str, Tensor] | None = None
 
 
-class ANPromptCLIPModel(CLIPModel):
-    """A `CLIPModel` with ANPrompt adapters. Injection turns a `CLIPModel` into one in place; `unload()` turns it back.
+class PromptedCLIPModel(CLIPModel):
+    """What an adapted `CLIPModel` can do about classes and images. It is never built directly and has no weights.
 
-    It is never built directly: it adds no weights of its own, and everything of `CLIPModel` works as before, with the
-    prompts of the active adapter in.
+    Everything of `CLIPModel` works as before, with the prompts of the active adapter in.
     """
+
+    anprompt_state: State
 
     accepts_loss_kwargs = False
     """Tells `Trainer` that the loss is a mean over the batch, to be divided by the accumulation steps."""
@@ -115,16 +120,16 @@ class ANPromptCLIPModel(CLIPModel):
         if labels is not None:
             _check_labels(labels, classes)
         if text is None:
-            text = self._text_embeds(classes, shard=self.training and self.__dict__.get("_asked_shards", False))
+            text = self.text_embeds(classes, shard=self.training and self.anprompt_state.shards)
         images = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding, **kwargs}
-        with_frozen = labels is not None and not self._head.disable_adapters
+        with_frozen = labels is not None and not self.head.disable_adapters
         seen = image_features(self, images, with_frozen)
-        scores = self._score(text, seen)
+        scores = self.score(text, seen)
         terms = {} if labels is None else self._loss_terms(scores, classes, text, seen, labels)
         output = ANPromptOutput(
-            loss=total_loss(terms, self._active_config()) if terms else None,
+            loss=total_loss(terms) if terms else None,
             logits=self._chosen_logits(scores, classes),
-            loss_terms={name: term.detach() for name, term in terms.items()} or None,
+            loss_terms={name: term.value.detach() for name, term in terms.items()} or None,
             **vars(scores),
         )
         return output if return_dict else output.to_tuple()
@@ -143,16 +148,16 @@ class ANPromptCLIPModel(CLIPModel):
             ValueError: for invalid names or templates, or texts longer than CLIP's context.
         """
         if class_names is None:
-            self._asked_classes = None
+            self.anprompt_state.classes = None
             return
-        config = self._active_config()
+        config = self.active_config
         check_class_names(class_names)
         templates = config.templates if template is None else [template] if isinstance(template, str) else template
         check_template(templates)
         if tokenizer is None:
             tokenizer = config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
         input_ids = tokenize(class_texts(class_names, templates), tokenizer, self.config).to(self.device)
-        self._asked_classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer=tokenizer)
+        self.anprompt_state.classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer)
 
     def shard_class_texts(self, shard: bool = True) -> None:
         """Share the encoding of many class texts among the processes of a data-parallel training.
@@ -168,7 +173,7 @@ class ANPromptCLIPModel(CLIPModel):
         Args:
             shard (`bool`): whether to share from now on.
         """
-        self._asked_shards = shard
+        self.anprompt_state.shards = shard
 
     def encode_classes(self) -> Tensor:
         """Return the prompted, normalised text features `[C, d]` of the current classes.
@@ -177,38 +182,12 @@ class ANPromptCLIPModel(CLIPModel):
         loading included), classes, dtype, device, autocast. Edits through `.data` go unnoticed.
         """
         classes, text = self._classes_and_kept_text()
-        return self._text_embeds(classes) if text is None else text
+        return self.text_embeds(classes) if text is None else text
 
     @property
     def class_names(self) -> list[str]:
         """Names of the current classes, in the order of the logits."""
-        return list(self._classes().names)
-
-    def describe_training(self, facts: TrainingFacts) -> None:
-        """Attach what only the author knows to the active adapter; it is saved with it and told by its card."""
-        self._active_config().training_facts = facts.to_dict()
-
-    def create_or_update_model_card(self, output_dir: str | Path) -> None:
-        """Write the active adapter's model card into a folder; the author's text in an existing one is kept."""
-        save_card(self, self._active_config(), output_dir)
-
-    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save as transformers does; an adapter added with `add_adapter` or `load_adapter` gets its card.
-
-        Raises:
-            ValueError: for `push_to_hub=True`, which would put a generic card over the adapter's.
-        """
-        if self._hf_peft_config_loaded and kwargs.get("push_to_hub"):
-            raise ValueError("save_pretrained(push_to_hub=True) would lose the card. Call push_to_hub(repo_id).")
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
-        if self._hf_peft_config_loaded and is_main_process:
-            self.create_or_update_model_card(save_directory)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Push the active adapter with its card, in one commit. See [`~anprompt_peft.hub.push_folder`]."""
-        if self._hf_peft_config_loaded:
-            return push(self, repo_id, **kwargs)
-        return super().push_to_hub(repo_id, **kwargs)
+        return list(self.classes.names)
 
     def set_savings(self, savings: Savings) -> None:
         """Choose which work a step leaves out. All of it is left out by default, and no result changes.
@@ -216,12 +195,12 @@ class ANPromptCLIPModel(CLIPModel):
         Args:
             savings (`Savings`): `Savings.none()` runs CLIP's own forward, layer by layer.
         """
-        self._asked_savings = savings
+        self.anprompt_state.savings = savings
 
     @property
     def savings(self) -> Savings:
         """Which work a step leaves out."""
-        return self.__dict__.get("_asked_savings") or Savings()
+        return self.anprompt_state.savings
 
     def set_image_cache(self, folder: str | Path | None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         """Keep on disk what CLIP's frozen vision layers make of images, for training on images that come again.
@@ -242,61 +221,76 @@ class ANPromptCLIPModel(CLIPModel):
             ValueError: if `max_bytes` is no positive whole number.
             NotADirectoryError: if `folder` is a file.
         """
-        self._asked_image_cache = None if folder is None else ImageCache(folder, max_bytes)
+        self.anprompt_state.image_cache = None if folder is None else ImageCache(folder, max_bytes)
 
     @property
     def image_cache(self) -> ImageCache | None:
         """What [`set_image_cache`] asked for."""
-        return self.__dict__.get("_asked_image_cache")
-
-    def knows_layers(self) -> bool:
-        """Whether CLIP's layers are built as [`Savings`] need them; warns if not, and CLIP's own forward is used."""
-        if self.device.type == "meta":
-            return False
-        if "_asked_layers" not in self.__dict__:
-            self._asked_layers = can_be_fast(self)
-            if not self._asked_layers:
-                warnings.warn(
-                    f"transformers {transformers.__version__} builds CLIP's encoder layers in a way unknown here: "
-                    "training is slower and takes more memory, with the same results.",
-                    stacklevel=2,
-                )
-        return self._asked_layers
+        return self.anprompt_state.image_cache
 
     @property
-    def _head(self) -> ANPromptHead:
+    def head(self) -> ANPromptHead:
+        """The module that holds the adapters and knows which one is active."""
         return self.visual_projection
 
-    def _active_config(self) -> ANPromptConfig:
-        if self._head.adapter not in self._head.configs:
+    @property
+    def active_config(self) -> ANPromptConfig:
+        """Configuration of the active adapter, whether adapters are enabled or not.
+
+        Raises:
+            ValueError: if none is active.
+        """
+        if self.head.adapter not in self.head.configs:
             raise ValueError("No ANPrompt adapter is active. Choose one with set_adapter(name).")
-        return self._head.configs[self._head.adapter]
+        return self.head.configs[self.head.adapter]
 
-    def _classes(self) -> ClassSet:
-        asked = self.__dict__.get("_asked_classes")
-        return self._trained_classes() if asked is None else asked
+    @property
+    def classes(self) -> ClassSet:
+        """The current classes: those asked for, else those that the active adapter was trained on."""
+        return self.anprompt_state.classes or self.trained_classes
 
-    def _trained_classes(self) -> ClassSet:
-        config, head, adapter = self._active_config(), self._head, self._head.adapter
-        ids = head.anprompt_class_ids[adapter]
-        targets = (head.anprompt_clean_features[adapter], head.anprompt_perturbed_features[adapter])
-        fingerprint = Fingerprint((ids, *targets))
-        kept = self.__dict__.get("_kept_classes")
-        if kept is None or kept[0] != fingerprint:
+    @property
+    def trained_classes(self) -> ClassSet:
+        """The classes that the active adapter was trained on.
+
+        Raises:
+            ValueError: if its noise prompts were neither computed nor loaded.
+        """
+        config, adapter = self.active_config, self.head.adapter
+        ids = self.head.anprompt_class_ids[adapter]
+
+        def compute() -> ClassSet:
             if int(ids.min()) < 0:
                 raise ValueError(
                     f"The noise prompts of adapter {adapter!r} were neither computed nor loaded. Create the adapter "
                     "with init_noise_prompts=True, or load its weights."
                 )
-            names, templates = tuple(config.class_names), tuple(config.templates)
-            classes = ClassSet(names, templates, trim(ids, self.config), {adapter: targets})
-            kept = self._kept_classes = (fingerprint, classes)
-        return kept[1]
+            return ClassSet(tuple(config.class_names), tuple(config.templates), trim(ids, self.config))
+
+        return self.anprompt_state.kept("trained classes", Fingerprint([ids]), compute)
+
+    def text_embeds(self, classes: ClassSet, shard: bool = False) -> Tensor:
+        """Return the prompted, normalised text features `[C, d]` of classes, computed anew."""
+        input_ids, templates = classes.input_ids.to(self.device), len(classes.templates)
+        if shard and worth_sharding(len(input_ids)):
+            rows = in_shards(lambda part: self._text_rows(part, classes.input_ids), input_ids)
+        else:
+            rows = self._text_rows(input_ids, classes.input_ids, templates)
+        with full_precision(rows):
+            return ensemble(rows, templates)
+
+    def score(self, text: Tensor, seen: ImageFeatures) -> Scores:
+        """Return the logits of encoded images over texts `[C, d]`, as [`losses.score`] does."""
+        with full_precision(seen.features):
+            prototype = None
+            if seen.prompts is not None:
+                prototype = self.head.prototype(self.vision_model.post_layernorm(seen.prompts))
+            return score(seen.features, prototype, text, self._scale(), self.active_config.alpha)
 
     @torch.compiler.disable
     def _classes_and_kept_text(self) -> tuple[ClassSet, Tensor | None]:
         """Return the classes and, unless gradients are wanted, their prompted features, computed at most once."""
-        classes, head = self._classes(), self._head
+        classes, head = self.classes, self.head
         weights = [*self.text_model.parameters(), *self.text_projection.parameters(), *head.parameters()]
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return classes, None
@@ -311,63 +305,36 @@ class ANPromptCLIPModel(CLIPModel):
             self.savings,
             self.training,
         )
-        kept = self.__dict__.get("_kept_text")
-        if kept is None or kept[0] != fingerprint:
-            kept = self._kept_text = (fingerprint, self._text_embeds(classes))
-        return classes, kept[1]
-
-    def _text_embeds(self, classes: ClassSet, shard: bool = False) -> Tensor:
-        input_ids, templates = classes.input_ids.to(self.device), len(classes.templates)
-        if shard and worth_sharding(len(input_ids)):
-            rows = in_shards(lambda part: self._text_rows(part, classes.input_ids), input_ids)
-        else:
-            rows = self._text_rows(input_ids, classes.input_ids, templates)
-        with full_precision(rows):
-            return ensemble(rows, templates)
+        return classes, self.anprompt_state.kept("text", fingerprint, lambda: self.text_embeds(classes))
 
     def _text_rows(self, input_ids: Tensor, source: Tensor, templates: int = 1) -> Tensor:
         features = text_features(self, input_ids, source, templates)
         with full_precision(features):
             return normalize(at_least_float32(features))
 
-    def _score(self, text: Tensor, seen: ImageFeatures) -> Scores:
-        with full_precision(seen.features):
-            image = normalize(at_least_float32(seen.features))
-            logits = clip_logits(image, text, self._scale())
-            if seen.prompts is None:
-                return Scores(image, logits, logits)
-            prompts = self.vision_model.post_layernorm(seen.prompts)
-            prototype = normalize(at_least_float32(self._head.prototype(prompts)))
-            logits_prototype = clip_logits(prototype, text, self._scale())
-            alpha = self._active_config().alpha
-            return Scores(image, logits, alpha * logits + (1 - alpha) * logits_prototype, prototype, logits_prototype)
-
     def _loss_terms(
         self, scores: Scores, classes: ClassSet, text: Tensor, seen: ImageFeatures, labels: Tensor
-    ) -> dict[str, Tensor]:
-        terms = {"cross_entropy_class": F.cross_entropy(scores.logits_class, labels)}
-        if seen.frozen is None:
-            return terms
-        clean, perturbed = self._text_targets(classes)
+    ) -> dict[str, Term]:
         with full_precision(text):
-            frozen = normalize(at_least_float32(seen.frozen))
-            terms["similarity_image"] = similarity_loss(scores.image_embeds, frozen)
-            terms["similarity_text"] = similarity_loss(text, clean.to(text))
-            if scores.prototype_embeds is not None and scores.logits_prototype is not None:
-                terms["cross_entropy_prototype"] = F.cross_entropy(scores.logits_prototype, labels)
-                logits_perturbed = clip_logits(scores.prototype_embeds, perturbed.to(text), self._scale())
-                terms["waloss"] = waloss(scores.logits_class, logits_perturbed)
-        return terms
+            frozen = None
+            if seen.frozen is not None:
+                clean, perturbed = self._text_targets(classes)
+                frozen = Frozen(normalize(at_least_float32(seen.frozen)), clean.to(text), perturbed.to(text))
+            return loss_terms(scores, text, labels, frozen, self._scale(), self.active_config)
 
     def _text_targets(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
-        adapter = self._head.adapter
-        if adapter not in classes.targets:
-            clean, perturbed, _ = text_targets(self, classes, self._active_config(), classes.tokenizer)
-            classes.targets[adapter] = (clean, perturbed)
-        return classes.targets[adapter]
+        """Return the frozen CLIP's clean and perturbed features w and u, each `[C, d]`."""
+        head, adapter = self.head, self.head.adapter
+        own = head.anprompt_clean_features[adapter], head.anprompt_perturbed_features[adapter]
+        if self.anprompt_state.classes is None:
+            return own
+        fingerprint = Fingerprint((classes.input_ids, *own))  # an adapter's own features are new with every adapter
+        return self.anprompt_state.kept(
+            f"text targets of {adapter}", fingerprint, lambda: text_targets(self, classes, self.active_config)[:2]
+        )
 
     def _chosen_logits(self, scores: Scores, classes: ClassSet) -> Tensor:
-        config = self._active_config()
+        config = self.active_config
         choice = config.inference_logits
         if self.training or scores.logits_prototype is None:
             choice = "fused"

@@ -23,10 +23,10 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from anprompt_peft.images import IMAGE, RGBImage
-from anprompt_peft.prediction import predict
-from anprompt_peft.provenance import to_json, whole_folder
-from anprompt_peft.transform import ClipTransform
+from anprompt_peft.data import ClipTransform, RGBImage
+from anprompt_peft.data.images import IMAGE
+from anprompt_peft.files import to_json, whole_folder
+from anprompt_peft.serve import predict
 from measuring import Setting, interleave, positive, ratios, spread
 from reporting import head, make_record, table, tidy, whiskers, with_range
 from workload import make_adapted, make_clip, make_workload

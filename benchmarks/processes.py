@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from anprompt_peft.provenance import to_json, whole_folder
+from anprompt_peft.files import to_json, whole_folder
 from fresh import collect, in_processes
 from measuring import Setting, interleave, positive, ratios, spread
 from reporting import head, make_record, report_failures, table, tidy, whiskers, with_range

@@ -21,7 +21,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from anprompt_peft.provenance import to_json, whole_folder
+from anprompt_peft.files import to_json, whole_folder
 from fresh import collect, in_process
 from growth import fit
 from measuring import (

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from anprompt_peft.fast import Savings
-from anprompt_peft.provenance import to_json, whole_folder
+from anprompt_peft.files import to_json, whole_folder
 from fresh import collect, in_process
 from measuring import Setting, add_options, gemm_peak, interleave, operations, ratios, read_setting, size, spread
 from reporting import colour, head, logarithmic, make_record, report_failures, table, tidy, whiskers, with_range

@@ -22,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel
 
-import anprompt_peft.distributed
+import anprompt_peft.fast.sharding
 from anprompt_peft import ANPromptConfig
-from anprompt_peft.provenance import provenance, to_json, whole_file
+from anprompt_peft.files import to_json, whole_file
+from anprompt_peft.provenance import provenance
 
 BOS, EOS, VOCABULARY = 0, 1, 1000
 OPENING = 5  # tokens: all texts begin with "a photo of a"
@@ -52,7 +53,7 @@ def main() -> None:
     options = parse()
     device = start()
     main_process = distributed.get_rank() == 0
-    anprompt_peft.distributed.SHARD_FROM = 1
+    anprompt_peft.fast.sharding.SHARD_FROM = 1
     rows = []
     for classes in options.classes:
         model = build(SIZES[options.size], classes, options.tokens).to(device)

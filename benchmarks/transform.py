@@ -22,9 +22,9 @@ from sklearn.datasets import load_sample_images
 from tqdm import tqdm
 from transformers import CLIPImageProcessorPil
 
-from anprompt_peft.images import RGBImage
-from anprompt_peft.provenance import provenance, to_json
-from anprompt_peft.transform import ClipTransform
+from anprompt_peft.data import ClipTransform, RGBImage
+from anprompt_peft.files import to_json
+from anprompt_peft.provenance import provenance
 
 BATCH = 16
 

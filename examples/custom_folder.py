@@ -17,14 +17,21 @@ from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPProcessor, set_seed
 
 from anprompt_peft import ANPromptConfig
-from anprompt_peft.data import class_names_of, few_shot, load_image_data, select_classes, split_data
+from anprompt_peft.data import (
+    ClipTransform,
+    check_images,
+    class_names_of,
+    few_shot,
+    halves,
+    load_image_data,
+    select_classes,
+    split_data,
+)
 from anprompt_peft.evaluation import BaseToNew, base_to_new
-from anprompt_peft.images import check_images
-from anprompt_peft.names import halves
-from anprompt_peft.provenance import provenance, whole_folder
+from anprompt_peft.files import whole_folder
+from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, describe_adapter, predict, read_geometry, write_report
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
-from anprompt_peft.transform import ClipTransform
 
 
 def main(arguments: list[str] | None = None) -> BaseToNew:

@@ -17,7 +17,7 @@ from peft import AutoPeftModel
 from PIL import Image
 from transformers import CLIPProcessor
 
-from anprompt_peft.prediction import predict  # also registers the method
+from anprompt_peft.serve import predict  # also registers the method
 
 
 def main(arguments: list[str] | None = None) -> int:

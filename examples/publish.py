@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from anprompt_peft.hub import push_folder
+from anprompt_peft.publish import push_folder
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -27,12 +27,11 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
 from anprompt_peft import ANPromptConfig
-from anprompt_peft.checkpoint import keep_adapter_only, newest, save_newest
-from anprompt_peft.data import class_names_of, few_shot, load_image_data
-from anprompt_peft.distributed import refuse_weight_sharding
-from anprompt_peft.provenance import provenance, to_json, whole_folder
-from anprompt_peft.training import warmup_cosine
-from anprompt_peft.transform import ClipTransform
+from anprompt_peft.data import ClipTransform, class_names_of, few_shot, load_image_data
+from anprompt_peft.fast.sharding import refuse_weight_sharding
+from anprompt_peft.files import to_json, whole_folder
+from anprompt_peft.provenance import provenance
+from anprompt_peft.training import keep_adapter_only, newest, save_newest, warmup_cosine
 
 NOT_SETTINGS = ("output", "resume", "save_every", "report_to")
 LOG_EVERY = 20  # optimizer steps between waits for the device

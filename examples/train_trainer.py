@@ -16,9 +16,8 @@ from peft import get_peft_model
 from transformers import CLIPModel, CLIPProcessor, HfArgumentParser, set_seed
 
 from anprompt_peft import ANPromptConfig, Metric, TrainingFacts
-from anprompt_peft.data import class_names_of, few_shot, load_image_data
+from anprompt_peft.data import ClipTransform, class_names_of, few_shot, load_image_data
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
-from anprompt_peft.transform import ClipTransform
 
 
 @dataclass

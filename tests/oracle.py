@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 import reference
-from anprompt_peft.layer import ANPromptHead, ANPromptLayer, LowRank
+from anprompt_peft.method.layer import ANPromptHead, ANPromptLayer, LowRank
 
 
 def reference_adapter(model: Any) -> reference.Adapter:

@@ -189,7 +189,7 @@ def test_kept_features_are_dropped_on_change(
     CHANGES[change](model, tmp_path)
     after = model.encode_classes()
     assert not torch.equal(after, before)
-    fresh = model._text_embeds(model._classes())
+    fresh = model.text_embeds(model.classes)
     assert torch.equal(after, fresh)
 
 

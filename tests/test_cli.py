@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPProcessor
 
 from anprompt_cli import main, measuring, training_job
-from anprompt_peft.repeatable import RepeatableRows
+from anprompt_peft.training import RepeatableRows
 from export_folder import export
 from handwriting import CLASS_NAMES, TEMPLATE
 from hub_server import HubServer

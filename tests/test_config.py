@@ -14,7 +14,7 @@ from peft import PeftConfig, get_peft_model
 from transformers import CLIPConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionModel, SiglipConfig, SiglipModel
 
 from anprompt_peft import ANPromptConfig
-from anprompt_peft.config import resolve_layers
+from anprompt_peft.method.config import resolve_layers
 from conftest import MakeClip
 from helpers import CLASSES, make_config
 

@@ -14,10 +14,16 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from anprompt_peft.data import class_names_of, few_shot, load_image_data, select_classes, split_data
-from anprompt_peft.images import RGBImage
-from anprompt_peft.names import halves
-from anprompt_peft.sampling import ShotsError
+from anprompt_peft.data import (
+    RGBImage,
+    ShotsError,
+    class_names_of,
+    few_shot,
+    halves,
+    load_image_data,
+    select_classes,
+    split_data,
+)
 from export_folder import export
 from handwriting import CLASS_NAMES, load_split
 

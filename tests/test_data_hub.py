@@ -21,8 +21,7 @@ from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
 from PIL import Image
 
-from anprompt_peft.data import class_names_of, load_image_data
-from anprompt_peft.images import CorruptImageError, check_images
+from anprompt_peft.data import CorruptImageError, check_images, class_names_of, load_image_data
 from hub_server import ID, REVISION, HubHandler, HubServer, Refused, Route, entry
 
 Run = Callable[..., Any]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import distributed_worker as worker
-from anprompt_peft import distributed
+from anprompt_peft.fast import sharding as distributed
 from helpers import assert_exact
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

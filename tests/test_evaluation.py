@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from anprompt_peft.data import sample_shots
 from anprompt_peft.evaluation import base_to_new, harmonic_mean
-from anprompt_peft.provenance import provenance, whole_folder
-from anprompt_peft.sampling import sample_shots
+from anprompt_peft.files import whole_folder
+from anprompt_peft.provenance import provenance
 
 
 def test_shots() -> None:

@@ -23,8 +23,10 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.image_utils import load_image
 
-from anprompt_peft import ANPromptConfig, export
-from anprompt_peft.export import Logits, export_onnx
+from anprompt_peft import ANPromptConfig
+from anprompt_peft.serve import export_onnx
+from anprompt_peft.serve import onnx as export
+from anprompt_peft.serve.onnx import Logits
 from conftest import IMAGE_SIZE, MakeClip
 from helpers import CLASSES, adapt, make_config, scatter
 from tokenization import train_tokenizer

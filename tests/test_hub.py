@@ -30,8 +30,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, Trainer, TrainingArguments
 
 from anprompt_peft import ANPromptConfig, Metric, TrainingFacts
-from anprompt_peft.card import BEGIN, END, GENERATED, SUMMARY
-from anprompt_peft.hub import CardCallback, push_folder
+from anprompt_peft.publish import CardCallback, push_folder
+from anprompt_peft.publish.card import BEGIN, END, GENERATED, SUMMARY
 from conftest import IMAGE_SIZE
 from helpers import CLASSES, scatter
 from hub_server import HubServer, Repo
@@ -260,7 +260,7 @@ def push_with_base(repo_id: str, base: str) -> list[str]:
     """Push an adapter of a base model that is not on the Hub, and return what is logged."""
     model = new_adapter()
     model.peft_config["default"].base_model_name_or_path = base
-    with TestCase().assertLogs("anprompt_peft.hub", "WARNING") as logs:
+    with TestCase().assertLogs("anprompt_peft.publish.hub", "WARNING") as logs:
         model.push_to_hub(repo_id)
     return [record.getMessage() for record in logs.records]
 

@@ -13,8 +13,8 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 from PIL import Image
 
-from anprompt_peft.data import class_names_of, select_classes
-from anprompt_peft.images import CorruptImageError, RGBImage, check_images, to_rgb
+from anprompt_peft.data import CorruptImageError, RGBImage, check_images, class_names_of, select_classes
+from anprompt_peft.data.images import to_rgb
 
 FEATURES = Features({"image": RGBImage(), "label": ClassLabel(names=["left", "right"])})
 RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (24, 1))

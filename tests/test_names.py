@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anprompt_peft.names import ClassHalves, halves, readable, readable_names
+from anprompt_peft.data import ClassHalves, halves, readable, readable_names
 
 
 @pytest.mark.parametrize(

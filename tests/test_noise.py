@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 import reference
-from anprompt_peft import noise
-from anprompt_peft.perturb import (
+from anprompt_peft.method import noise
+from anprompt_peft.method.perturb import (
     drop_letter,
     insert_letter,
     mistype_letter,

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTokenizer
 
-from anprompt_peft import ANPromptCLIPModel, ANPromptConfig, ANPromptModel, registration
-from anprompt_peft.layer import ANPromptHead, ANPromptLayer, grow_mask
+from anprompt_peft import ANPromptCLIPModel, ANPromptConfig, ANPromptModel
+from anprompt_peft.method import registration
+from anprompt_peft.method.layer import ANPromptHead, ANPromptLayer, grow_mask
 from conftest import MakeClip
 from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
 
@@ -71,10 +72,10 @@ def test_save_and_load_in_a_fresh_process(
     noise = model.visual_projection.anprompt_noise_prompts["default"]
     save_file({"pixels": pixels}, tmp_path / "in.safetensors")
     program = f"""
-import torch, anprompt_peft.noise, anprompt_peft.classes
+import sklearn.cluster, torch, anprompt_peft.method.class_texts
 def never(*_, **__): raise AssertionError("recomputed at load")
-anprompt_peft.noise.KMeans = never
-anprompt_peft.classes.AutoTokenizer.from_pretrained = never
+sklearn.cluster.KMeans = never
+anprompt_peft.method.class_texts.AutoTokenizer.from_pretrained = never
 import anprompt_peft
 from peft import PeftModel
 from safetensors.torch import load_file, save_file

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from anprompt_peft.prediction import Prediction, predict
-from anprompt_peft.transform import ClipTransform
+from anprompt_peft.data import ClipTransform
+from anprompt_peft.serve import Prediction, predict
 from conftest import IMAGE_SIZE, MakeClip
 from helpers import CLASSES, adapt, make_config, scatter
 

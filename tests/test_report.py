@@ -24,6 +24,7 @@ from transformers import CLIPModel, CLIPTokenizer, TrainingArguments
 
 import chromium
 from anprompt_peft.evaluation import base_to_new
+from anprompt_peft.evaluation.tables import class_rows, confused_block, confused_pairs, confusions, count_confusions
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import (
     Geometry,
@@ -38,7 +39,6 @@ from anprompt_peft.report import (
 from anprompt_peft.report.curves import HEIGHT, TOP, linear_ticks, log_ticks, loss_chart, loss_table
 from anprompt_peft.report.page import shown
 from anprompt_peft.report.plane import WIDTH, feature_plot, project
-from anprompt_peft.report.tables import class_rows, confused_block, confused_pairs, confusions, count_confusions
 from anprompt_peft.training import ANPromptTrainer
 from conftest import IMAGE_SIZE, MakeClip
 from helpers import CLASSES, adapt, make_config

@@ -123,7 +123,7 @@ def test_float32(switch: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pix
 def test_layers_come_apart(
     activation: str, attention: str, dtype: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer
 ) -> None:
-    assert adapt(make_clip(attention, dtype, hidden_act=activation), tokenizer).knows_layers()
+    assert adapt(make_clip(attention, dtype, hidden_act=activation), tokenizer).anprompt_state.decomposes
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import CLIPModel
 
 import distributed_worker as worker
-from anprompt_peft.checkpoint import keep_adapter_only, newest, save_newest
+from anprompt_peft.training import keep_adapter_only, newest, save_newest
 from helpers import logits, trainable
 
 TINY_CLIP = worker.EXAMPLES / "digits" / "tiny_clip"

@@ -19,9 +19,17 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, Trainer, TrainingArguments
 
 from anprompt_peft import ANPromptConfig
-from anprompt_peft.data import class_names_of, few_shot, load_image_data, select_classes
-from anprompt_peft.images import CorruptImageError, RGBImage, check_images
-from anprompt_peft.transform import ClipTransform, random_box
+from anprompt_peft.data import (
+    ClipTransform,
+    CorruptImageError,
+    RGBImage,
+    check_images,
+    class_names_of,
+    few_shot,
+    load_image_data,
+    select_classes,
+)
+from anprompt_peft.data.transform import random_box
 from base_to_new import TINY_CLIP
 from export_folder import export
 from handwriting import TEMPLATE

@@ -1,17 +1,20 @@
-"""The inside of a `CLIPEncoderLayer`, taken apart: which rows ask, which are asked, and which go on.
+"""The inside of a `CLIPEncoderLayer`, decomposed: which rows ask, which are asked, and which go on.
 
-This is the one module that knows how transformers builds that layer; [`comes_apart`] checks it against the layer.
+This is the one module that knows how transformers builds that layer; [`decomposes`] checks it against the layer.
+Shapes: B rows (images or texts), L positions, M of them that ask, h heads of width e, d = h * e.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 KeysValues = tuple[Tensor, Tensor]
 QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
@@ -22,10 +25,11 @@ NewPrompts = list[Tensor | None]
 QUICK_GELU_SLOPE = 1.702
 ALL = slice(None)
 PROBE_SHAPE = (2, 3)
+PROBE_STD = 0.1
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
-def keys_values(layer: Any, hidden: Tensor) -> KeysValues:
+def keys_values(layer: CLIPEncoderLayer, hidden: Tensor) -> KeysValues:
     """Return what positions offer to attention: keys and values, each `[..., L, heads, d / heads]`.
 
     Args:
@@ -36,7 +40,7 @@ def keys_values(layer: Any, hidden: Tensor) -> KeysValues:
     return _heads(layer, layer.self_attn.k_proj(normed)), _heads(layer, layer.self_attn.v_proj(normed))
 
 
-def queries_keys_values(layer: Any, hidden: Tensor, asking: Tensor | slice = ALL) -> QueriesKeysValues:
+def queries_keys_values(layer: CLIPEncoderLayer, hidden: Tensor, asking: Tensor | slice = ALL) -> QueriesKeysValues:
     """Return queries, keys and values of positions `[..., L, d]`, the queries only of the positions `asking`."""
     normed = layer.layer_norm1(hidden)
     attention = layer.self_attn
@@ -47,7 +51,9 @@ def queries_keys_values(layer: Any, hidden: Tensor, asking: Tensor | slice = ALL
     )
 
 
-def attend(layer: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(
+    layer: CLIPEncoderLayer, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """Return attention's mixture `[B, M, d]` of queries `[B, M, heads, d']` over keys and values `[B, L, heads, d']`.
 
     Args:
@@ -66,7 +72,7 @@ def attend(layer: Any, queries: Tensor, keys: Tensor, values: Tensor, mask: Tens
 
 
 def attend_shared(
-    layer: Any, queries: Tensor, keys: Tensor, values: Tensor, shared: KeysValues, mask: Tensor | None
+    layer: CLIPEncoderLayer, queries: Tensor, keys: Tensor, values: Tensor, shared: KeysValues, mask: Tensor | None
 ) -> Tensor:
     """Return the mixture `[B, M, d]` over keys that all rows share, in front, and keys of each row's own.
 
@@ -95,7 +101,7 @@ def attend_shared(
     return mixed.transpose(1, 2).flatten(2)
 
 
-def attend_first(layer: Any, hidden: Tensor, count: int) -> Tensor:
+def attend_first(layer: CLIPEncoderLayer, hidden: Tensor, count: int) -> Tensor:
     """Return attention's mixture `[B, count, d]` of the first `count` rows over all rows.
 
     Keys and values of all rows are not formed where so few ask that this takes fewer operations: `q (W_k x + b_k)` is
@@ -120,7 +126,7 @@ def attend_first(layer: Any, hidden: Tensor, count: int) -> Tensor:
     return torch.einsum("bhmd,hed->bmhe", mixed, of_values).flatten(2) + attention.v_proj.bias
 
 
-def finish(layer: Any, hidden: Tensor, mixed: Tensor, fused_activation: bool) -> Tensor:
+def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, fused_activation: bool) -> Tensor:
     """Return what leaves the layer `[..., d]`: attention's mixture and the MLP added to what entered it.
 
     Args:
@@ -140,12 +146,25 @@ def finish(layer: Any, hidden: Tensor, mixed: Tensor, fused_activation: bool) ->
     return hidden + _scaled_linear(mlp.fc2, activated, 1 / QUICK_GELU_SLOPE, mlp.fc2.bias).view_as(hidden)
 
 
-def run_unmasked(layer: Any, hidden: Tensor, fused_activation: bool) -> Tensor:
-    """Return what leaves a layer without prompts or mask, `[B, L, d]`; one with hooks is called as a whole."""
+def run_whole(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, fused_activation: bool) -> Tensor:
+    """Return what leaves a layer without prompts, `[B, L, d]`; a layer with hooks is called as a whole."""
     if is_hooked(layer, layer.self_attn):
-        return layer(hidden, None)
-    mixed = attend(layer, *queries_keys_values(layer, hidden))
+        return layer(hidden, causal_mask(layer, hidden), is_causal=True) if causal else layer(hidden, None)
+    mixed = attend(layer, *queries_keys_values(layer, hidden), see_earlier(hidden) if causal else None)
     return finish(layer, hidden, mixed, fused_activation)
+
+
+def see_earlier(hidden: Tensor) -> Tensor:
+    """Return the mask for [`attend`] with which each of L positions sees itself and those before, bool `[L, L]`."""
+    return torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).tril()
+
+
+def causal_mask(layer: CLIPEncoderLayer, hidden: Tensor) -> Tensor | None:
+    """Return the mask with which CLIP's text encoder calls a layer, besides `is_causal=True`: only eager needs one."""
+    if layer.self_attn.config._attn_implementation != "eager":
+        return None
+    length = hidden.shape[1]
+    return hidden.new_full((length, length), torch.finfo(hidden.dtype).min).triu(1)[None, None]
 
 
 def is_hooked(*modules: nn.Module) -> bool:
@@ -153,7 +172,7 @@ def is_hooked(*modules: nn.Module) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
-def checkpointed(layer: Any, run: Callable[..., Any], *tensors: Tensor) -> Any:
+def checkpointed(layer: CLIPEncoderLayer, run: Callable[..., Any], *tensors: Tensor) -> Any:
     """Return `run(*tensors)`, which is computed again in the backward pass if the layer is to be checkpointed."""
     if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
         return layer._gradient_checkpointing_func(run, *tensors)
@@ -161,29 +180,37 @@ def checkpointed(layer: Any, run: Callable[..., Any], *tensors: Tensor) -> Any:
 
 
 @torch.no_grad()
-def comes_apart(layer: nn.Module) -> bool:
+def decomposes(layer: CLIPEncoderLayer) -> bool:
     """Whether the parts above, put together, give what the layer itself gives for random input.
 
-    Up to rounding: with `attn_implementation="eager"` transformers takes the softmax in float32 in any case.
+    Up to rounding: with `attn_implementation="eager"` transformers takes the softmax in float32 in any case. A layer
+    on the meta device is asked in a copy with random weights.
     """
-    weight = next(layer.parameters())
-    if weight.is_meta:
-        return False
     generator = torch.Generator().manual_seed(0)
-    probe: Any = layer
+    if next(layer.parameters()).is_meta:
+        layer = deepcopy(layer).to_empty(device="cpu")
+        for weight in layer.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * PROBE_STD)
+    weight = next(layer.parameters())
     try:
-        hidden = torch.randn(*PROBE_SHAPE, probe.embed_dim, generator=generator).to(weight)
-        mask = hidden.new_zeros(1, 1, PROBE_SHAPE[1], PROBE_SHAPE[1])
-        expected = probe(hidden, mask)
-        mixed = checkpointed(probe, lambda: attend(probe, *queries_keys_values(probe, hidden)))
-        ours = finish(probe, hidden, mixed, fused_activation=True)
+        hidden = torch.randn(*PROBE_SHAPE, layer.embed_dim, generator=generator).to(weight)
+        expected = layer(hidden, None)
+        causal = layer(hidden, causal_mask(layer, hidden), is_causal=True)
+        queries, keys, values = queries_keys_values(layer, hidden)
+        mixed = checkpointed(layer, lambda: attend(layer, queries, keys, values))
+        mixed_causally = attend(layer, queries, keys, values, see_earlier(hidden))
+        ours = finish(layer, hidden, mixed, fused_activation=True)
+        ours_causal = finish(layer, hidden, mixed_causally, fused_activation=True)
     except (AttributeError, TypeError, RuntimeError, ValueError):
         return False
     tolerance = TOLERANCES.get(weight.dtype, 0.1)
-    return ours.shape == expected.shape and torch.allclose(ours, expected, rtol=tolerance, atol=tolerance)
+    return all(
+        mine.shape == theirs.shape and torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance)
+        for mine, theirs in ((ours, expected), (ours_causal, causal))
+    )
 
 
-def _heads(layer: Any, projected: Tensor) -> Tensor:
+def _heads(layer: CLIPEncoderLayer, projected: Tensor) -> Tensor:
     return projected.unflatten(-1, (layer.self_attn.num_heads, layer.self_attn.head_dim))
 
 

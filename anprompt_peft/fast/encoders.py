@@ -1,7 +1,8 @@
-"""The features of images and texts with prompts in: by CLIP's own forward, or with its layers taken apart."""
+"""The features of images and texts with prompts in: by CLIP's own forward, or with its layers decomposed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import CLIPModel
-from transformers.masking_utils import create_causal_mask
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer, CLIPTextModel, CLIPVisionModel
 
-from ..classes import end_of_text_positions
-from ..config import ANPromptConfig
-from ..fingerprint import Fingerprint, autocast_state
-from ..layer import ANPromptLayer, PromptContext
-from .blocks import NewPrompts, QueriesKeysValues, comes_apart, is_hooked, queries_keys_values, run_unmasked
+from ..method.class_texts import end_of_text_positions
+from ..method.config import ANPromptConfig
+from ..method.features import PromptContext
+from ..method.layer import ANPromptLayer
+from .blocks import NewPrompts, QueriesKeysValues, is_hooked, queries_keys_values, run_whole
+from .fingerprint import Fingerprint, autocast_state
 from .image_cache import digest
+from .state import head_of, state_of
 from .text import TextPrefix, run_text, text_prefix
 from .vision import run_vision
 
@@ -38,22 +41,16 @@ class ImageFeatures:
     frozen: Tensor | None
 
 
-def can_be_fast(clip: CLIPModel) -> bool:
-    """Whether the layers of both encoders are built as [`blocks`] takes them to be."""
-    layers = [tower.encoder.layers[-1] for tower in (clip.text_model, clip.vision_model)]
-    return all(comes_apart(layer.get_base_layer()) for layer in layers)
-
-
-def image_features(clip: Any, images: dict[str, Any], with_frozen: bool) -> ImageFeatures:
+def image_features(clip: CLIPModel, images: dict[str, Any], with_frozen: bool) -> ImageFeatures:
     """Return image features with the active adapter's prompts in, if it is on.
 
     Args:
-        clip (`ANPromptCLIPModel`): the model.
+        clip (`CLIPModel`): the adapted model.
         images (`dict`): `pixel_values` `[B, 3, H, W]`, and further arguments of CLIP's vision encoder.
         with_frozen (`bool`): whether the frozen features are wanted.
     """
     further = images.keys() - {"pixel_values", "interpolate_pos_encoding"}
-    if not further and comes_apart_now(clip):
+    if not further and runs_decomposed(clip):
         return _encode_images(clip, **images, with_frozen=with_frozen)
     context = PromptContext()
     features = clip.get_image_features(prompt_context=context, **images).pooler_output
@@ -64,41 +61,41 @@ def image_features(clip: Any, images: dict[str, Any], with_frozen: bool) -> Imag
     return ImageFeatures(features, context.vision_prompts, frozen)
 
 
-def text_features(clip: Any, input_ids: Tensor, source: Tensor, templates: int = 1) -> Tensor:
+def text_features(clip: CLIPModel, input_ids: Tensor, source: Tensor, templates: int = 1) -> Tensor:
     """Return text features `[n, d]` with the active adapter's prompts in, if it is on, not normalised.
 
     Args:
-        clip (`ANPromptCLIPModel`): the model.
+        clip (`CLIPModel`): the adapted model.
         input_ids (`Tensor`): int64 `[n, L]`, on the model's device.
         source (`Tensor`): token ids that stay the same object for as long as the texts are the same.
         templates (`int`): number T of templates, whose texts take turns.
     """
-    if not clip.savings.text_end:
+    if not state_of(clip).savings.text_end:
         missing = clip.config.text_config.max_position_embeddings - input_ids.shape[1]
         input_ids = torch.cat([input_ids, input_ids[:, -1:].expand(-1, missing)], dim=1)
-    if not comes_apart_now(clip):
+    if not runs_decomposed(clip):
         return clip.get_text_features(input_ids=input_ids).pooler_output
     rows = [_encode_texts(clip, prefix) for prefix in _kept_prefixes(clip, input_ids, source, templates)]
-    return torch.stack(rows, dim=1).flatten(0, 1)
+    return torch.stack(rows, dim=1).flatten(0, 1)  # T of [n/T, d] -> n, d
 
 
-def comes_apart_now(clip: Any) -> bool:
-    """Whether the layers are taken apart, as the savings ask, or CLIP's own forward has to run."""
-    config = clip.visual_projection.active_config
+def runs_decomposed(clip: CLIPModel) -> bool:
+    """Whether a pass runs with the layers decomposed, as the savings ask, or by CLIP's own forward."""
+    state, config = state_of(clip), head_of(clip).active_config
     dropout = clip.config.text_config.attention_dropout or clip.config.vision_config.attention_dropout
     return (
-        clip.savings.takes_layers_apart
+        state.decomposes
+        and state.savings.any_inside_layers
         and config is not None
         and config.num_prompts > 0
         and not (clip.training and dropout)
         and not hasattr(clip, "hf_device_map")
-        and not any(_is_hooked(tower) for tower in (clip.text_model, clip.vision_model))
-        and clip.knows_layers()
+        and not any(_is_hooked(clip, tower) for tower in ("text", "vision"))
     )
 
 
-def _encode_images(clip: Any, pixel_values: Tensor, with_frozen: bool, **settings: Any) -> ImageFeatures:
-    grouped = clip.savings.image_groups and pixel_values.device.type == "cpu"
+def _encode_images(clip: CLIPModel, pixel_values: Tensor, with_frozen: bool, **settings: Any) -> ImageFeatures:
+    grouped = state_of(clip).savings.image_groups and pixel_values.device.type == "cpu"
     groups = pixel_values.split(IMAGES_AT_ONCE) if grouped else (pixel_values,)
     encoded = [_encode_group(clip, group, with_frozen, **settings) for group in groups]
     if len(encoded) == 1:
@@ -112,21 +109,22 @@ def _encode_images(clip: Any, pixel_values: Tensor, with_frozen: bool, **setting
 
 
 def _encode_group(
-    clip: Any, pixel_values: Tensor, with_frozen: bool, interpolate_pos_encoding: bool = False
+    clip: CLIPModel, pixel_values: Tensor, with_frozen: bool, interpolate_pos_encoding: bool = False
 ) -> ImageFeatures:
-    tower, mixing, savings = clip.vision_model, _config(clip).prompt_mixing, clip.savings
-    before, prompted = _split(tower, clip)
+    tower, state, mixing = clip.vision_model, state_of(clip), _config(clip).prompt_mixing
+    savings = state.savings
+    before, prompted = _split(clip, "vision")
     blocks = [layer.get_base_layer() for layer in prompted]
 
-    def run_prefix(pixels: Tensor) -> Tensor:
+    def run_prefix(pixels: Tensor) -> Tensor:  # B, 3, H, W -> B, L, d_v
         with _gradients_if(pixels, *_weights(tower.embeddings, tower.pre_layrnorm, *before)):
             hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=interpolate_pos_encoding))
             for layer in before:
-                hidden = run_unmasked(layer, hidden, savings.activation)
+                hidden = run_whole(layer, hidden, causal=False, fused_activation=savings.activation)
         return hidden
 
     @torch.no_grad()
-    def run_frozen(hidden: Tensor, opened: QueriesKeysValues | None = None) -> Tensor:
+    def run_frozen(hidden: Tensor, opened: QueriesKeysValues | None = None) -> Tensor:  # B, L, d_v -> B, d
         output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, savings, opened)
         return clip.visual_projection(tower.post_layernorm(output))
 
@@ -136,16 +134,16 @@ def _encode_group(
         return {"hidden": hidden, "frozen": run_frozen(hidden)}
 
     frozen = opened = None
-    if with_frozen and clip.image_cache is not None:
+    if with_frozen and state.image_cache is not None:
         depends_on = f"{_frozen_vision_digest(clip)} {len(before)} {interpolate_pos_encoding}"
-        kept = clip.image_cache.fetch(pixel_values, depends_on, compute)
+        kept = state.image_cache.fetch(pixel_values, depends_on, compute)
         hidden, frozen = kept["hidden"], kept["frozen"]
     else:
         hidden = run_prefix(pixel_values)
         if with_frozen and savings.vision_prefix and len(blocks) > 1:
             opened = queries_keys_values(blocks[0], hidden)
     output, prompts = run_vision(blocks, hidden, _prompts(prompted, clip, hidden.dtype), mixing, savings, opened)
-    features = clip.visual_projection(tower.post_layernorm(output))
+    features = clip.visual_projection(tower.post_layernorm(output))  # B, d_v -> B, d
     if with_frozen and frozen is None:
         with torch.no_grad():
             frozen = run_frozen(hidden if savings.vision_prefix else run_prefix(pixel_values), opened)
@@ -153,53 +151,52 @@ def _encode_group(
 
 
 @torch.compiler.disable
-def _frozen_vision_digest(clip: Any) -> str:
+def _frozen_vision_digest(clip: CLIPModel) -> str:
     """Return a digest of all that CLIP's image features depend on, besides the images; computed at most once."""
     tower = clip.vision_model
     modules = (tower.embeddings, tower.pre_layrnorm, *map(_block, tower.encoder.layers), tower.post_layernorm)
-    weights = _weights(*modules, clip.visual_projection.base_layer)
+    weights = _weights(*modules, head_of(clip).base_layer)
     if any(weight.requires_grad for weight in weights):
         raise ValueError(
             "The image cache keeps results of CLIP's frozen vision encoder, and weights of it are trained. Freeze "
             "them (requires_grad_(False)), or call set_image_cache(None)."
         )
-    fingerprint = Fingerprint(weights, autocast_state(clip.device.type))
-    kept = clip.__dict__.get("_kept_vision_digest")
-    if kept is None or kept[0] != fingerprint:
-        config = clip.config.vision_config.to_json_string()
+
+    def compute() -> str:
         numerics = f"{torch.__version__} {clip.device.type} {autocast_state(clip.device.type)}"
-        kept = clip._kept_vision_digest = (fingerprint, digest(weights, config, numerics))
-    return kept[1]
+        return digest(weights, clip.config.vision_config.to_json_string(), numerics)
+
+    return state_of(clip).kept("vision digest", Fingerprint(weights, autocast_state(clip.device.type)), compute)
 
 
 @torch.compiler.disable
-def _kept_prefixes(clip: Any, input_ids: Tensor, source: Tensor, templates: int) -> list[TextPrefix]:
+def _kept_prefixes(clip: CLIPModel, input_ids: Tensor, source: Tensor, templates: int) -> list[TextPrefix]:
     """Return the texts of every template as they enter the first layer with prompts, computed at most once."""
-    tower, savings = clip.text_model, clip.savings
-    before = _split(tower, clip)[0]
-    weights = _weights(tower.embeddings, *before)
+    state, before = state_of(clip), _split(clip, "text")[0]
+    savings = state.savings
     fingerprint = Fingerprint(
-        (*weights, source),
+        (*_weights(clip.text_model.embeddings, *before), source),
         (savings, templates, tuple(input_ids.shape), input_ids.storage_offset(), len(before)),
         torch.is_inference_mode_enabled(),
         autocast_state(clip.device.type),
     )
-    kept = clip.__dict__.get("_kept_prefixes")
-    if kept is None or kept[0] != fingerprint:
-        kept = (fingerprint, [_text_prefix(clip, before, input_ids[at::templates]) for at in range(templates)])
-        if savings.text_prefix and not any(prefix.opening.requires_grad for prefix in kept[1]):
-            clip._kept_prefixes = kept
-    return kept[1]
+
+    def compute() -> list[TextPrefix]:
+        return [_text_prefix(clip, before, input_ids[at::templates]) for at in range(templates)]
+
+    def are_frozen(prefixes: list[TextPrefix]) -> bool:
+        return savings.text_prefix and not any(prefix.opening.requires_grad for prefix in prefixes)
+
+    return state.kept("text prefixes", fingerprint, compute, keep_if=are_frozen)
 
 
-def _text_prefix(clip: Any, before: list[nn.Module], input_ids: Tensor) -> TextPrefix:
-    tower, savings = clip.text_model, clip.savings
+def _text_prefix(clip: CLIPModel, before: list[CLIPEncoderLayer], input_ids: Tensor) -> TextPrefix:
+    tower, savings = clip.text_model, state_of(clip).savings
 
-    def run(ids: Tensor) -> Tensor:
+    def run(ids: Tensor) -> Tensor:  # n, L -> n, L, d_t
         hidden = tower.embeddings(input_ids=ids)
-        mask = create_causal_mask(config=tower.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
         for layer in before:
-            hidden = layer(hidden, mask, is_causal=True)
+            hidden = run_whole(layer, hidden, causal=True, fused_activation=savings.activation)
         return hidden
 
     with _gradients_if(*_weights(tower.embeddings, *before)):
@@ -207,33 +204,39 @@ def _text_prefix(clip: Any, before: list[nn.Module], input_ids: Tensor) -> TextP
     return text_prefix(hidden, input_ids, end_of_text_positions(input_ids, clip.config), savings)
 
 
-def _encode_texts(clip: Any, prefix: TextPrefix) -> Tensor:
-    tower = clip.text_model
-    prompted = _split(tower, clip)[1]
+def _encode_texts(clip: CLIPModel, prefix: TextPrefix) -> Tensor:
+    prompted = _split(clip, "text")[1]
     blocks = [layer.get_base_layer() for layer in prompted]
-    output = run_text(blocks, prefix, _prompts(prompted, clip, prefix.opening.dtype), clip.savings)
-    return clip.text_projection(tower.final_layer_norm(output))
+    output = run_text(blocks, prefix, _prompts(prompted, clip, prefix.opening.dtype), state_of(clip).savings)
+    return clip.text_projection(clip.text_model.final_layer_norm(output))  # n, d_t -> n, d
 
 
-def _is_hooked(tower: Any) -> bool:
+def _is_hooked(clip: CLIPModel, tower: str) -> bool:
     """Whether somebody waits for calls of modules that are not called as a whole."""
-    wrappers = [layer for layer in tower.encoder.layers if isinstance(layer, ANPromptLayer)]
-    blocks: list[Any] = [layer.get_base_layer() for layer in wrappers]
-    return is_hooked(tower, tower.encoder, *wrappers, *blocks, *(block.self_attn for block in blocks))
+    model = _tower(clip, tower)
+    wrappers = [layer for layer in model.encoder.layers if isinstance(layer, ANPromptLayer)]
+    blocks = [_block(layer) for layer in wrappers]
+    return is_hooked(model, model.encoder, *wrappers, *blocks, *(block.self_attn for block in blocks))
 
 
-def _config(clip: Any) -> ANPromptConfig:
-    return clip.visual_projection.active_config
+def _config(clip: CLIPModel) -> ANPromptConfig:
+    config = head_of(clip).active_config
+    assert config is not None
+    return config
 
 
-def _split(tower: Any, clip: CLIPModel) -> tuple[list[nn.Module], list[ANPromptLayer]]:
+def _tower(clip: CLIPModel, tower: str) -> CLIPTextModel | CLIPVisionModel:
+    return clip.text_model if tower == "text" else clip.vision_model
+
+
+def _split(clip: CLIPModel, tower: str) -> tuple[list[CLIPEncoderLayer], list[ANPromptLayer]]:
     """Return the layers of an encoder before the first with prompts, without wrappers, and those from there on."""
-    layers, config = list(tower.encoder.layers), _config(clip)
-    first = layers[-1].target_layers(config)[0]
+    layers = list(_tower(clip, tower).encoder.layers)
+    first = layers[-1].target_layers(_config(clip))[0]
     return [_block(layer) for layer in layers[: first - 1]], layers[first - 1 :]
 
 
-def _block(layer: Any) -> nn.Module:
+def _block(layer: nn.Module) -> CLIPEncoderLayer:
     return layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer
 
 
@@ -246,6 +249,6 @@ def _gradients_if(*tensors: Tensor) -> AbstractContextManager[Any]:
     return torch.set_grad_enabled(torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
 
 
-def _prompts(layers: list[ANPromptLayer], clip: Any, dtype: torch.dtype) -> NewPrompts:
-    config, head = _config(clip), clip.visual_projection
+def _prompts(layers: Sequence[ANPromptLayer], clip: CLIPModel, dtype: torch.dtype) -> NewPrompts:
+    config, head = _config(clip), head_of(clip)
     return [layer.project(head).to(dtype) if layer.number in layer.target_layers(config) else None for layer in layers]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..provenance import whole_file
+from ..files import whole_file
 
 DEFAULT_MAX_BYTES = 10 * 10**9
 CLOCK_SLACK = 1.0  # seconds by which a file's times may lag behind the clock

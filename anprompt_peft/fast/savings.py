@@ -49,7 +49,7 @@ class Savings:
         return cls(**{each.name: False for each in fields(cls) if each.name != "text_chunk"})
 
     @property
-    def takes_layers_apart(self) -> bool:
+    def any_inside_layers(self) -> bool:
         """Whether any of them needs more than CLIP's own forward."""
         own_forward = {"text_end", "text_chunk"}
         switches = any(getattr(self, each.name) for each in fields(self) if each.name not in own_forward)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from .blocks import (
     ALL,
@@ -95,7 +95,7 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Saving
     return TextPrefix(hidden[:1, :opening] if savings.text_opening else hidden[:, :1], chunks)
 
 
-def run_text(layers: list[Any], prefix: TextPrefix, prompts: NewPrompts, savings: Savings) -> Tensor:
+def run_text(layers: list[CLIPEncoderLayer], prefix: TextPrefix, prompts: NewPrompts, savings: Savings) -> Tensor:
     """Return what leaves the last layer at the end-of-text tokens: `[n, d]`.
 
     Args:
@@ -144,7 +144,9 @@ def _chunk(rows: list[int], lengths: list[int], hidden: Tensor, ends: list[int])
     )
 
 
-def _opening_keys(layers: list[Any], opening: Tensor, prompts: NewPrompts, savings: Savings) -> Iterator[KeysValues]:
+def _opening_keys(
+    layers: list[CLIPEncoderLayer], opening: Tensor, prompts: NewPrompts, savings: Savings
+) -> Iterator[KeysValues]:
     """Yield for each layer the keys and values `[1 or n, s + p, heads, d / heads]` of all that precedes own tokens."""
     kept = opening[:, :0]
     for at, layer in enumerate(layers):
@@ -167,7 +169,7 @@ def _opening_keys(layers: list[Any], opening: Tensor, prompts: NewPrompts, savin
         kept = hidden[:, 1 : 1 + skipped]
 
 
-def _run_chunk(layers: list[Any], shared: list[KeysValues], chunk: Chunk, savings: Savings) -> Tensor:
+def _run_chunk(layers: list[CLIPEncoderLayer], shared: list[KeysValues], chunk: Chunk, savings: Savings) -> Tensor:
     hidden = chunk.hidden
     for at, (layer, opening) in enumerate(zip(layers, shared, strict=True)):
         ends_only = savings.last_layer and at == len(layers) - 1
@@ -177,7 +179,7 @@ def _run_chunk(layers: list[Any], shared: list[KeysValues], chunk: Chunk, saving
 
 
 def _run_layer(
-    layer: Any,
+    layer: CLIPEncoderLayer,
     chunk: Chunk,
     ends_only: bool,
     fused_activation: bool,
@@ -193,7 +195,13 @@ def _run_layer(
 
 
 def _attend_bucket(
-    layer: Any, queries: Tensor, keys: Tensor, values: Tensor, opening: KeysValues, bucket: Bucket, at_ends: bool
+    layer: CLIPEncoderLayer,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    opening: KeysValues,
+    bucket: Bucket,
+    at_ends: bool,
 ) -> Tensor:
     shape = (-1, bucket.length)
     keys, values = keys[bucket.tokens].unflatten(0, shape), values[bucket.tokens].unflatten(0, shape)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from .blocks import (
     ALL,
@@ -22,7 +22,7 @@ from .savings import Savings
 
 
 def run_vision(
-    layers: list[Any],
+    layers: list[CLIPEncoderLayer],
     hidden: Tensor,
     prompts: NewPrompts,
     mixing: float,
@@ -54,7 +54,7 @@ def run_vision(
 
 
 def _run_layer(
-    layer: Any,
+    layer: CLIPEncoderLayer,
     of_hidden: QueriesKeysValues | None,
     hidden: Tensor,
     kept: Tensor,
@@ -74,7 +74,7 @@ def _run_layer(
     return hidden[:, :tokens], hidden[:, tokens:]
 
 
-def _run_last(layer: Any, hidden: Tensor, kept: Tensor, fused_activation: bool) -> tuple[Tensor, Tensor]:
+def _run_last(layer: CLIPEncoderLayer, hidden: Tensor, kept: Tensor, fused_activation: bool) -> tuple[Tensor, Tensor]:
     """Return what leaves a layer at the class token, `[B, 1, d]`, and at the prompts."""
     asked = _with_prompts(hidden[:, :1], kept)
     mixed = attend_first(layer, torch.cat([asked, hidden[:, 1:]], dim=1), asked.shape[1])

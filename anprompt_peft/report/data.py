@@ -2,60 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a model said about n labelled images of C classes.
-
-    Args:
-        name (`str`): what the images are, for headings: `"base"`, `"new"`, `"test"`.
-        class_names (`Sequence[str]`): the C classes, in label order.
-        labels (`np.ndarray`): int `[n]`, the true classes.
-        predicted (`np.ndarray`): int `[n]`, the classes the model chose.
-        probabilities (`np.ndarray`, *optional*): float `[n, C]`, shown beside example images, and used to choose them.
-        image (`Callable[[int], Image]`, *optional*): gives the image of row i; without it no images are shown.
-        sources (`Sequence[str]`, *optional*): n file names or other addresses, shown beside example images.
-
-    Raises:
-        ValueError: if there are no images, the shapes do not fit, or a class lies outside the names.
-    """
-
-    name: str
-    class_names: Sequence[str]
-    labels: np.ndarray
-    predicted: np.ndarray
-    probabilities: np.ndarray | None = None
-    image: Callable[[int], Image.Image] | None = None
-    sources: Sequence[str] | None = None
-
-    def __post_init__(self) -> None:
-        count, classes = len(self.labels), len(self.class_names)
-        if not count:
-            raise ValueError(f"the predictions {self.name!r} have no images: a report needs at least one.")
-        for field_name, ids in (("labels", self.labels), ("predicted", self.predicted)):
-            if ids.shape != (count,) or ids.dtype.kind not in "iu":
-                raise ValueError(f"{field_name} must be {count} integers, got {ids.dtype} of shape {ids.shape}.")
-            if ids.min() < 0 or ids.max() >= classes:
-                raise ValueError(
-                    f"{field_name} must lie between 0 and {classes - 1} for {classes} class names, got values from "
-                    f"{ids.min()} to {ids.max()}."
-                )
-        if self.probabilities is not None and self.probabilities.shape != (count, classes):
-            raise ValueError(f"probabilities must have shape {(count, classes)}, got {self.probabilities.shape}.")
-        if self.sources is not None and len(self.sources) != count:
-            raise ValueError(f"sources must name all {count} images, got {len(self.sources)}.")
-
-    @property
-    def hits(self) -> np.ndarray:
-        """Whether each image was read right, bool `[n]`."""
-        return self.labels == self.predicted
+from ..evaluation.predictions import Predictions
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from ..provenance import whole_file
-from . import curves, plane, tables
-from .data import Geometry, Predictions, ReportData
+from ..evaluation import tables
+from ..evaluation.predictions import Predictions
+from ..files import whole_file
+from . import curves, plane
+from .data import Geometry, ReportData
 
 FEW_CLASSES = 20
 SHOWN_CLASSES = 10

@@ -25,9 +25,10 @@ from transformers import CLIPModel, CLIPProcessor
 
 from adaptation import Recipe, adapt, predict, to_pixels
 from anprompt_peft import ANPromptConfig
+from anprompt_peft.data import ShotsError, sample_shots
 from anprompt_peft.evaluation import BaseToNew, base_to_new
-from anprompt_peft.provenance import provenance, to_json, whole_folder
-from anprompt_peft.sampling import ShotsError, sample_shots
+from anprompt_peft.files import to_json, whole_folder
+from anprompt_peft.provenance import provenance
 from charts import save_chart
 from handwriting import CLASS_NAMES, TEMPLATE, load_split, select_classes
 

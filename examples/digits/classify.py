@@ -12,7 +12,7 @@ from pathlib import Path
 from peft import AutoPeftModel, PeftConfig
 from transformers import CLIPProcessor
 
-from anprompt_peft.prediction import predict  # also registers the method
+from anprompt_peft.serve import predict  # also registers the method
 from handwriting import CLASS_NAMES
 
 

@@ -11,7 +11,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from anprompt_peft.provenance import whole_folder
+from anprompt_peft.files import whole_folder
 from handwriting import CLASS_NAMES, load_split
 
 

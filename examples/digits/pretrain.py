@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from anprompt_peft.provenance import provenance, to_json, whole_folder
+from anprompt_peft.files import to_json, whole_folder
+from anprompt_peft.provenance import provenance
 from captions import captions_for, draw_captions
 from glyphs import BITMAP, CHARS, DIGITS, draw, make_bank
 from handwriting import CLASS_NAMES, TEMPLATE, load_split, select_classes

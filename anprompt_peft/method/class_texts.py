@@ -1,13 +1,54 @@
-"""Class texts as CLIP sees them: templates filled in, tokenised, and cut at the longest end-of-text token."""
+"""Class texts: names and templates checked, filled in, tokenised, and cut at the longest end-of-text token."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig
+
+
+def check_class_names(names: Any) -> None:
+    """Raise `ValueError` unless `names` are at least two different, non-empty strings."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of strings, got {names!r}.")
+    if len(names) < 2:
+        raise ValueError(f"class_names needs at least two classes, got {list(names)!r}.")
+    if empty := [index for index, name in enumerate(names) if not name.strip()]:
+        raise ValueError(f"class_names must not be empty strings: check position(s) {empty}.")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"class_names must all be different, these are repeated: {repeated}.")
+
+
+def check_template(template: Any) -> None:
+    """Raise `ValueError` unless `template` is one or more different strings with exactly one `{}` each."""
+    templates = [template] if isinstance(template, str) else template
+    if not isinstance(templates, (list, tuple)) or not templates:
+        raise ValueError(f"template must be a string or a non-empty list of strings, got {template!r}.")
+    for text in templates:
+        if not isinstance(text, str) or text.count("{}") != 1:
+            raise ValueError(
+                f"template {text!r} must contain {{}} exactly once, where the class name goes: 'a photo of a {{}}.'"
+            )
+    if len(set(templates)) < len(templates):
+        raise ValueError(f"template must not list a template twice, got {templates!r}.")
+
+
+def check_descriptions(descriptions: dict[str, list[str]] | None, class_names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the descriptions; raise `ValueError` unless every class has at least one, and none is empty."""
+    descriptions = descriptions or {}
+    missing = [name for name in class_names if not descriptions.get(name)]
+    missing += [name for name in class_names if any(not text.strip() for text in descriptions.get(name, ()))]
+    if missing:
+        raise ValueError(
+            f"noise_source 'descriptions' needs at least one non-empty sentence for every class; check {missing}. "
+            "Add them to `descriptions` or choose another noise_source."
+        )
+    return descriptions
 
 
 @dataclass
@@ -18,19 +59,16 @@ class ClassSet:
         names (`tuple[str, ...]`): the C class names.
         templates (`tuple[str, ...]`): the T templates.
         input_ids (`Tensor`): int64 `[C * T, L]`, the texts of one class after the other.
-        targets (`dict[str, tuple[Tensor, Tensor]]`): by adapter, the frozen CLIP's normalised clean and perturbed
-            features w and u, each `[C, d]`, once they are known.
-        tokenizer (*optional*): for computing targets that are not known yet.
+        tokenizer (*optional*): for texts about these classes that are still to come.
     """
 
     names: tuple[str, ...]
     templates: tuple[str, ...]
     input_ids: Tensor
-    targets: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     tokenizer: Any = None
 
 
-def class_texts(names: list[str] | tuple[str, ...], templates: list[str] | tuple[str, ...]) -> list[str]:
+def class_texts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Return the C * T texts, all templates of the first class first."""
     return [template.replace("{}", name) for name in names for template in templates]
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
-from .distributed import refuse_weight_sharding
-from .hub import CardCallback
+from ..fast.sharding import refuse_weight_sharding
+from ..publish.hub import CardCallback
 from .repeatable import RepeatableRows, TellEpoch
 
 WARMUP_LEARNING_RATE = 1e-5

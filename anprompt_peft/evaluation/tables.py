@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from ..evaluation import Estimate, base_to_new
-from .data import Predictions
+from .intervals import Estimate, base_to_new
+from .predictions import Predictions
 
 
 @dataclass(frozen=True)

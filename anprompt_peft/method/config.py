@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
 from transformers import CLIPConfig
 
+from .class_texts import check_class_names, check_descriptions, check_template
 from .registration import peft_type
 
 NoiseSource = Literal["text", "descriptions", "gaussian"]
@@ -80,8 +80,8 @@ class ANPromptConfig(PeftConfig):
             Which logits the model returns as `logits`. `auto` takes `fused` when all asked classes were trained on
             and `class` otherwise.
         init_noise_prompts (`bool`):
-            Whether creating the adapter computes its noise prompts. It is `False` in a saved configuration, where
-            they come with the weights.
+            Whether creating the adapter computes its noise prompts. It is always `False` in a saved configuration,
+            where they come with the weights.
         training_facts (`dict`, *optional*):
             What `describe_training` attached: facts for the model card, kept with the adapter.
 
@@ -89,75 +89,30 @@ class ANPromptConfig(PeftConfig):
         ValueError: for any value outside its allowed range; the message names the value and the allowed ones.
     """
 
-    class_names: list[str] = field(
-        default_factory=list,
-        metadata={"help": "The classes to adapt to, in label order: at least two, all different, none empty."},
-    )
-    template: str | list[str] = field(
-        default="a photo of a {}.",
-        metadata={"help": "The prompt(s) around a class name, with {} where the name goes."},
-    )
-    tokenizer_name_or_path: Any = field(
-        default=None,
-        metadata={"help": "Tokenizer: Hub id, directory or object. Defaults to the base model's name_or_path."},
-    )
-    num_virtual_tokens: int = field(default=5, metadata={"help": "Number N of learnable prompt tokens."})
-    num_noise_tokens: int = field(default=4, metadata={"help": "Number K of frozen noise prompts."})
-    latent_dim: int | None = field(
-        default=None, metadata={"help": "Width of the latent prompt space. Defaults to CLIP's projection dim."}
-    )
-    text_layers: int | list[int] | None = field(
-        default=None,
-        metadata={"help": "Text layers with prompts: 1-based numbers, or the last k. Defaults to the last 7/12."},
-    )
-    vision_layers: int | list[int] | None = field(
-        default=None,
-        metadata={"help": "Vision layers with prompts: 1-based numbers, or the last k. Defaults to the last 7/12."},
-    )
-    noise_integration: NoiseIntegration = field(
-        default="concat",
-        metadata={"help": "'concat' appends the noise prompts to the tokens, 'add' sums them (needs N = K)."},
-    )
-    noise_map: NoiseMap = field(
-        default="fixed",
-        metadata={"help": "Map of noise prompts into another latent_dim: 'fixed' orthogonal or 'learned' linear."},
-    )
-    projection_rank: int | None = field(
-        default=None,
-        metadata={"help": "Rank of per-layer residuals around one shared prompt map per tower. None: full maps."},
-    )
-    prototype_rank: int | None = field(
-        default=None,
-        metadata={"help": "Rank of the update of the frozen visual projection for the prototype. None: full copy."},
-    )
-    prompt_mixing: float = field(
-        default=1.0, metadata={"help": "Share of new prompts where a vision layer replaces older ones (1: replace)."}
-    )
-    noise_source: NoiseSource | list[NoiseSource] | None = field(
-        default=None,
-        metadata={
-            "help": "'text', 'descriptions', 'gaussian' or several. Defaults to text (+ descriptions if given)."
-        },
-    )
-    descriptions: dict[str, list[str]] | None = field(
-        default=None, metadata={"help": "Sentences about each class, for the 'descriptions' noise source."}
-    )
-    noise_scale: float = field(default=0.1, metadata={"help": "Weight of the perturbed feature in the weak fusion."})
-    noise_draws: int = field(default=4, metadata={"help": "Perturbed features per class and source."})
-    noise_seed: int = field(default=0, metadata={"help": "Seed of perturbation, KMeans and the fixed noise map."})
-    alpha: float = field(default=0.7, metadata={"help": "Weight of class logits against prototype logits."})
-    similarity_weight: float = field(default=0.5, metadata={"help": "Weight of the similarity loss."})
-    waloss_weight: float = field(default=1.0, metadata={"help": "Weight of the WALoss."})
-    inference_logits: InferenceLogits = field(
-        default="auto", metadata={"help": "Logits returned as `logits`: 'auto', 'fused', 'class' or 'prototype'."}
-    )
-    init_noise_prompts: bool = field(
-        default=True,
-        metadata={"help": "Compute the noise prompts on creation; False when they come from a checkpoint."},
-    )
-    training_facts: dict[str, Any] | None = field(
-        default=None, metadata={"help": "Facts for the model card, see `TrainingFacts`."}
-    )
+    class_names: list[str] = field(default_factory=list)
+    template: str | list[str] = "a photo of a {}."
+    tokenizer_name_or_path: Any = None
+    num_virtual_tokens: int = 5
+    num_noise_tokens: int = 4
+    latent_dim: int | None = None
+    text_layers: int | list[int] | None = None
+    vision_layers: int | list[int] | None = None
+    noise_integration: NoiseIntegration = "concat"
+    noise_map: NoiseMap = "fixed"
+    projection_rank: int | None = None
+    prototype_rank: int | None = None
+    prompt_mixing: float = 1.0
+    noise_source: NoiseSource | list[NoiseSource] | None = None
+    descriptions: dict[str, list[str]] | None = None
+    noise_scale: float = 0.1
+    noise_draws: int = 4
+    noise_seed: int = 0
+    alpha: float = 0.7
+    similarity_weight: float = 0.5
+    waloss_weight: float = 1.0
+    inference_logits: InferenceLogits = "auto"
+    init_noise_prompts: bool = True
+    training_facts: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -270,49 +225,15 @@ class ANPromptConfig(PeftConfig):
         self.noise_source = self.noise_sources
         self.target_modules = _target_modules(self.text_layers, self.vision_layers, clip_config)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values, for saving: a loaded adapter's noise prompts come with its weights."""
+        return {**super().to_dict(), "init_noise_prompts": False}
+
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save the configuration as PEFT does; the base model is recorded as the plain `CLIPModel` it is."""
         if kwargs.get("auto_mapping_dict") is not None:
             kwargs["auto_mapping_dict"] = {"base_model_class": "CLIPModel", "parent_library": "transformers"}
         super().save_pretrained(save_directory, **kwargs)
-
-
-def check_class_names(names: Any) -> None:
-    """Raise `ValueError` unless `names` are at least two different, non-empty strings."""
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"class_names must be a list of strings, got {names!r}.")
-    if len(names) < 2:
-        raise ValueError(f"class_names needs at least two classes, got {list(names)!r}.")
-    if empty := [index for index, name in enumerate(names) if not name.strip()]:
-        raise ValueError(f"class_names must not be empty strings: check position(s) {empty}.")
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(f"class_names must all be different, these are repeated: {repeated}.")
-
-
-def check_template(template: Any) -> None:
-    """Raise `ValueError` unless `template` is one or more different strings with exactly one `{}` each."""
-    templates = [template] if isinstance(template, str) else template
-    if not isinstance(templates, (list, tuple)) or not templates:
-        raise ValueError(f"template must be a string or a non-empty list of strings, got {template!r}.")
-    for text in templates:
-        if not isinstance(text, str) or text.count("{}") != 1:
-            raise ValueError(
-                f"template {text!r} must contain {{}} exactly once, where the class name goes: 'a photo of a {{}}.'"
-            )
-    if len(set(templates)) < len(templates):
-        raise ValueError(f"template must not list a template twice, got {templates!r}.")
-
-
-def check_descriptions(descriptions: dict[str, list[str]] | None, class_names: list[str]) -> None:
-    """Raise `ValueError` unless every class has at least one non-empty description."""
-    descriptions = descriptions or {}
-    missing = [name for name in class_names if not descriptions.get(name)]
-    missing += [name for name in class_names if any(not text.strip() for text in descriptions.get(name, ()))]
-    if missing:
-        raise ValueError(
-            f"noise_source 'descriptions' needs at least one non-empty sentence for every class; check {missing}. "
-            "Add them to `descriptions` or choose another noise_source."
-        )
 
 
 def resolve_layers(name: str, layers: int | list[int] | None, depth: int) -> list[int]:

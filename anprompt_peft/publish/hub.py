@@ -5,19 +5,17 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
-from peft import PeftModel
 from transformers import CLIPModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import hub_id
+from ..method.config import ANPromptConfig
 from . import card as model_card
-from .config import ANPromptConfig
 
 TRAINERS_FOLDER = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+|last-checkpoint")
 FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -35,8 +33,8 @@ def save_card(clip: CLIPModel, config: ANPromptConfig, folder: str | Path, subfo
         subfolder (`str`, *optional*): where in it the adapter's files lie.
     """
     path = Path(folder).resolve() / model_card.NAME
-    base_model = model_card.hub_id(config.base_model_name_or_path or getattr(clip, "name_or_path", None))
-    kept = clip.__dict__.setdefault("_kept_cards", {})
+    base_model = hub_id(config.base_model_name_or_path or getattr(clip, "name_or_path", None))
+    kept = clip.anprompt_state.cards
     kept[path] = model_card.update_card(path, config, base_model, subfolder, former=kept.get(path, ""))
 
 
@@ -112,26 +110,6 @@ def push_folder(
     )
 
 
-def hand_over(tuner_cls: type[Any]) -> None:
-    """Let `PeftModel` leave the card and the push of this tuner's adapters to this module.
-
-    `get_peft_model` and `PeftModel.from_pretrained` build a stock `PeftModel`, whose `save_pretrained` writes a
-    generic card (with the base model's local path) and whose `push_to_hub` puts another one over it. The two methods
-    are wrapped: for a model whose `base_model` is a `tuner_cls` they do what this module says, for any other method of
-    PEFT they run as they were. Calling this again does nothing.
-
-    Args:
-        tuner_cls (`type`): the tuner.
-    """
-
-    def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
-        name = "default" if "default" in self.peft_config else self.active_adapter
-        save_card(self.get_base_model(), self.peft_config[name], output_dir, None if name == "default" else name)
-
-    _replace("create_or_update_model_card", create_or_update_model_card, tuner_cls)
-    _replace("push_to_hub", push, tuner_cls)
-
-
 class CardCallback(TrainerCallback):
     """Gives every push of Trainer the card, with the repository's name in its code.
 
@@ -153,19 +131,6 @@ class CardCallback(TrainerCallback):
             repo_id = HfApi(token=args.hub_token).get_full_repo_name(repo_id)
         model_card.name_repository(card, repo_id)
         model_card.write(card, path)
-
-
-def _replace(name: str, own: Callable[..., Any], tuner_cls: type[Any]) -> None:
-    stock = getattr(PeftModel, name)
-    if getattr(stock, "_hands_over", False):
-        return
-
-    @wraps(stock)
-    def method(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-        return (own if isinstance(self.base_model, tuner_cls) else stock)(self, *args, **kwargs)
-
-    method._hands_over = True  # type: ignore[attr-defined]
-    setattr(PeftModel, name, method)
 
 
 def _adapter_files(folder: Path) -> list[Path]:

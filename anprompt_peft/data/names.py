@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from .config import check_class_names
-from .provenance import to_json, whole_file
+from ..files import to_json, whole_file
+from ..method.class_texts import check_class_names
 
 
 def readable(name: str) -> str:

@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .images import IMAGE, CorruptImageError, RGBImage, naming, to_rgb
-from .model import adapted_clip
-from .transform import ClipTransform
+from ..data.images import IMAGE, CorruptImageError, RGBImage, naming, to_rgb
+from ..data.transform import ClipTransform
+from ..tuner import adapted_clip
 
 Source = str | os.PathLike[str] | Image.Image
 T = TypeVar("T")
@@ -156,7 +156,7 @@ class _Classifier:
 
     def __init__(self, model: Any, top_k: int) -> None:
         self.model, self.clip = model, adapted_clip(model)
-        self.classes = self.clip._classes()
+        self.classes = self.clip.classes
         self.adapter = self._adapter_now()
         self.top_k = min(top_k, len(self.classes.names))
 
@@ -205,14 +205,15 @@ class _Classifier:
                 "first (list(predict(...)), also within `with model.disable_adapter():`), or call predict again."
             )
         training = [module for module in self.model.modules() if module.training]
-        asked = vars(self.clip).get("_asked_classes")
+        state = self.clip.anprompt_state
+        asked = state.classes
         try:
             self.model.eval()
-            if self.clip._classes() is not self.classes:
-                self.clip._asked_classes = self.classes
+            if self.clip.classes is not self.classes:
+                state.classes = self.classes
             yield
         finally:
-            self.clip._asked_classes = asked
+            state.classes = asked
             for module in training:
                 module.training = True
 

@@ -1,4 +1,4 @@
-"""Labelled images from the Hub, folders or parquet files, and draws, splits and classes of them."""
+"""Labelled images from the Hub, folders or parquet files."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset
+from datasets import ClassLabel, Features, IterableDataset, Value, load_dataset
 from datasets import Image as ImageFeature
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from sklearn.model_selection import train_test_split
 
-from .config import check_class_names
-from .images import IMAGE, LABEL, STREAM_BATCH, RGBImage
+from ..method.class_texts import check_class_names
+from .columns import UNLABELLED, label_column, map_stream, with_labels
+from .images import IMAGE, LABEL, RGBImage
 from .names import readable, readable_names
-from .sampling import ShotsError, sample_shots
 
 SPLITS = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
-UNLABELLED = -1
 
 ClassNames = Sequence[str] | Mapping[str, str]
 
@@ -87,81 +85,6 @@ def load_image_data(
     for part, dataset in parts.items():
         parts[part] = _with_columns(dataset, image, label, raw, names)
     return parts if split is None else parts[split]
-
-
-def class_names_of(dataset: Dataset | IterableDataset) -> list[str]:
-    """Return the class names of a data set, in the order of its labels.
-
-    Raises:
-        ValueError: if its column `label` is missing or no `ClassLabel`.
-    """
-    feature = (dataset.features or {}).get(LABEL)
-    if not isinstance(feature, ClassLabel):
-        raise ValueError(f"need a column 'label' of type ClassLabel, as load_image_data makes it, got {feature!r}.")
-    return list(feature.names)
-
-
-def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
-    """Return `shots` examples of every class, drawn by [`sample_shots`]; no image is decoded.
-
-    Raises:
-        ShotsError: if `shots` is below 1 or a class has fewer examples.
-        ValueError: if an example is unlabelled.
-        TypeError: for a stream.
-    """
-    labels, names = _labels(dataset), class_names_of(dataset)
-    counts = np.bincount(labels, minlength=len(names))
-    if short := {name: int(count) for name, count in zip(names, counts, strict=True) if count < shots}:
-        raise ShotsError(f"shots={shots} asks for more examples than these classes have: {short}.")
-    return dataset.select(sample_shots(labels, shots, seed))
-
-
-def split_data(dataset: Dataset, *, validation: float = 0.0, test: float = 0.0, seed: int) -> DatasetDict:
-    """Split one data set at random, each class in the same proportions; no image is decoded.
-
-    Args:
-        dataset (`Dataset`): with labels.
-        validation (`float`): share (0..1) that becomes the split `validation`; 0 leaves it out.
-        test (`float`): share (0..1) that becomes the split `test`; 0 leaves it out.
-        seed (`int`): names the draw.
-
-    Returns:
-        `DatasetDict`: `train`, and those of `validation` and `test` that were asked for.
-
-    Raises:
-        ValueError: if the shares do not leave something to train on, or a class is too small to be in every split.
-        TypeError: for a stream.
-    """
-    shares = {"validation": validation, "test": test}
-    if min(shares.values()) < 0 or not 0 < sum(shares.values()) < 1:
-        raise ValueError(f"validation={validation} and test={test} must be shares with a sum between 0 and 1.")
-    labels = _labels(dataset)
-    rest, parts = np.arange(len(labels)), {}
-    for name in [name for name, share in shares.items() if share]:
-        size = round(shares[name] * len(labels))
-        rest, parts[name] = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=seed)
-    return DatasetDict({name: dataset.select(np.sort(rows)) for name, rows in {"train": rest, **parts}.items()})
-
-
-def select_classes(dataset: Dataset | IterableDataset, names: Sequence[str]) -> Dataset | IterableDataset:
-    """Keep the examples of some classes, with labels that are positions in `names`.
-
-    No image is decoded, and a transform set before is dropped. It is cheapest on data as they were loaded: a part that
-    was drawn or split before is copied.
-
-    Raises:
-        ValueError: if a name is unknown or repeated.
-    """
-    known = class_names_of(dataset)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown classes {unknown}: the data have {known}.")
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"select one class or more, each once, got {list(names)}.")
-    numbers = {known.index(name): position for position, name in enumerate(names)}
-    if isinstance(dataset, IterableDataset):
-        return _map_stream(dataset, IMAGE, partial(_keep_labels, numbers=numbers), names)
-    renumbered = np.array([numbers.get(label, UNLABELLED) for label in _label_column(dataset)], dtype=np.int64)
-    return _with_labels(dataset, renumbered, names).select(np.flatnonzero(renumbered != UNLABELLED))
 
 
 def _loader(
@@ -297,46 +220,11 @@ def _numbers(labels: list[Any], raw: list[str]) -> list[Any]:
 
 def _with_columns(dataset: Any, image: str, label: str, raw: list[str], names: list[str]) -> Any:
     if isinstance(dataset, IterableDataset):
-        return _map_stream(dataset, image, partial(_rename_columns, image=image, label=label, raw=raw), names)
-    numbers = np.array(_numbers(_label_column(dataset, label), raw), dtype=np.int64)
+        return map_stream(dataset, image, partial(_rename_columns, image=image, label=label, raw=raw), names)
+    numbers = np.array(_numbers(label_column(dataset, label), raw), dtype=np.int64)
     images = dataset.select_columns(image).rename_columns({image: IMAGE}).cast_column(IMAGE, RGBImage())
-    return _with_labels(images, numbers, names)
-
-
-def _label_column(dataset: Dataset, column: str = LABEL) -> list[Any]:
-    """One column as Python values. It is read alone: taking rows of a data set would read their images too."""
-    return dataset.with_format(None).select_columns(column)[:][column]
-
-
-def _labels(dataset: Dataset) -> np.ndarray:
-    if isinstance(dataset, IterableDataset):
-        raise TypeError("a stream has no labels to choose from: load the data with streaming=False.")
-    count = len(class_names_of(dataset))
-    labels = np.array(_label_column(dataset), dtype=np.int64)
-    if wrong := int(np.count_nonzero((labels < 0) | (labels >= count))):
-        raise ValueError(f"{wrong} of {len(labels)} examples have no label from 0 to {count - 1}.")
-    return labels
-
-
-def _with_labels(dataset: Dataset, labels: np.ndarray, names: Sequence[str]) -> Dataset:
-    """Set the labels beside the images; casting the column would rewrite the images to disk."""
-    unlabelled = dataset.with_format(None).select_columns(IMAGE)
-    return unlabelled.add_column(LABEL, labels, feature=ClassLabel(names=list(names)))
-
-
-def _map_stream(stream: IterableDataset, image: str, function: Any, names: Sequence[str]) -> IterableDataset:
-    """Map a stream with its images left as they are, and set the types after it: earlier they would decode images."""
-    raw = stream.decode(False).cast_column(image, RGBImage(decode=False))
-    mapped = raw.map(function, batched=True, batch_size=STREAM_BATCH, remove_columns=list(stream.features))
-    return mapped.cast(Features({IMAGE: RGBImage(), LABEL: ClassLabel(names=list(names))}))
+    return with_labels(images, numbers, names)
 
 
 def _rename_columns(batch: dict[str, list[Any]], image: str, label: str, raw: list[str]) -> dict[str, list[Any]]:
     return {IMAGE: batch[image], LABEL: _numbers(batch[label], raw)}
-
-
-def _keep_labels(batch: dict[str, list[Any]], numbers: dict[int, int]) -> dict[str, list[Any]]:
-    kept = [
-        (image, numbers[label]) for image, label in zip(batch[IMAGE], batch[LABEL], strict=True) if label in numbers
-    ]
-    return {IMAGE: [image for image, _ in kept], LABEL: [label for _, label in kept]}

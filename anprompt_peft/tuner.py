@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from .classes import ClassSet, class_texts, load_tokenizer, tokenize
-from .clip import ANPromptCLIPModel
-from .config import ANPromptConfig
-from .features import text_targets
-from .layer import ANPromptHead, ANPromptLayer
-from .noise import cluster
-from .registration import PREFIX
+from .clip import PromptedCLIPModel
+from .fast.blocks import decomposes
+from .fast.state import State
+from .method.config import ANPromptConfig
+from .method.layer import ANPromptHead, ANPromptLayer
+from .method.noise import fit
+from .method.registration import PREFIX
+from .publish.mixin import PublishMixin
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 OWN_LAYERS = (ANPromptLayer, ANPromptHead)
+
+
+class ANPromptCLIPModel(PublishMixin, PromptedCLIPModel):
+    """A `CLIPModel` with ANPrompt adapters. Injection turns a `CLIPModel` into one in place; `unload()` turns it back.
+
+    It is never built directly: it adds no weights of its own, and everything of `CLIPModel` works as before, with the
+    prompts of the active adapter in.
+    """
 
 
 class ANPromptModel(BaseTuner):
@@ -30,7 +41,7 @@ class ANPromptModel(BaseTuner):
 
     Args:
         model (`CLIPModel`): the model to adapt, changed in place.
-        peft_config (`ANPromptConfig`): the configuration; a copy, completed from the backbone, is kept.
+        peft_config (`ANPromptConfig`): the configuration; it is completed from the backbone.
         adapter_name (`str`): defaults to `"default"`.
         low_cpu_mem_usage (`bool`): create the adapter's parameters on the meta device, to be loaded.
 
@@ -68,22 +79,23 @@ class ANPromptModel(BaseTuner):
         configuration, never from the keys of `state_dict`: layers that only pass prompts on have no weights.
         """
         check_backbone(model)
-        config = copy.copy(self.peft_config[adapter_name])
+        given: Any = self.peft_config[adapter_name]
+        config = copy.copy(given)
         config.resolve(model.config)
         if config.tokenizer_name_or_path is None:
             config.tokenizer_name_or_path = getattr(model, "name_or_path", None) or None
         fitted = fit(model, config) if config.init_noise_prompts else None
-        config.init_noise_prompts = False
-        self.peft_config[adapter_name] = config
+        vars(given).update(vars(config))
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         head = model.visual_projection
         if fitted is not None:
-            head.fill(adapter_name, *fitted)
+            head.fill(adapter_name, fitted)
         for module in model.modules():
             if isinstance(module, ANPromptLayer):
                 module.link(head)
         model.__class__ = ANPromptCLIPModel
-        model.knows_layers()
+        if not hasattr(model, "anprompt_state"):
+            model.anprompt_state = State(decomposes=_probe(model))
 
     def _create_and_replace(
         self,
@@ -127,10 +139,9 @@ class ANPromptModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> CLIPModel:
-        model = super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         model.__class__ = CLIPModel
-        for name in [name for name in vars(model) if name.startswith(("_asked_", "_kept_"))]:
-            delattr(model, name)
+        del model.anprompt_state
         return model
 
     def _check_merge_allowed(self) -> None:
@@ -196,20 +207,15 @@ def check_backbone(model: Any) -> None:
             raise TypeError(f"ANPrompt wraps CLIPEncoderLayer, found {type(base).__name__} in its place.")
 
 
-def fit(clip: CLIPModel, config: ANPromptConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute what an adapter freezes, from the frozen CLIP and the class texts.
-
-    Args:
-        clip (`CLIPModel`): with or without other adapters.
-        config (`ANPromptConfig`): resolved.
-
-    Returns:
-        `tuple`: noise prompts `[K, d]`, clean `[C, d]` and perturbed `[C, d]` features, token ids int64 `[C * T, L]`.
-    """
-    if any(parameter.is_meta for parameter in clip.parameters()):
-        raise ValueError("The noise prompts need CLIP's weights, but the model is on the meta device. Load it first.")
-    config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
-    names, templates = tuple(config.class_names), tuple(config.templates)
-    input_ids = tokenize(class_texts(names, templates), config.tokenizer, clip.config)
-    clean, perturbed, draws = text_targets(clip, ClassSet(names, templates, input_ids), config, config.tokenizer)
-    return cluster(draws, config.num_noise_tokens, config.noise_seed), clean, perturbed, input_ids.to(clip.device)
+def _probe(clip: CLIPModel) -> bool:
+    """Whether the layers of both encoders are built as savings need them; warns if CLIP's own forward must be used."""
+    known = all(
+        decomposes(tower.encoder.layers[-1].get_base_layer()) for tower in (clip.text_model, clip.vision_model)
+    )
+    if not known:
+        warnings.warn(
+            f"transformers {transformers.__version__} builds CLIP's encoder layers in a way unknown here: training is "
+            "slower and takes more memory, with the same results.",
+            stacklevel=2,
+        )
+    return known

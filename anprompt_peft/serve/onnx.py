@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .card import hub_id
-from .clip import ANPromptCLIPModel, ANPromptOutput
-from .fast import Savings
-from .fast.encoders import image_features
-from .model import adapted_clip
-from .provenance import provenance, whole_file
+from ..clip import ANPromptOutput
+from ..fast import Savings
+from ..fast.encoders import image_features
+from ..files import hub_id, whole_file
+from ..provenance import provenance
+from ..tuner import ANPromptCLIPModel, adapted_clip
 
 Logits = Literal["fused", "class", "prototype"]
 
@@ -51,7 +51,7 @@ class ImageSide(nn.Module):
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits `[B, C]` and the normalised image features `[B, d]` of images `[B, 3, H, W]`."""
         seen = image_features(self.clip, {"pixel_values": pixel_values}, with_frozen=False)
-        scores = self.clip._score(self.text_embeds, seen)
+        scores = self.clip.score(self.text_embeds, seen)
         return getattr(scores, f"logits_{self.logits}"), scores.image_embeds
 
 
@@ -97,7 +97,7 @@ def export_onnx(
     shape = (vision.num_channels, vision.image_size, vision.image_size)
     record = {
         "class_names": clip.class_names,
-        "templates": clip._classes().templates,
+        "templates": clip.classes.templates,
         "preprocessing": preprocessing(processor, shape),
         "base_model": hub_id(clip.name_or_path),
         "versions": provenance(*ONNX_PACKAGES)["versions"],

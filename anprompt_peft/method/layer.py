@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,22 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ANPromptConfig
+from .features import PromptContext
+from .noise import Fitted
 
 TOKEN_STD = 0.02
 LOW_RANK_STD = 0.02
-
-
-@dataclass
-class PromptContext:
-    """What one pass through an encoder is told and tells back; it travels as a keyword argument through the encoder.
-
-    Attributes:
-        enabled (`bool`): whether prompts take part. `False` is the frozen CLIP.
-        vision_prompts (`Tensor`, *optional*): `[B, n, d_v]`, the prompts as they left the last vision layer.
-    """
-
-    enabled: bool = True
-    vision_prompts: Tensor | None = None
 
 
 class LowRank(nn.Module):
@@ -146,16 +134,13 @@ class ANPromptHead(nn.Module, BaseTunerLayer):
         ids_shape = (num_classes * len(config.templates), context)
         self.anprompt_class_ids[adapter_name] = torch.full(ids_shape, -1, device=device)
 
-    def fill(self, adapter_name: str, noise_prompts: Tensor, clean: Tensor, perturbed: Tensor, ids: Tensor) -> None:
+    def fill(self, adapter_name: str, fitted: Fitted) -> None:
         """Write what the noise pipeline found into the adapter's buffers.
 
-        Args:
-            adapter_name (`str`): the adapter.
-            noise_prompts (`Tensor`): `[K, d]`; mapped to the latent dim here if the map is the fixed one.
-            clean (`Tensor`): `[C, d]`.
-            perturbed (`Tensor`): `[C, d]`.
-            ids (`Tensor`): int64 `[C * T, L]`, extended to the context by repeating the last column.
+        Noise prompts go to the latent dim here if the map is the fixed one; token ids are extended to the context by
+        repeating the last column.
         """
+        noise_prompts, clean, perturbed, ids = fitted
         config = self.configs[adapter_name]
         width = self.anprompt_noise_prompts[adapter_name].shape[-1]
         if width != noise_prompts.shape[-1]:

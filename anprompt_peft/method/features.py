@@ -1,20 +1,29 @@
-"""Features of the frozen CLIP and the numerics that all features share."""
+"""Features of the frozen CLIP, and the numerics that all features share."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from .classes import ClassSet, tokenize
-from .config import ANPromptConfig
-from .layer import PromptContext
-from .noise import class_means, normalize, perturbed_features
-
 TEXT_CHUNK = 256
+
+
+@dataclass
+class PromptContext:
+    """What one pass through an encoder is told and tells back; it travels as a keyword argument through the encoder.
+
+    Attributes:
+        enabled (`bool`): whether prompts take part. `False` is the frozen CLIP.
+        vision_prompts (`Tensor`, *optional*): `[B, n, d_v]`, the prompts as they left the last vision layer.
+    """
+
+    enabled: bool = True
+    vision_prompts: Tensor | None = None
 
 
 @torch.no_grad()
@@ -38,32 +47,6 @@ def frozen_text_features(clip: CLIPModel, input_ids: Tensor) -> Tensor:
     return normalize(at_least_float32(torch.cat(rows)))
 
 
-@torch.no_grad()
-def text_targets(
-    clip: CLIPModel, classes: ClassSet, config: ANPromptConfig, tokenizer: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the method needs from the frozen text encoder.
-
-    Args:
-        clip (`CLIPModel`): with or without adapters.
-        classes (`ClassSet`): C classes.
-        config (`ANPromptConfig`): names the noise.
-        tokenizer: of the backbone.
-
-    Returns:
-        `tuple[Tensor, Tensor, Tensor]`: the clean features w `[C, d]`, the perturbed ones u `[C, d]` (the normalised
-        mean over a class's draws), and all draws `[M, d]`.
-    """
-    names, templates = list(classes.names), list(classes.templates)
-    clean = ensemble(frozen_text_features(clip, classes.input_ids), len(templates))
-
-    def encode(texts: list[str], truncate: bool) -> Tensor:
-        return frozen_text_features(clip, tokenize(texts, tokenizer, clip.config, truncate))
-
-    draws, owners = perturbed_features(names, templates, clean, encode, config)
-    return clean, class_means(draws, owners, len(names)), draws
-
-
 def ensemble(features: Tensor, num_templates: int) -> Tensor:
     """Return per class the normalised mean `[C, d]` of its templates' normalised features `[C * T, d]`."""
     if num_templates == 1:
@@ -79,3 +62,8 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """Return a context without autocast on the tensor's device: logits and losses are computed in full precision."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def normalize(features: Tensor) -> Tensor:
+    """Return `features` divided by their L2 norm over the last dimension, computed as transformers' CLIP does."""
+    return features / features.pow(2).sum(dim=-1, keepdim=True).pow(0.5)

@@ -1,0 +1,53 @@
+"""The two columns that labelled images have here: `image`, an [`RGBImage`], and `label`, a `ClassLabel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, IterableDataset
+
+from .images import IMAGE, LABEL, STREAM_BATCH, RGBImage
+
+UNLABELLED = -1
+
+
+def class_names_of(dataset: Dataset | IterableDataset) -> list[str]:
+    """Return the class names of a data set, in the order of its labels.
+
+    Raises:
+        ValueError: if its column `label` is missing or no `ClassLabel`.
+    """
+    feature = (dataset.features or {}).get(LABEL)
+    if not isinstance(feature, ClassLabel):
+        raise ValueError(f"need a column 'label' of type ClassLabel, as load_image_data makes it, got {feature!r}.")
+    return list(feature.names)
+
+
+def labels_of(dataset: Dataset) -> np.ndarray:
+    if isinstance(dataset, IterableDataset):
+        raise TypeError("a stream has no labels to choose from: load the data with streaming=False.")
+    count = len(class_names_of(dataset))
+    labels = np.array(label_column(dataset), dtype=np.int64)
+    if wrong := int(np.count_nonzero((labels < 0) | (labels >= count))):
+        raise ValueError(f"{wrong} of {len(labels)} examples have no label from 0 to {count - 1}.")
+    return labels
+
+
+def label_column(dataset: Dataset, column: str = LABEL) -> list[Any]:
+    """One column as Python values. It is read alone: taking rows of a data set would read their images too."""
+    return dataset.with_format(None).select_columns(column)[:][column]
+
+
+def with_labels(dataset: Dataset, labels: np.ndarray, names: Sequence[str]) -> Dataset:
+    """Set the labels beside the images; casting the column would rewrite the images to disk."""
+    unlabelled = dataset.with_format(None).select_columns(IMAGE)
+    return unlabelled.add_column(LABEL, labels, feature=ClassLabel(names=list(names)))
+
+
+def map_stream(stream: IterableDataset, image: str, function: Any, names: Sequence[str]) -> IterableDataset:
+    """Map a stream with its images left as they are, and set the types after it: earlier they would decode images."""
+    raw = stream.decode(False).cast_column(image, RGBImage(decode=False))
+    mapped = raw.map(function, batched=True, batch_size=STREAM_BATCH, remove_columns=list(stream.features))
+    return mapped.cast(Features({IMAGE: RGBImage(), LABEL: ClassLabel(names=list(names))}))

@@ -1,0 +1,114 @@
+"""What a model says about labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import RandomSampler
+from tqdm import tqdm
+
+from ..tuner import adapted_clip
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model said about n labelled images of C classes.
+
+    Args:
+        name (`str`): what the images are, for headings: `"base"`, `"new"`, `"test"`.
+        class_names (`Sequence[str]`): the C classes, in label order.
+        labels (`np.ndarray`): int `[n]`, the true classes.
+        predicted (`np.ndarray`): int `[n]`, the classes the model chose.
+        probabilities (`np.ndarray`, *optional*): float `[n, C]`, shown beside example images, and used to choose them.
+        image (`Callable[[int], Image]`, *optional*): gives the image of row i; without it no images are shown.
+        sources (`Sequence[str]`, *optional*): n file names or other addresses, shown beside example images.
+
+    Raises:
+        ValueError: if there are no images, the shapes do not fit, or a class lies outside the names.
+    """
+
+    name: str
+    class_names: Sequence[str]
+    labels: np.ndarray
+    predicted: np.ndarray
+    probabilities: np.ndarray | None = None
+    image: Callable[[int], Image.Image] | None = None
+    sources: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        count, classes = len(self.labels), len(self.class_names)
+        if not count:
+            raise ValueError(f"the predictions {self.name!r} have no images: a report needs at least one.")
+        for field_name, ids in (("labels", self.labels), ("predicted", self.predicted)):
+            if ids.shape != (count,) or ids.dtype.kind not in "iu":
+                raise ValueError(f"{field_name} must be {count} integers, got {ids.dtype} of shape {ids.shape}.")
+            if ids.min() < 0 or ids.max() >= classes:
+                raise ValueError(
+                    f"{field_name} must lie between 0 and {classes - 1} for {classes} class names, got values from "
+                    f"{ids.min()} to {ids.max()}."
+                )
+        if self.probabilities is not None and self.probabilities.shape != (count, classes):
+            raise ValueError(f"probabilities must have shape {(count, classes)}, got {self.probabilities.shape}.")
+        if self.sources is not None and len(self.sources) != count:
+            raise ValueError(f"sources must name all {count} images, got {len(self.sources)}.")
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Whether each image was read right, bool `[n]`."""
+        return self.labels == self.predicted
+
+
+@torch.no_grad()
+def predict_labelled(
+    model: Any,
+    batches: Iterable[Mapping[str, Tensor]],
+    name: str,
+    image: Callable[[int], Image.Image] | None = None,
+    sources: Sequence[str] | None = None,
+) -> Predictions:
+    """Classify labelled images among the model's current classes.
+
+    Inside `with model.disable_adapter():` it is the zero-shot CLIP that answers.
+
+    Args:
+        model (`PeftModel` or `ANPromptCLIPModel`): left in the mode, training or evaluation, it is found in.
+        batches (`Iterable`): a `DataLoader` that does not shuffle, or any batches with `pixel_values` `[B, 3, H, W]`
+            and `labels`, int64 `[B]`.
+        name (`str`): what the images are: `"base"`, `"new"`, `"test"`.
+        image (`Callable[[int], Image]`, *optional*): gives the image of row i, `lambda row: dataset[row]["image"]`.
+        sources (`Sequence[str]`, *optional*): their file names.
+
+    Raises:
+        TypeError: if the model carries no ANPrompt adapter.
+        ValueError: if the loader shuffles, or there are no images.
+    """
+    clip = adapted_clip(model)
+    if isinstance(getattr(batches, "sampler", None), RandomSampler):
+        raise ValueError("The loader shuffles, so rows would not match their images. Build it with shuffle=False.")
+    training = model.training
+    model.eval()
+    labels, logits = [], []
+    try:
+        for batch in tqdm(batches, desc=f"predicting {name}", unit="batch"):
+            labels.append(batch["labels"].cpu())
+            logits.append(model(pixel_values=batch["pixel_values"].to(clip.device)).logits.cpu())
+    finally:
+        model.train(training)
+    if not logits:
+        raise ValueError(f"There are no images in the batches of {name!r}.")
+    probabilities = torch.cat(logits).softmax(dim=-1)
+    return Predictions(
+        name,
+        clip.class_names,
+        torch.cat(labels).numpy(),
+        probabilities.argmax(dim=-1).numpy(),
+        probabilities.numpy(),
+        image,
+        sources,
+    )

@@ -1,0 +1,73 @@
+"""What an adapted model keeps besides its weights: what it was asked for, and results that stay true for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import CLIPModel
+
+from ..method.class_texts import ClassSet
+from ..method.layer import ANPromptHead
+from .fingerprint import Fingerprint
+from .image_cache import ImageCache
+from .savings import Savings
+
+T = TypeVar("T")
+
+
+@dataclass
+class State:
+    """Set when the first adapter is injected, deleted by `unload()`.
+
+    Attributes:
+        decomposes (`bool`): whether CLIP's layers are built as `blocks` takes them to be.
+        savings (`Savings`): which work to leave out.
+        image_cache (`ImageCache`, *optional*): where the frozen work on images is cached.
+        classes (`ClassSet`, *optional*): the classes asked for; `None` means those of the active adapter.
+        shards (`bool`): whether processes share the encoding of class texts.
+        cards (`dict[Path, str]`): model cards as last written.
+    """
+
+    decomposes: bool
+    savings: Savings = field(default_factory=Savings)
+    image_cache: ImageCache | None = None
+    classes: ClassSet | None = None
+    shards: bool = False
+    cards: dict[Path, str] = field(default_factory=dict)
+    _memos: dict[str, tuple[Fingerprint, Any]] = field(default_factory=dict)
+
+    def kept(
+        self,
+        name: str,
+        fingerprint: Fingerprint,
+        compute: Callable[[], T],
+        keep_if: Callable[[T], bool] = lambda _: True,
+    ) -> T:
+        """Return `compute()`, called again only when the fingerprint differs from the last one of this name.
+
+        Args:
+            name (`str`): of the result; the last one under each name is kept.
+            fingerprint (`Fingerprint`): what the result depends on.
+            compute (`Callable`): makes the result.
+            keep_if (`Callable`): whether a fresh result may be kept.
+        """
+        memo = self._memos.get(name)
+        if memo is not None and memo[0] == fingerprint:
+            return memo[1]
+        result = compute()
+        if keep_if(result):
+            self._memos[name] = (fingerprint, result)
+        return result
+
+
+def state_of(clip: CLIPModel) -> State:
+    """Return the state of an adapted model."""
+    return clip.anprompt_state
+
+
+def head_of(clip: CLIPModel) -> ANPromptHead:
+    """Return the head of an adapted model, which holds its adapters and knows which one is active."""
+    return clip.visual_projection

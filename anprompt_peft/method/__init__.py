@@ -1,0 +1,1 @@
+"""The method, in the order of the paper: texts, features, noise prompts, layers, losses."""

@@ -1,0 +1,136 @@
+"""The logits and loss terms of ANPrompt, as pure functions of features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import ANPromptConfig
+from .features import at_least_float32, normalize
+
+STD_EPSILON = 1e-6
+
+
+@dataclass
+class Scores:
+    """Normalised features of B images and their logits over C classes; `None` where there is no prototype.
+
+    Attributes:
+        image_embeds (`Tensor`): v, `[B, d]`.
+        logits_class (`Tensor`): `[B, C]`.
+        logits_fused (`Tensor`): `[B, C]`.
+        prototype_embeds (`Tensor`, *optional*): v_p, `[B, d]`.
+        logits_prototype (`Tensor`, *optional*): `[B, C]`.
+    """
+
+    image_embeds: Tensor
+    logits_class: Tensor
+    logits_fused: Tensor
+    prototype_embeds: Tensor | None = None
+    logits_prototype: Tensor | None = None
+
+
+class Frozen(NamedTuple):
+    """What the frozen CLIP says, normalised: images f(x) `[B, d]`, clean texts w and perturbed texts u `[C, d]`."""
+
+    image: Tensor
+    clean: Tensor
+    perturbed: Tensor
+
+
+class Term(NamedTuple):
+    """A loss term, a scalar, and its weight in the loss."""
+
+    value: Tensor
+    weight: float
+
+
+def score(image: Tensor, prototype: Tensor | None, text: Tensor, scale: Tensor, alpha: float) -> Scores:
+    """Return the three logits of images, with prompts in.
+
+    Args:
+        image (`Tensor`): `[B, d]`, not normalised.
+        prototype (`Tensor`, *optional*): NRVPP, `[B, d]`, not normalised.
+        text (`Tensor`): t, `[C, d]`, normalised, at least float32.
+        scale (`Tensor`): scalar, `exp(logit_scale)`.
+        alpha (`float`): share of the class logits in the fused ones.
+    """
+    image = normalize(at_least_float32(image))
+    logits = clip_logits(image, text, scale)
+    if prototype is None:
+        return Scores(image, logits, logits)
+    prototype = normalize(at_least_float32(prototype))
+    logits_prototype = clip_logits(prototype, text, scale)
+    return Scores(image, logits, alpha * logits + (1 - alpha) * logits_prototype, prototype, logits_prototype)
+
+
+def loss_terms(
+    scores: Scores, text: Tensor, labels: Tensor, frozen: Frozen | None, scale: Tensor, config: ANPromptConfig
+) -> dict[str, Term]:
+    """Return the terms by name; without prompts alpha plays no part.
+
+    Args:
+        scores (`Scores`): of B images and C classes.
+        text (`Tensor`): t, `[C, d]`, normalised.
+        labels (`Tensor`): int64 `[B]`.
+        frozen (`Frozen`, *optional*): `None` leaves the cross entropy of the class logits.
+        scale (`Tensor`): scalar, `exp(logit_scale)`.
+        config (`ANPromptConfig`): the weights.
+    """
+    prototype, logits_prototype = scores.prototype_embeds, scores.logits_prototype
+    with_prototype = frozen is not None and prototype is not None
+    terms = {
+        "cross_entropy_class": Term(
+            F.cross_entropy(scores.logits_class, labels), config.alpha if with_prototype else 1.0
+        )
+    }
+    if frozen is None:
+        return terms
+    terms["similarity_image"] = Term(similarity_loss(scores.image_embeds, frozen.image), config.similarity_weight)
+    terms["similarity_text"] = Term(similarity_loss(text, frozen.clean), config.similarity_weight)
+    if prototype is not None and logits_prototype is not None:
+        terms["cross_entropy_prototype"] = Term(F.cross_entropy(logits_prototype, labels), 1 - config.alpha)
+        logits_perturbed = clip_logits(prototype, frozen.perturbed, scale)
+        terms["waloss"] = Term(waloss(scores.logits_class, logits_perturbed), config.waloss_weight)
+    return terms
+
+
+def total_loss(terms: dict[str, Term]) -> Tensor:
+    """Return the weighted sum of the terms."""
+    first, *others = (term.weight * term.value for term in terms.values())
+    return sum(others, start=first)
+
+
+def clip_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """Return `scale * image @ text.T`, `[B, C]`, in the order of operations of transformers' `CLIPModel`.
+
+    Args:
+        image (`Tensor`): `[B, d]`, normalised.
+        text (`Tensor`): `[C, d]`, normalised.
+        scale (`Tensor`): scalar, `exp(logit_scale)`.
+    """
+    return (text @ image.t() * scale).t()
+
+
+def similarity_loss(adapted: Tensor, frozen: Tensor) -> Tensor:
+    """Return `1 - mean cos(adapted, frozen)` over rows of normalised features `[n, d]` (ANPrompt's sim loss)."""
+    return 1 - (adapted * frozen).sum(dim=-1).mean()
+
+
+def waloss(logits_class: Tensor, logits_perturbed: Tensor) -> Tensor:
+    """Return the consistency of clean and weakly perturbed predictions (ANPrompt's WALoss).
+
+    `s * KL(softmax(logits_perturbed) || softmax(logits_class))`, summed over all entries, with
+    `s = 1 / ((std(logits_class) + 1e-6) * numel)` inside the graph; the standard deviation is the unbiased one.
+
+    Args:
+        logits_class (`Tensor`): `[B, C]`, image features against prompted text features.
+        logits_perturbed (`Tensor`): `[B, C]`, prototypes against perturbed text features.
+    """
+    divergence = F.kl_div(
+        logits_class.log_softmax(dim=-1), logits_perturbed.log_softmax(dim=-1), reduction="sum", log_target=True
+    )
+    return divergence / ((logits_class.std() + STD_EPSILON) * logits_class.numel())

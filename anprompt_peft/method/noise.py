@@ -1,0 +1,154 @@
+"""Noise prompts: perturb the class texts, fuse them weakly with the clean ones, cluster (ANPrompt, section 3).
+
+The pipeline works on L2-normalised text features `[n, d]` of the frozen CLIP and is deterministic in its seed. Each
+draw of a class has a random source of its own, named by seed, class and draw, so neither the order nor the number of
+the other classes changes it.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel, PreTrainedTokenizerBase
+
+from .class_texts import ClassSet, check_descriptions, class_texts, load_tokenizer, tokenize
+from .config import ANPromptConfig
+from .features import ensemble, frozen_text_features, normalize
+from .perturb import perturb_class_text
+
+KMEANS_RESTARTS = 10
+
+
+class Fitted(NamedTuple):
+    """What an adapter freezes.
+
+    Attributes:
+        noise_prompts (`Tensor`): `[K, d]`.
+        clean (`Tensor`): w `[C, d]`.
+        perturbed (`Tensor`): u `[C, d]`.
+        input_ids (`Tensor`): int64 `[C * T, L]`.
+    """
+
+    noise_prompts: Tensor
+    clean: Tensor
+    perturbed: Tensor
+    input_ids: Tensor
+
+
+def fit(clip: CLIPModel, config: ANPromptConfig) -> Fitted:
+    """Compute what an adapter freezes, from the frozen CLIP and the class texts.
+
+    Args:
+        clip (`CLIPModel`): with or without adapters.
+        config (`ANPromptConfig`): resolved; it keeps the tokenizer that was loaded for it.
+
+    Raises:
+        ValueError: if the model is on the meta device, the tokenizer does not fit it, a class text is too long, or
+            there are more noise prompts than distinct perturbed features.
+    """
+    if any(parameter.is_meta for parameter in clip.parameters()):
+        raise ValueError("The noise prompts need CLIP's weights, but the model is on the meta device. Load it first.")
+    config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
+    names, templates = tuple(config.class_names), tuple(config.templates)
+    input_ids = tokenize(class_texts(names, templates), config.tokenizer, clip.config)
+    clean, perturbed, draws = text_targets(clip, ClassSet(names, templates, input_ids, config.tokenizer), config)
+    return Fitted(cluster(draws, config.num_noise_tokens, config.noise_seed), clean, perturbed, input_ids)
+
+
+@torch.no_grad()
+def text_targets(clip: CLIPModel, classes: ClassSet, config: ANPromptConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the method needs from the frozen text encoder.
+
+    Args:
+        clip (`CLIPModel`): with or without adapters.
+        classes (`ClassSet`): C classes, with their tokenizer.
+        config (`ANPromptConfig`): names the sources, the scale, the draws and the seed.
+
+    Returns:
+        `tuple[Tensor, Tensor, Tensor]`: the clean features w `[C, d]`, the perturbed ones u `[C, d]` (the normalised
+        mean over a class's draws), and the draws `normalize(w + noise_scale * n)` `[M, d]`.
+    """
+    clean = ensemble(frozen_text_features(clip, classes.input_ids), len(classes.templates))  # C, d
+    noise, owner = [], []
+    for source in config.noise_sources:
+        features, classes_of = _SOURCES[source](clip, classes, clean, config)
+        noise.append(features)
+        owner.extend(classes_of)
+    owners = torch.tensor(owner, device=clean.device)
+    draws = normalize(clean[owners] + config.noise_scale * torch.cat(noise))  # M, d
+    return clean, class_means(draws, owners, len(classes.names)), draws
+
+
+def class_means(features: Tensor, owners: Tensor, num_classes: int) -> Tensor:
+    """Return the normalised mean `[C, d]` of the features `[M, d]` of each class."""
+    sums = features.new_zeros(num_classes, features.shape[-1]).index_add_(0, owners, features)
+    return normalize(sums)
+
+
+def cluster(features: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """Return the KMeans centroids `[K, d]` of the features `[M, d]`: the noise prompts.
+
+    Raises:
+        ValueError: if there are fewer distinct features than clusters.
+    """
+    if num_clusters == 0:
+        return features.new_zeros(0, features.shape[-1])
+    distinct = len(torch.unique(features, dim=0))
+    if num_clusters > distinct:
+        raise ValueError(
+            f"num_noise_tokens={num_clusters} asks for more clusters than there are distinct perturbed features "
+            f"({distinct}). Use at most {distinct}, or raise noise_draws."
+        )
+    from sklearn.cluster import KMeans  # takes a second and 120 MB, and a loaded adapter never clusters
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        kmeans = KMeans(num_clusters, n_init=KMEANS_RESTARTS, random_state=seed).fit(features.double().cpu().numpy())
+    return torch.from_numpy(kmeans.cluster_centers_).to(features)
+
+
+def _text_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig) -> tuple[Tensor, list[int]]:
+    texts = [
+        perturb_class_text(name, list(classes.templates), random.Random(f"{config.noise_seed}-{name}-{draw}"))
+        for name in classes.names
+        for draw in range(config.noise_draws)
+    ]
+    return _encode(clip, texts, classes.tokenizer, truncate=True), _repeat(len(classes.names), config.noise_draws)
+
+
+def _description_noise(
+    clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig
+) -> tuple[Tensor, list[int]]:
+    sentences = check_descriptions(config.descriptions, classes.names)
+    texts, owner = [], []
+    for index, name in enumerate(classes.names):
+        rng = random.Random(f"{config.noise_seed}-{name}-descriptions")
+        chosen = rng.sample(sentences[name], min(config.noise_draws, len(sentences[name])))
+        texts.extend(chosen)
+        owner.extend([index] * len(chosen))
+    return _encode(clip, texts, classes.tokenizer, truncate=False), owner
+
+
+def _gaussian_noise(
+    clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig
+) -> tuple[Tensor, list[int]]:
+    draws = []
+    for name in classes.names:
+        seed = random.Random(f"{config.noise_seed}-{name}-gaussian").getrandbits(63)
+        generator = torch.Generator().manual_seed(seed)
+        draws.append(torch.randn(config.noise_draws, clean.shape[-1], generator=generator))
+    return normalize(torch.cat(draws).to(clean)), _repeat(len(classes.names), config.noise_draws)
+
+
+def _encode(clip: CLIPModel, texts: list[str], tokenizer: PreTrainedTokenizerBase, truncate: bool) -> Tensor:
+    return frozen_text_features(clip, tokenize(texts, tokenizer, clip.config, truncate))
+
+
+def _repeat(num_classes: int, draws: int) -> list[int]:
+    return [index for index in range(num_classes) for _ in range(draws)]
+
+
+_SOURCES = {"text": _text_noise, "descriptions": _description_noise, "gaussian": _gaussian_noise}

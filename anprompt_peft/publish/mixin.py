@@ -1,0 +1,79 @@
+"""What publishing adds to an adapted model: its card, and pushes that carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from .facts import TrainingFacts
+from .hub import push, save_card
+
+
+class PublishMixin:
+    """Methods of an adapted `CLIPModel` about its model card and the Hub."""
+
+    active_config: Any
+    _hf_peft_config_loaded: bool
+
+    def describe_training(self, facts: TrainingFacts) -> None:
+        """Attach what only the author knows to the active adapter; it is saved with it and told by its card."""
+        self.active_config.training_facts = facts.to_dict()
+
+    def create_or_update_model_card(self, output_dir: str | Path) -> None:
+        """Write the active adapter's model card into a folder; the author's text in an existing one is kept."""
+        save_card(self, self.active_config, output_dir)
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save as transformers does; an adapter added with `add_adapter` or `load_adapter` gets its card.
+
+        Raises:
+            ValueError: for `push_to_hub=True`, which would put a generic card over the adapter's.
+        """
+        if self._hf_peft_config_loaded and kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained(push_to_hub=True) would lose the card. Call push_to_hub(repo_id).")
+        super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
+        if self._hf_peft_config_loaded and is_main_process:
+            self.create_or_update_model_card(save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Push the active adapter with its card, in one commit. See [`~anprompt_peft.publish.push_folder`]."""
+        if self._hf_peft_config_loaded:
+            return push(self, repo_id, **kwargs)
+        return super().push_to_hub(repo_id, **kwargs)  # type: ignore[misc]
+
+
+def hand_over(tuner_cls: type[Any]) -> None:
+    """Let `PeftModel` leave the card and the push of this tuner's adapters to this module.
+
+    `get_peft_model` and `PeftModel.from_pretrained` build a stock `PeftModel`, whose `save_pretrained` writes a
+    generic card (with the base model's local path) and whose `push_to_hub` puts another one over it. The two methods
+    are wrapped: for a model whose `base_model` is a `tuner_cls` they do what this module says, for any other method of
+    PEFT they run as they were. Calling this again does nothing.
+
+    Args:
+        tuner_cls (`type`): the tuner.
+    """
+
+    def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
+        name = "default" if "default" in self.peft_config else self.active_adapter
+        save_card(self.get_base_model(), self.peft_config[name], output_dir, None if name == "default" else name)
+
+    _replace("create_or_update_model_card", create_or_update_model_card, tuner_cls)
+    _replace("push_to_hub", push, tuner_cls)
+
+
+def _replace(name: str, own: Callable[..., Any], tuner_cls: type[Any]) -> None:
+    stock = getattr(PeftModel, name)
+    if getattr(stock, "_hands_over", False):
+        return
+
+    @wraps(stock)
+    def method(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+        return (own if isinstance(self.base_model, tuner_cls) else stock)(self, *args, **kwargs)
+
+    method._hands_over = True  # type: ignore[attr-defined]
+    setattr(PeftModel, name, method)

@@ -1,0 +1,19 @@
+"""Training with `Trainer`, and what a training loop of one's own needs."""
+
+from ..fast.sharding import refuse_weight_sharding
+from .checkpoint import keep_adapter_only, newest, save_newest
+from .repeatable import RepeatableRows, TellEpoch
+from .trainer import ANPromptTrainer, ANPromptTrainingArguments, accuracy, warmup_cosine
+
+__all__ = [
+    "ANPromptTrainer",
+    "ANPromptTrainingArguments",
+    "RepeatableRows",
+    "TellEpoch",
+    "accuracy",
+    "keep_adapter_only",
+    "newest",
+    "refuse_weight_sharding",
+    "save_newest",
+    "warmup_cosine",
+]
