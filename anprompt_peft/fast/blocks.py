@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,24 +148,10 @@ def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, fused_activat
 
 
 def run_whole(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, fused_activation: bool) -> Tensor:
-    """Return what leaves a layer without prompts, `[B, L, d]`; a layer with hooks is called as a whole."""
+    """Return what leaves a layer without prompts, `[B, L, d]`; a layer with hooks is called as it is."""
     if is_hooked(layer, layer.self_attn):
-        return layer(hidden, causal_mask(layer, hidden), is_causal=True) if causal else layer(hidden, None)
-    mixed = attend(layer, *queries_keys_values(layer, hidden), see_earlier(hidden) if causal else None)
-    return finish(layer, hidden, mixed, fused_activation)
-
-
-def see_earlier(hidden: Tensor) -> Tensor:
-    """Return the mask for [`attend`] with which each of L positions sees itself and those before, bool `[L, L]`."""
-    return torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool, device=hidden.device).tril()
-
-
-def causal_mask(layer: CLIPEncoderLayer, hidden: Tensor) -> Tensor | None:
-    """Return the mask with which CLIP's text encoder calls a layer, besides `is_causal=True`: only eager needs one."""
-    if layer.self_attn.config._attn_implementation != "eager":
-        return None
-    length = hidden.shape[1]
-    return hidden.new_full((length, length), torch.finfo(hidden.dtype).min).triu(1)[None, None]
+        return _call(layer, hidden, causal)
+    return _run_parts(layer, hidden, causal, fused_activation)
 
 
 def is_hooked(*modules: nn.Module) -> bool:
@@ -190,24 +177,39 @@ def decomposes(layer: CLIPEncoderLayer) -> bool:
     if next(layer.parameters()).is_meta:
         layer = deepcopy(layer).to_empty(device="cpu")
         for weight in layer.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator) * PROBE_STD)
+            weight.normal_(std=PROBE_STD, generator=generator)
     weight = next(layer.parameters())
-    try:
+    with torch.device("cpu"):
         hidden = torch.randn(*PROBE_SHAPE, layer.embed_dim, generator=generator).to(weight)
-        expected = layer(hidden, None)
-        causal = layer(hidden, causal_mask(layer, hidden), is_causal=True)
-        queries, keys, values = queries_keys_values(layer, hidden)
-        mixed = checkpointed(layer, lambda: attend(layer, queries, keys, values))
-        mixed_causally = attend(layer, queries, keys, values, see_earlier(hidden))
-        ours = finish(layer, hidden, mixed, fused_activation=True)
-        ours_causal = finish(layer, hidden, mixed_causally, fused_activation=True)
-    except (AttributeError, TypeError, RuntimeError, ValueError):
-        return False
     tolerance = TOLERANCES.get(weight.dtype, 0.1)
-    return all(
-        mine.shape == theirs.shape and torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance)
-        for mine, theirs in ((ours, expected), (ours_causal, causal))
-    )
+    with torch.device(weight.device):
+        for causal in (False, True):
+            try:
+                expected = _call(layer, hidden, causal)
+                ours = checkpointed(layer, partial(_run_parts, layer, causal=causal, fused_activation=True), hidden)
+            except (AttributeError, TypeError, RuntimeError, ValueError):
+                return False
+            if ours.shape != expected.shape or not torch.allclose(ours, expected, rtol=tolerance, atol=tolerance):
+                return False
+    return True
+
+
+def _call(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
+    """Call a layer as CLIP's text encoder (causal) or vision encoder does."""
+    if not causal:
+        return layer(hidden, None)
+    mask = None
+    if layer.self_attn.config._attn_implementation == "eager":
+        length = hidden.shape[1]
+        mask = hidden.new_full((length, length), torch.finfo(hidden.dtype).min).triu(1)[None, None]
+    return layer(hidden, mask, is_causal=True)
+
+
+def _run_parts(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, fused_activation: bool) -> Tensor:
+    length = hidden.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril() if causal else None
+    mixed = attend(layer, *queries_keys_values(layer, hidden), mask)
+    return finish(layer, hidden, mixed, fused_activation)
 
 
 def _heads(layer: CLIPEncoderLayer, projected: Tensor) -> Tensor:
