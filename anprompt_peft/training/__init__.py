@@ -2,12 +2,15 @@
 
 from ..fast.sharding import refuse_weight_sharding
 from .checkpoint import keep_adapter_only, newest, save_newest
+from .recipes import RECIPES, Recipe, warmup_cosine
 from .repeatable import RepeatableRows, TellEpoch
-from .trainer import ANPromptTrainer, ANPromptTrainingArguments, accuracy, warmup_cosine
+from .trainer import ANPromptTrainer, ANPromptTrainingArguments, accuracy
 
 __all__ = [
+    "RECIPES",
     "ANPromptTrainer",
     "ANPromptTrainingArguments",
+    "Recipe",
     "RepeatableRows",
     "TellEpoch",
     "accuracy",

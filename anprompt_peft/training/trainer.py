@@ -1,4 +1,4 @@
-"""`ANPromptTrainer`: transformers' Trainer with the paper's settings, accuracy, and the loss terms in its logs."""
+"""`ANPromptTrainer`: transformers' Trainer with the method's recipes, accuracy, and the loss terms in its logs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sized
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,25 +16,39 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from ..fast.sharding import refuse_weight_sharding
 from ..publish.hub import CardCallback
+from .recipes import AUTO, RECIPES
 from .repeatable import RepeatableRows, TellEpoch
 
-WARMUP_LEARNING_RATE = 1e-5
+BALANCED = "balanced"
 
 
 @dataclass
 class ANPromptTrainingArguments(TrainingArguments):
-    """[`~transformers.TrainingArguments`] whose defaults are the paper's base-to-new settings.
+    """[`~transformers.TrainingArguments`] with a recipe: AdamW at 1e-3, 10 epochs of batches of 4, warm-up, cosine.
 
-    They are AdamW at 1e-3, 10 epochs of batches of 4, and a cosine after one epoch at a constant 1e-5. For few-shot
-    classification the paper's relatives take 50 epochs of batches of 32, for cross-dataset transfer 1 epoch of 32.
+    `recipe="paper"` is what the authors' trainers do: weight decay 5e-4 on all weights, no gradient clipping, and a
+    learning rate that changes once per epoch along a cosine over all epochs, after one epoch at 1e-5 (none in a run of
+    one epoch). `recipe="default"` has no weight decay, clips gradients to norm 1, and its cosine falls at every step,
+    to 0, after a warm-up of one epoch or 10 % of the steps, whichever is shorter.
+
+    For few-shot classification the paper's relatives take 50 epochs of batches of 32, for cross-dataset transfer 1
+    epoch of 32.
 
     Args:
-        warmup_epochs (`float`, *optional*):
-            Epochs at a constant 1e-5 before the cosine. `None` leaves the schedule to `lr_scheduler_type` and
-            `warmup_steps`, as in any Trainer. Default 1.
+        recipe (`str`): name of one of [`~anprompt_peft.training.recipes.RECIPES`]. Arguments that are given win over
+            it.
+        weight_decay (`float`, *optional*): the recipe's by default.
+        max_grad_norm (`float`, *optional*): the recipe's by default; 0 clips nothing.
+        warmup_epochs (`float`, `"auto"` or `None`):
+            Epochs at a constant 1e-5 before the cosine, the recipe's by default. `None` leaves the schedule to
+            `lr_scheduler_type` and `warmup_steps`, as in any Trainer.
+        class_weights (`str`, *optional*):
+            `"balanced"` weights both cross entropies by `n / (C * n_c)`, with n training images, n_c of them of class
+            c, and C classes.
 
     Raises:
-        ValueError: if `warmup_epochs` is negative, or joined with `warmup_steps`.
+        ValueError: if `recipe` or `class_weights` is unknown, or `warmup_epochs` is negative or joined with
+            `warmup_steps`.
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "The peak learning rate of AdamW."})
@@ -46,15 +59,41 @@ class ANPromptTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Off, so that transforms set with `with_transform` see the image column."}
     )
-    warmup_epochs: float | None = field(
-        default=1.0, metadata={"help": "Epochs at a constant 1e-5 before the cosine; None: lr_scheduler_type decides."}
+    recipe: str = field(
+        default="default",
+        metadata={
+            "help": "Weight decay, clipping and schedule: paper (the authors') or default.",
+            "choices": [*RECIPES],
+        },
+    )
+    weight_decay: float | None = field(default=None, metadata={"help": "Of AdamW; default: the recipe's."})
+    max_grad_norm: float | None = field(
+        default=None, metadata={"help": "Norm to clip gradients to, 0 for no clipping; default: the recipe's."}
+    )
+    warmup_epochs: float | str | None = field(
+        default=AUTO,
+        metadata={"help": "Epochs at a constant 1e-5 before the cosine; auto: the recipe's; None: lr_scheduler_type."},
+    )
+    class_weights: str | None = field(
+        default=None, metadata={"help": "balanced: weight the cross entropies by the inverse frequency of classes."}
     )
 
     def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe={self.recipe!r} is unknown. Choose one of: {', '.join(RECIPES)}.")
+        if self.class_weights not in (None, BALANCED):
+            raise ValueError(f"class_weights={self.class_weights!r} must be {BALANCED!r} or None.")
+        recipe = RECIPES[self.recipe]
+        if self.weight_decay is None:
+            self.weight_decay = recipe.weight_decay
+        if self.max_grad_norm is None:
+            self.max_grad_norm = recipe.max_grad_norm
         super().__post_init__()
-        if self.warmup_epochs is not None and self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs} must be at least 0, or None.")
-        if self.warmup_epochs is not None and self.warmup_steps:
+        if self.warmup_epochs is None:
+            return
+        if self.warmup_epochs != AUTO:
+            self.warmup_epochs = _epochs(self.warmup_epochs)
+        if self.warmup_steps:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} and warmup_epochs={self.warmup_epochs} both set the warm-up. Set "
                 "warmup_epochs=None to use Trainer's schedules."
@@ -65,7 +104,7 @@ class ANPromptTrainer(Trainer):
     """A [`~transformers.Trainer`] that reports accuracy and logs every loss term by name.
 
     Terms are averaged over the images since the last log, over all processes; those of an evaluation have the prefix
-    `eval_`. With [`ANPromptTrainingArguments`] it follows the paper's schedule. What it pushes to the Hub has the
+    `eval_`. With [`ANPromptTrainingArguments`] it follows their recipe. What it pushes to the Hub has the
     adapter's card, and random transforms draw by seed, epoch and row, so that a resumed run repeats them (unless
     `remove_unused_columns` is on). Anything else is Trainer's own.
 
@@ -94,11 +133,19 @@ class ANPromptTrainer(Trainer):
         warmup_epochs = getattr(self.args, "warmup_epochs", None)
         if warmup_epochs is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
-        warmup_steps = min(num_training_steps, round(warmup_epochs * self._steps_per_epoch()))
-        schedule = warmup_cosine(optimizer or self.optimizer, warmup_steps, num_training_steps)
+        schedule = RECIPES[self.args.recipe].schedule(
+            optimizer or self.optimizer, self._steps_per_epoch(), num_training_steps, warmup_epochs
+        )
         self.lr_scheduler = schedule
         self._created_lr_scheduler = True
         return schedule
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Return the names of the weights that decay: all of them where the recipe says so, else as in any Trainer."""
+        recipe = RECIPES.get(getattr(self.args, "recipe", ""))
+        if recipe is None or not recipe.decay_biases:
+            return super().get_decay_parameter_names(model)
+        return [name for name, _ in model.named_parameters()]
 
     def _steps_per_epoch(self) -> int:
         if not _has_rows(self.train_dataset):
@@ -144,6 +191,16 @@ class ANPromptTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
+def _epochs(value: float | str) -> float:
+    try:
+        epochs = float(value)
+    except ValueError:
+        epochs = math.nan
+    if not 0 <= epochs < math.inf:
+        raise ValueError(f"warmup_epochs={value} must be a number of at least 0, {AUTO!r}, or None.")
+    return epochs
+
+
 def _has_rows(dataset: Any) -> bool:
     return isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset)
 
@@ -153,29 +210,3 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     logits = prediction.predictions
     logits = logits[0] if isinstance(logits, tuple) else logits
     return {"accuracy": float(np.mean(logits.argmax(axis=-1) == prediction.label_ids))}
-
-
-def warmup_cosine(
-    optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the method's schedule: a constant 1e-5 for the warm-up, then a cosine from the full rate to 0.
-
-    Args:
-        optimizer (`Optimizer`): carries the full learning rate.
-        warmup_steps (`int`): optimiser steps of the warm-up, one epoch in the paper's settings.
-        total_steps (`int`): optimiser steps of the whole training.
-
-    Raises:
-        ValueError: if the warm-up is negative or longer than the training.
-    """
-    if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(f"warmup_steps={warmup_steps} must lie between 0 and total_steps={total_steps}.")
-
-    def factor(step: int, rate: float) -> float:
-        if step < warmup_steps:
-            return min(1.0, WARMUP_LEARNING_RATE / rate) if rate else 1.0
-        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(factor, rate=rate) for rate in rates])

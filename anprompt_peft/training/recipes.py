@@ -1,0 +1,98 @@
+"""The named training recipes: everything in which two trainings of the same adapter on the same images may differ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+AUTO = "auto"
+WARMUP_LEARNING_RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of AdamW and its schedule: a constant 1e-5 for the warm-up, then a cosine from the full rate.
+
+    Attributes:
+        weight_decay (`float`): of AdamW.
+        decay_biases (`bool`): whether biases decay as well, as with `torch.optim.AdamW(model.parameters())`.
+        max_grad_norm (`float`): norm to clip gradients to; 0 clips nothing.
+        cosine_per_epoch (`bool`): keep the learning rate constant within an epoch and count the cosine over all
+            epochs, so that it does not reach 0; otherwise it falls at every step, to 0 after the last one.
+        warmup_share (`float`, *optional*): the warm-up takes an epoch, and at most this share (0..1) of all steps.
+            `None`: an epoch, and nothing if the whole run is not longer than one.
+        learning_rate (`float`): the peak.
+        epochs (`float`): passes over the training images.
+        batch_size (`int`): images per step.
+    """
+
+    weight_decay: float
+    decay_biases: bool
+    max_grad_norm: float
+    cosine_per_epoch: bool
+    warmup_share: float | None
+    learning_rate: float = 1e-3
+    epochs: float = 10.0
+    batch_size: int = 4
+
+    def schedule(
+        self, optimizer: Optimizer, epoch_steps: int, total_steps: int, warmup_epochs: float | str = AUTO
+    ) -> LambdaLR:
+        """Return the schedule of a run.
+
+        Args:
+            optimizer (`Optimizer`): carries the full learning rate.
+            epoch_steps (`int`): optimizer steps per epoch.
+            total_steps (`int`): optimizer steps of the run.
+            warmup_epochs (`float` or `"auto"`): length of the warm-up; by default the recipe's.
+        """
+        if warmup_epochs != AUTO:
+            warmup = min(total_steps, round(float(warmup_epochs) * epoch_steps))
+        elif self.warmup_share is None:
+            warmup = epoch_steps if total_steps > epoch_steps else 0
+        else:
+            warmup = min(epoch_steps, round(self.warmup_share * total_steps))
+        return warmup_cosine(optimizer, warmup, total_steps, epoch_steps if self.cosine_per_epoch else None)
+
+
+RECIPES = {
+    "default": Recipe(
+        weight_decay=0.0, decay_biases=False, max_grad_norm=1.0, cosine_per_epoch=False, warmup_share=0.1
+    ),
+    "paper": Recipe(weight_decay=5e-4, decay_biases=True, max_grad_norm=0.0, cosine_per_epoch=True, warmup_share=None),
+}
+
+
+def warmup_cosine(
+    optimizer: Optimizer, warmup_steps: int, total_steps: int, epoch_steps: int | None = None
+) -> LambdaLR:
+    """Return a schedule: a constant 1e-5 for the warm-up, then a cosine from the full rate.
+
+    Args:
+        optimizer (`Optimizer`): carries the full learning rate.
+        warmup_steps (`int`): optimizer steps of the warm-up.
+        total_steps (`int`): optimizer steps of the whole training.
+        epoch_steps (`int`, *optional*): optimizer steps per epoch. With them the rate changes once per epoch, and
+            the cosine's half period is all epochs, warm-up included. Without, it changes at every step and ends at 0.
+
+    Raises:
+        ValueError: if the warm-up is negative or longer than the training.
+    """
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(f"warmup_steps={warmup_steps} must lie between 0 and total_steps={total_steps}.")
+
+    def factor(step: int, rate: float) -> float:
+        if step < warmup_steps:
+            return min(1.0, WARMUP_LEARNING_RATE / rate) if rate else 1.0
+        if epoch_steps is None:
+            progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        else:
+            progress = (step - warmup_steps) // epoch_steps / math.ceil(total_steps / epoch_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [partial(factor, rate=rate) for rate in rates])
