@@ -85,7 +85,7 @@ class ANPromptModel(BaseTuner):
         if config.tokenizer_name_or_path is None:
             config.tokenizer_name_or_path = getattr(model, "name_or_path", None) or None
         fitted = fit(model, config) if config.init_noise_prompts else None
-        vars(given).update(vars(config))
+        vars(given).update(vars(config), is_injected=True)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         head = model.visual_projection
         if fitted is not None:

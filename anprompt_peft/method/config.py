@@ -80,7 +80,7 @@ class ANPromptConfig(PeftConfig):
             Which logits the model returns as `logits`. `auto` takes `fused` when all asked classes were trained on
             and `class` otherwise.
         init_noise_prompts (`bool`):
-            Whether creating the adapter computes its noise prompts. It is always `False` in a saved configuration,
+            Whether creating the adapter computes its noise prompts. It is `False` in a saved adapter's configuration,
             where they come with the weights.
         training_facts (`dict`, *optional*):
             What `describe_training` attached: facts for the model card, kept with the adapter.
@@ -89,36 +89,49 @@ class ANPromptConfig(PeftConfig):
         ValueError: for any value outside its allowed range; the message names the value and the allowed ones.
     """
 
-    class_names: list[str] = field(default_factory=list)
-    template: str | list[str] = "a photo of a {}."
-    tokenizer_name_or_path: Any = None
-    num_virtual_tokens: int = 5
-    num_noise_tokens: int = 4
-    latent_dim: int | None = None
-    text_layers: int | list[int] | None = None
-    vision_layers: int | list[int] | None = None
-    noise_integration: NoiseIntegration = "concat"
-    noise_map: NoiseMap = "fixed"
-    projection_rank: int | None = None
-    prototype_rank: int | None = None
-    prompt_mixing: float = 1.0
-    noise_source: NoiseSource | list[NoiseSource] | None = None
-    descriptions: dict[str, list[str]] | None = None
-    noise_scale: float = 0.1
-    noise_draws: int = 4
-    noise_seed: int = 0
-    alpha: float = 0.7
-    similarity_weight: float = 0.5
-    waloss_weight: float = 1.0
-    inference_logits: InferenceLogits = "auto"
-    init_noise_prompts: bool = True
-    training_facts: dict[str, Any] | None = None
+    class_names: list[str] = field(default_factory=list, metadata={"help": "Classes to adapt to, in label order."})
+    template: str | list[str] = field(
+        default="a photo of a {}.", metadata={"help": "Prompt(s) around a class name, with {}."}
+    )
+    tokenizer_name_or_path: Any = field(default=None, metadata={"help": "Tokenizer: Hub id, folder or object."})
+    num_virtual_tokens: int = field(default=5, metadata={"help": "Number N of learnable prompt tokens."})
+    num_noise_tokens: int = field(default=4, metadata={"help": "Number K of frozen noise prompts."})
+    latent_dim: int | None = field(default=None, metadata={"help": "Width of the latent prompt space."})
+    text_layers: int | list[int] | None = field(
+        default=None, metadata={"help": "Text layers: 1-based, or the last k."}
+    )
+    vision_layers: int | list[int] | None = field(
+        default=None, metadata={"help": "Vision layers: 1-based, or the last k."}
+    )
+    noise_integration: NoiseIntegration = field(default="concat", metadata={"help": "'concat', or 'add' (N = K)."})
+    noise_map: NoiseMap = field(default="fixed", metadata={"help": "Map into another latent_dim."})
+    projection_rank: int | None = field(
+        default=None, metadata={"help": "Rank of per-layer residuals of a shared map."}
+    )
+    prototype_rank: int | None = field(default=None, metadata={"help": "Rank of the update of the visual projection."})
+    prompt_mixing: float = field(default=1.0, metadata={"help": "Share of new prompts where they replace others."})
+    noise_source: NoiseSource | list[NoiseSource] | None = field(
+        default=None, metadata={"help": "'text', 'descriptions', 'gaussian'."}
+    )
+    descriptions: dict[str, list[str]] | None = field(default=None, metadata={"help": "Sentences about each class."})
+    noise_scale: float = field(default=0.1, metadata={"help": "Weight of the perturbed feature in the fusion."})
+    noise_draws: int = field(default=4, metadata={"help": "Perturbed features per class and source."})
+    noise_seed: int = field(default=0, metadata={"help": "Seed of perturbation, KMeans and the fixed map."})
+    alpha: float = field(default=0.7, metadata={"help": "Weight of class logits against prototype logits."})
+    similarity_weight: float = field(default=0.5, metadata={"help": "Weight of the similarity loss."})
+    waloss_weight: float = field(default=1.0, metadata={"help": "Weight of the WALoss."})
+    inference_logits: InferenceLogits = field(
+        default="auto", metadata={"help": "'auto', 'fused', 'class', 'prototype'."}
+    )
+    init_noise_prompts: bool = field(default=True, metadata={"help": "Compute the noise prompts on creation."})
+    training_facts: dict[str, Any] | None = field(default=None, metadata={"help": "Facts for the model card."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = peft_type()
         self.target_modules: str | None = None
         self.tokenizer: Any = None
+        self.is_injected = False
         if self.tokenizer_name_or_path is not None and not isinstance(self.tokenizer_name_or_path, str):
             self.tokenizer = self.tokenizer_name_or_path
             self.tokenizer_name_or_path = getattr(self.tokenizer, "name_or_path", None) or None
@@ -226,8 +239,8 @@ class ANPromptConfig(PeftConfig):
         self.target_modules = _target_modules(self.text_layers, self.vision_layers, clip_config)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, for saving: a loaded adapter's noise prompts come with its weights."""
-        return {**super().to_dict(), "init_noise_prompts": False}
+        """Return the fields for saving. The noise prompts of an adapter are saved with its weights."""
+        return {**super().to_dict(), "init_noise_prompts": self.init_noise_prompts and not self.is_injected}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save the configuration as PEFT does; the base model is recorded as the plain `CLIPModel` it is."""

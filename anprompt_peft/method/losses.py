@@ -68,7 +68,13 @@ def score(image: Tensor, prototype: Tensor | None, text: Tensor, scale: Tensor, 
 
 
 def loss_terms(
-    scores: Scores, text: Tensor, labels: Tensor, frozen: Frozen | None, scale: Tensor, config: ANPromptConfig
+    scores: Scores,
+    text: Tensor,
+    labels: Tensor,
+    frozen: Frozen | None,
+    scale: Tensor,
+    config: ANPromptConfig,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Term]:
     """Return the terms by name; without prompts alpha plays no part.
 
@@ -79,20 +85,18 @@ def loss_terms(
         frozen (`Frozen`, *optional*): `None` leaves the cross entropy of the class logits.
         scale (`Tensor`): scalar, `exp(logit_scale)`.
         config (`ANPromptConfig`): the weights.
+        class_weights (`Tensor`, *optional*): `[C]`, of both cross entropies, as in `F.cross_entropy`.
     """
     prototype, logits_prototype = scores.prototype_embeds, scores.logits_prototype
-    with_prototype = frozen is not None and prototype is not None
-    terms = {
-        "cross_entropy_class": Term(
-            F.cross_entropy(scores.logits_class, labels), config.alpha if with_prototype else 1.0
-        )
-    }
+    share = config.alpha if frozen is not None and prototype is not None else 1.0
+    terms = {"cross_entropy_class": Term(F.cross_entropy(scores.logits_class, labels, class_weights), share)}
     if frozen is None:
         return terms
     terms["similarity_image"] = Term(similarity_loss(scores.image_embeds, frozen.image), config.similarity_weight)
     terms["similarity_text"] = Term(similarity_loss(text, frozen.clean), config.similarity_weight)
     if prototype is not None and logits_prototype is not None:
-        terms["cross_entropy_prototype"] = Term(F.cross_entropy(logits_prototype, labels), 1 - config.alpha)
+        cross_entropy = F.cross_entropy(logits_prototype, labels, class_weights)
+        terms["cross_entropy_prototype"] = Term(cross_entropy, 1 - config.alpha)
         logits_perturbed = clip_logits(prototype, frozen.perturbed, scale)
         terms["waloss"] = Term(waloss(scores.logits_class, logits_perturbed), config.waloss_weight)
     return terms
