@@ -148,7 +148,7 @@ class PromptedCLIPModel(CLIPModel):
             ValueError: for invalid names or templates, or texts longer than CLIP's context.
         """
         if class_names is None:
-            self.anprompt_state.classes = None
+            self.anprompt_state.classes = self.anprompt_state.class_weights = None
             return
         config = self.active_config
         check_class_names(class_names)
@@ -157,7 +157,25 @@ class PromptedCLIPModel(CLIPModel):
         if tokenizer is None:
             tokenizer = config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
         input_ids = tokenize(class_texts(class_names, templates), tokenizer, self.config).to(self.device)
+        self.anprompt_state.class_weights = None
         self.anprompt_state.classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer)
+
+    def set_class_weights(self, weights: Tensor | None) -> None:
+        """Weight both cross entropies by class, in training and in evaluation, as `F.cross_entropy(weight=...)` does.
+
+        They belong to the current classes: [`set_classes`] removes them, and after a change of the active adapter they
+        must be set again.
+
+        Args:
+            weights (`Tensor`, *optional*): positive, `[C]`; `None` weights all classes alike.
+
+        Raises:
+            ValueError: if there is not one positive number per class.
+        """
+        count = len(self.class_names)
+        if weights is not None and (weights.shape != (count,) or not bool((weights > 0).all())):
+            raise ValueError(f"class weights must be {count} positive numbers, one per class, got {weights.tolist()}.")
+        self.anprompt_state.class_weights = weights
 
     def shard_class_texts(self, shard: bool = True) -> None:
         """Share the encoding of many class texts among the processes of a data-parallel training.
@@ -320,7 +338,10 @@ class PromptedCLIPModel(CLIPModel):
             if seen.frozen is not None:
                 clean, perturbed = self._text_targets(classes)
                 frozen = Frozen(normalize(at_least_float32(seen.frozen)), clean.to(text), perturbed.to(text))
-            return loss_terms(scores, text, labels, frozen, self._scale(), self.active_config)
+            weights = self.anprompt_state.class_weights
+            if weights is not None:
+                weights = weights.to(text)
+            return loss_terms(scores, text, labels, frozen, self._scale(), self.active_config, weights)
 
     def _text_targets(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
         """Return the frozen CLIP's clean and perturbed features w and u, each `[C, d]`."""

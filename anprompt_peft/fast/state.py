@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
 from transformers import CLIPModel
 
 from ..method.class_texts import ClassSet
@@ -27,6 +28,7 @@ class State:
         savings (`Savings`): which work to leave out.
         image_cache (`ImageCache`, *optional*): where the frozen work on images is cached.
         classes (`ClassSet`, *optional*): the classes asked for; `None` means those of the active adapter.
+        class_weights (`Tensor`, *optional*): `[C]`, of the cross entropies over the current classes.
         shards (`bool`): whether processes share the encoding of class texts.
         cards (`dict[Path, str]`): model cards as last written.
     """
@@ -35,6 +37,7 @@ class State:
     savings: Savings = field(default_factory=Savings)
     image_cache: ImageCache | None = None
     classes: ClassSet | None = None
+    class_weights: Tensor | None = None
     shards: bool = False
     cards: dict[Path, str] = field(default_factory=dict)
     _memos: dict[str, tuple[Fingerprint, Any]] = field(default_factory=dict)

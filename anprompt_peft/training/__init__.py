@@ -4,7 +4,7 @@ from ..fast.sharding import refuse_weight_sharding
 from .checkpoint import keep_adapter_only, newest, save_newest
 from .recipes import RECIPES, Recipe, warmup_cosine
 from .repeatable import RepeatableRows, TellEpoch
-from .trainer import ANPromptTrainer, ANPromptTrainingArguments, accuracy
+from .trainer import ANPromptTrainer, ANPromptTrainingArguments, accuracy, balanced_class_weights
 
 __all__ = [
     "RECIPES",
@@ -14,6 +14,7 @@ __all__ = [
     "RepeatableRows",
     "TellEpoch",
     "accuracy",
+    "balanced_class_weights",
     "keep_adapter_only",
     "newest",
     "refuse_weight_sharding",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
+from ..data.columns import label_column
+from ..data.images import LABEL
 from ..fast.sharding import refuse_weight_sharding
 from ..publish.hub import CardCallback
 from .recipes import AUTO, RECIPES
@@ -109,6 +111,8 @@ class ANPromptTrainer(Trainer):
     `remove_unused_columns` is on). Anything else is Trainer's own.
 
     Raises:
+        ValueError: if the arguments ask for class weights and the training data have no column of labels, or a class
+            has no image.
         NotImplementedError: under FSDP, DeepSpeed or Megatron-LM.
     """
 
@@ -120,6 +124,9 @@ class ANPromptTrainer(Trainer):
         kwargs.setdefault("compute_metrics", accuracy)
         super().__init__(*args, **kwargs)
         self.add_callback(CardCallback)
+        if getattr(self.args, "class_weights", None) and self.train_dataset is not None:
+            weights = balanced_class_weights(_labels(self.train_dataset), self.model.class_names)
+            self.model.set_class_weights(weights)
         if self.train_dataset is not None and not self.args.remove_unused_columns and _has_rows(self.train_dataset):
             self.train_dataset = RepeatableRows(self.train_dataset, self.args.seed)
             self.add_callback(TellEpoch(self.train_dataset))
@@ -199,6 +206,34 @@ def _epochs(value: float | str) -> float:
     if not 0 <= epochs < math.inf:
         raise ValueError(f"warmup_epochs={value} must be a number of at least 0, {AUTO!r}, or None.")
     return epochs
+
+
+def _labels(dataset: Any) -> list[int]:
+    columns = [name for name in (LABEL, "labels") if name in (getattr(dataset, "column_names", None) or ())]
+    if not columns or not _has_rows(dataset):
+        raise ValueError(
+            "class_weights needs training data of type datasets.Dataset with a column 'label' or 'labels', not "
+            f"{type(dataset).__name__}. For others call model.set_class_weights(weights)."
+        )
+    return label_column(dataset, columns[0])
+
+
+def balanced_class_weights(labels: Sequence[int], class_names: Sequence[str]) -> Tensor:
+    """Return `n / (C * n_c)` for each of C classes, float32 `[C]`.
+
+    Args:
+        labels (sequence of `int`): the classes of n images, as positions in the class names.
+        class_names (sequence of `str`): C names.
+
+    Raises:
+        ValueError: if a class has no image, or a label no class.
+    """
+    counts = torch.bincount(torch.as_tensor(labels), minlength=len(class_names))
+    if len(counts) > len(class_names):
+        raise ValueError(f"labels go up to {len(counts) - 1}, but there are {len(class_names)} classes.")
+    if absent := [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]:
+        raise ValueError(f"class_weights={BALANCED!r} needs an image of every class. There is none of: {absent}.")
+    return len(labels) / (len(class_names) * counts)
 
 
 def _has_rows(dataset: Any) -> bool:
