@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from anprompt_peft.data import sample_shots
-from anprompt_peft.evaluation import base_to_new, harmonic_mean
+from anprompt_peft.evaluation import base_to_new, gain, harmonic_mean
 from anprompt_peft.files import whole_folder
 from anprompt_peft.provenance import provenance
 
@@ -62,6 +62,25 @@ def test_interval_covers_runs_and_images() -> None:
     differing = rng.random((4, 500)) < np.array([[0.6], [0.7], [0.9], [1.0]])
     wide = base_to_new(differing, differing).base
     assert wide.high - wide.low > 2 * (single.high - single.low)
+
+
+def test_gain_is_paired() -> None:
+    """What both got right on the same images cancels: 8 more of 400 right has the interval of that 2 % alone."""
+    before = np.arange(400) % 2 == 0
+    runs = np.stack([before, before])
+    nothing = gain(runs, runs, before, before)
+    for estimate in (nothing.base, nothing.new, nothing.harmonic_mean):
+        assert (estimate.value, estimate.low, estimate.high) == (0, 0, 0)
+    better = before | (np.arange(400) < 16)
+    gained = gain(np.stack([better, better]), runs, before, before)
+    half_width = 196 * math.sqrt(0.02 * 0.98 / 400)
+    assert gained.base.value == pytest.approx(2)
+    assert (gained.base.low, gained.base.high) == pytest.approx((2 - half_width, 2 + half_width), abs=0.3)
+    assert gained.new.value == 0
+    assert gained.harmonic_mean.value == pytest.approx(100 * (2 * 0.52 * 0.5 / 1.02 - 0.5))
+    assert gained == gain(np.stack([better, better]), runs, before, before)
+    with pytest.raises(ValueError, match="dimension"):
+        gain(runs, runs, before[:-1], before)
 
 
 def test_provenance_names_versions_and_commit() -> None:

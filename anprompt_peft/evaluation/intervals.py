@@ -72,6 +72,40 @@ def base_to_new(base_correct: np.ndarray, new_correct: np.ndarray, seed: int = 0
     )
 
 
+def gain(
+    base_correct: np.ndarray, new_correct: np.ndarray, base_before: np.ndarray, new_before: np.ndarray, seed: int = 0
+) -> BaseToNew:
+    """Return what runs gained over one other result on the same images, as paired differences in percentage points.
+
+    Each resample of [`base_to_new`]'s bootstrap draws the same images for both, so what they have in common cancels.
+
+    Args:
+        base_correct (`np.ndarray`): bool `[S, n]`, S runs on n images of base classes.
+        new_correct (`np.ndarray`): bool `[S, m]`, the same S runs on m images of new classes.
+        base_before (`np.ndarray`): bool `[n]`, zero-shot CLIP, say, on the same images.
+        new_before (`np.ndarray`): bool `[m]`, the same.
+        seed (`int`): seed of the bootstrap.
+
+    Raises:
+        ValueError: if the numbers of images differ.
+    """
+    rng = np.random.default_rng(seed)
+    runs = rng.integers(len(base_correct), size=(RESAMPLES, len(base_correct)))
+    runs = np.column_stack([runs, np.full(RESAMPLES, len(base_correct))])
+    per_run, resampled = [], []
+    for correct, before in ((base_correct, base_before), (new_correct, new_before)):
+        both = np.vstack([correct, before])
+        per_run.append(both.mean(axis=1))
+        resampled.append(_resampled_accuracies(both, runs, rng))
+    per_run.append(harmonic_mean(*per_run))
+    resampled.append(harmonic_mean(*resampled))
+    differences = [
+        _estimate(runs_mean[:-1] - runs_mean[-1], drawn[:, :-1] - drawn[:, -1:])
+        for runs_mean, drawn in zip(per_run, resampled, strict=True)
+    ]
+    return BaseToNew(*differences)
+
+
 def _resampled_accuracies(correct: np.ndarray, runs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the accuracies `[resamples, S]` of resampled runs on resampled images.
 
