@@ -6,7 +6,7 @@ from .method.registration import register
 from .moved import keep_old_paths
 from .publish import Metric, TrainingFacts
 from .publish.mixin import hand_over
-from .tuner import ANPromptCLIPModel, ANPromptModel
+from .tuner import ANPromptCLIPModel, ANPromptModel, give_input_embeddings
 
 __version__ = "0.1.0"
 
@@ -22,4 +22,5 @@ __all__ = [
 
 register(ANPromptConfig, ANPromptModel)
 hand_over(ANPromptModel)
+give_input_embeddings()
 keep_old_paths()

@@ -148,6 +148,7 @@ class PromptedCLIPModel(CLIPModel):
             ValueError: for invalid names or templates, or texts longer than CLIP's context.
         """
         if class_names is None:
+            self.name_labels()
             self.anprompt_state.classes = self.anprompt_state.class_weights = None
             return
         config = self.active_config
@@ -159,6 +160,30 @@ class PromptedCLIPModel(CLIPModel):
         input_ids = tokenize(class_texts(class_names, templates), tokenizer, self.config).to(self.device)
         self.anprompt_state.class_weights = None
         self.anprompt_state.classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer)
+        self.name_labels()
+
+    def set_adapter(self, adapter_name: list[str] | str) -> None:
+        """Choose the active adapter, as transformers does, and name its classes in the configuration."""
+        super().set_adapter(adapter_name)
+        self.name_labels()
+
+    def delete_adapter(self, adapter_names: list[str] | str) -> None:
+        """Delete adapters, as transformers does, and name the classes that remain in the configuration."""
+        super().delete_adapter(adapter_names)
+        self.name_labels()
+
+    def name_labels(self) -> None:
+        """Name the current classes in `config.id2label` and `config.label2id`, which transformers' pipelines read.
+
+        Where no adapter is active, they are the base model's.
+        """
+        asked, config = self.anprompt_state.classes, self.head.configs.get(self.head.adapter)
+        if config is None:
+            self.config.id2label, self.config.label2id = self.anprompt_state.base_labels
+            return
+        names = asked.names if asked else config.class_names
+        self.config.id2label = dict(enumerate(names))
+        self.config.label2id = {name: number for number, name in enumerate(names)}
 
     def set_class_weights(self, weights: Tensor | None) -> None:
         """Weight both cross entropies by class, in training and in evaluation, as `F.cross_entropy(weight=...)` does.

@@ -12,7 +12,7 @@ import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import CLIPModel, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from .clip import PromptedCLIPModel
@@ -95,7 +95,9 @@ class ANPromptModel(BaseTuner):
                 module.link(head)
         model.__class__ = ANPromptCLIPModel
         if not hasattr(model, "anprompt_state"):
-            model.anprompt_state = State(decomposes=_probe(model))
+            labels = model.config.id2label, model.config.label2id
+            model.anprompt_state = State(decomposes=_probe(model), base_labels=labels)
+        model.name_labels()
 
     def _create_and_replace(
         self,
@@ -141,6 +143,7 @@ class ANPromptModel(BaseTuner):
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> CLIPModel:
         model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         model.__class__ = CLIPModel
+        model.config.id2label, model.config.label2id = model.anprompt_state.base_labels
         del model.anprompt_state
         return model
 
@@ -151,6 +154,12 @@ class ANPromptModel(BaseTuner):
         )
 
     def delete_adapter(self, adapter_name: str) -> None:
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapter and name its classes in the model's configuration."""
+        super().set_adapter(adapter_name, inference_mode)
+        if isinstance(self.model, ANPromptCLIPModel):  # not yet while the first adapter is injected
+            self.model.name_labels()
+
         """Delete an adapter; if it was the active one, the first remaining one becomes active in all layers."""
         super().delete_adapter(adapter_name)
         self.set_adapter(self.model.visual_projection.active_adapters)
@@ -181,6 +190,16 @@ def adapted_clip(model: Any) -> ANPromptCLIPModel:
 
 
 def check_backbone(model: Any) -> None:
+def give_input_embeddings() -> None:
+    """Let `CLIPModel.get_input_embeddings` return the text encoder's token embedding.
+
+    `AutoPeftModel` asks the base model for it wherever a tokenizer lies beside an adapter, and transformers'
+    `CLIPModel` raises `NotImplementedError`. A version of transformers that implements it keeps its own.
+    """
+    if CLIPModel.get_input_embeddings is PreTrainedModel.get_input_embeddings:
+        CLIPModel.get_input_embeddings = lambda clip: clip.text_model.embeddings.token_embedding
+
+
     """Raise unless `model` is a `CLIPModel` that prompts can be put into.
 
     Raises:

@@ -27,6 +27,7 @@ class State:
         decomposes (`bool`): whether CLIP's layers are built as `blocks` takes them to be.
         savings (`Savings`): which work to leave out.
         image_cache (`ImageCache`, *optional*): where the frozen work on images is cached.
+        base_labels (`tuple`): `id2label` and `label2id` of the model's configuration before the first adapter.
         classes (`ClassSet`, *optional*): the classes asked for; `None` means those of the active adapter.
         class_weights (`Tensor`, *optional*): `[C]`, of the cross entropies over the current classes.
         shards (`bool`): whether processes share the encoding of class texts.
@@ -34,6 +35,7 @@ class State:
     """
 
     decomposes: bool
+    base_labels: tuple[dict[int, str] | None, dict[str, int] | None]
     savings: Savings = field(default_factory=Savings)
     image_cache: ImageCache | None = None
     classes: ClassSet | None = None
