@@ -12,7 +12,7 @@ import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
-from transformers import CLIPModel, PreTrainedModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from .clip import PromptedCLIPModel
@@ -53,7 +53,7 @@ class ANPromptModel(BaseTuner):
     Example:
 
         ```py
-        >>> from transformers import CLIPModel
+        >>> from transformers import CLIPConfig, CLIPModel
         >>> from peft import get_peft_model
         >>> from anprompt_peft import ANPromptConfig
 
@@ -82,6 +82,7 @@ class ANPromptModel(BaseTuner):
         given: Any = self.peft_config[adapter_name]
         config = copy.copy(given)
         config.resolve(model.config)
+        config.target_modules = _target_modules(config, model.config)
         if config.tokenizer_name_or_path is None:
             config.tokenizer_name_or_path = getattr(model, "name_or_path", None) or None
         fitted = fit(model, config) if config.init_noise_prompts else None
@@ -142,8 +143,8 @@ class ANPromptModel(BaseTuner):
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> CLIPModel:
         model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
-        model.__class__ = CLIPModel
         model.config.id2label, model.config.label2id = model.anprompt_state.base_labels
+        model.__class__ = CLIPModel
         del model.anprompt_state
         return model
 
@@ -153,13 +154,13 @@ class ANPromptModel(BaseTuner):
             "loaded, or call unload() to get the base model back."
         )
 
-    def delete_adapter(self, adapter_name: str) -> None:
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapter and name its classes in the model's configuration."""
         super().set_adapter(adapter_name, inference_mode)
         if isinstance(self.model, ANPromptCLIPModel):  # not yet while the first adapter is injected
             self.model.name_labels()
 
+    def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if it was the active one, the first remaining one becomes active in all layers."""
         super().delete_adapter(adapter_name)
         self.set_adapter(self.model.visual_projection.active_adapters)
@@ -189,7 +190,6 @@ def adapted_clip(model: Any) -> ANPromptCLIPModel:
     return clip
 
 
-def check_backbone(model: Any) -> None:
 def give_input_embeddings() -> None:
     """Let `CLIPModel.get_input_embeddings` return the text encoder's token embedding.
 
@@ -200,6 +200,7 @@ def give_input_embeddings() -> None:
         CLIPModel.get_input_embeddings = lambda clip: clip.text_model.embeddings.token_embedding
 
 
+def check_backbone(model: Any) -> None:
     """Raise unless `model` is a `CLIPModel` that prompts can be put into.
 
     Raises:
@@ -238,3 +239,15 @@ def _probe(clip: CLIPModel) -> bool:
             stacklevel=2,
         )
     return known
+
+
+def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:
+    """Return the regular expression of the modules to wrap: first target to last layer of each tower, and the head."""
+
+    def tower(prefix: str, layers: Any, depth: int) -> str:
+        numbers = "|".join(str(index) for index in range(layers[0] - 1, depth))
+        return rf"{prefix}\.encoder\.layers\.(?:{numbers})"
+
+    text = tower("text_model", config.text_layers, clip_config.text_config.num_hidden_layers)
+    vision = tower("vision_model", config.vision_layers, clip_config.vision_config.num_hidden_layers)
+    return f"{text}|{vision}|visual_projection"

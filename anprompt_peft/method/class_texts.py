@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig
+from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerBase
 
 
 def check_class_names(names: Any) -> None:
@@ -68,18 +68,16 @@ class ClassSet:
     tokenizer: Any = None
 
 
-def class_texts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Return the C * T texts, all templates of the first class first."""
-    return [template.replace("{}", name) for name in names for template in templates]
-
-
 def load_tokenizer(tokenizer: Any, name_or_path: str | None) -> Any:
     """Return the tokenizer object if there is one, else load it by name.
 
     Raises:
-        ValueError: if neither is known.
+        ValueError: if neither is known, or the object is none, a processor for example.
     """
     if tokenizer is not None:
+        if not callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
+            inner = "its .tokenizer" if hasattr(tokenizer, "tokenizer") else "a tokenizer, or where to load one from"
+            raise ValueError(f"{type(tokenizer).__name__} is no tokenizer. Pass {inner}.")
         return tokenizer
     if not name_or_path:
         raise ValueError(
@@ -89,7 +87,30 @@ def load_tokenizer(tokenizer: Any, name_or_path: str | None) -> Any:
     return AutoTokenizer.from_pretrained(name_or_path)
 
 
-def tokenize(texts: list[str], tokenizer: Any, config: CLIPConfig, truncate: bool = False) -> Tensor:
+def tokenize_classes(
+    names: Sequence[str], templates: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: CLIPConfig
+) -> Tensor:
+    """Tokenise the C * T class texts, all templates of the first class first: int64 `[C * T, L]`.
+
+    Raises:
+        ValueError: as [`tokenize`], or if two classes have the same tokens and so could not be told apart.
+    """
+    texts = [template.replace("{}", name) for name in names for template in templates]
+    input_ids = tokenize(texts, tokenizer, config)
+    alike = defaultdict(list)
+    for name, ids in zip(names, input_ids.view(len(names), -1).tolist(), strict=True):
+        alike[tuple(ids)].append(name)
+    if clashes := [same for same in alike.values() if len(same) > 1]:
+        raise ValueError(
+            f"class_names {clashes} become the same tokens, for CLIP reads all letters as lower case. Give each class "
+            "a name of its own."
+        )
+    return input_ids
+
+
+def tokenize(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: CLIPConfig, truncate: bool = False
+) -> Tensor:
     """Tokenise texts into rows that end at the longest end-of-text token.
 
     Shorter rows are filled up with the end-of-text token. CLIP reads the first one and its text encoder is causal, so

@@ -236,7 +236,6 @@ class ANPromptConfig(PeftConfig):
         if self.prototype_rank is not None:
             _check_int("prototype_rank", self.prototype_rank, 1, min(clip_config.projection_dim, widths[1]))
         self.noise_source = self.noise_sources
-        self.target_modules = _target_modules(self.text_layers, self.vision_layers, clip_config)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for saving. The noise prompts of an adapter are saved with its weights."""
@@ -268,18 +267,6 @@ def resolve_layers(name: str, layers: int | list[int] | None, depth: int) -> lis
     for layer in layers:
         _check_int(name, layer, 1, depth)
     return sorted(layers)
-
-
-def _target_modules(text_layers: list[int], vision_layers: list[int], clip_config: CLIPConfig) -> str:
-    """Return the regular expression of the modules to wrap: first target to last layer of each tower, and the head."""
-
-    def tower(prefix: str, first: int, depth: int) -> str:
-        numbers = "|".join(str(index) for index in range(first - 1, depth))
-        return rf"{prefix}\.encoder\.layers\.(?:{numbers})"
-
-    text = tower("text_model", text_layers[0], clip_config.text_config.num_hidden_layers)
-    vision = tower("vision_model", vision_layers[0], clip_config.vision_config.num_hidden_layers)
-    return f"{text}|{vision}|visual_projection"
 
 
 def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:

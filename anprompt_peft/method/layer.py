@@ -38,7 +38,17 @@ class LowRank(nn.Module):
         return F.linear(F.linear(inputs, self.down), self.up)
 
 
-class ANPromptHead(nn.Module, BaseTunerLayer):
+class OneAdapterLayer(BaseTunerLayer):
+    """A tuner layer with at most one active adapter."""
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate one adapter; more than one raises `ValueError`."""
+        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+            raise ValueError(f"ANPrompt can have one active adapter at a time, not {adapter_names}.")
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+
+class ANPromptHead(nn.Module, OneAdapterLayer):
     """Wraps CLIP's `visual_projection` and holds per adapter what its layers share.
 
     That is: the learnable tokens, the shared prompt maps of `projection_rank`, the prototype projection, and as
@@ -193,22 +203,13 @@ class ANPromptHead(nn.Module, BaseTunerLayer):
         """Apply CLIP's own visual projection, untouched."""
         return self.base_layer(hidden_states)
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter.
-
-        Raises:
-            ValueError: if more than one is named.
-        """
-        refuse_several(adapter_names)
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter and its configuration."""
         super().delete_adapter(adapter_name)
         self.configs.pop(adapter_name, None)
 
 
-class ANPromptLayer(nn.Module, BaseTunerLayer):
+class ANPromptLayer(nn.Module, OneAdapterLayer):
     """Wraps one `CLIPEncoderLayer` from the first layer with prompts to the last of a tower.
 
     Inserts the prompts behind BOS/CLS at the first target layer, replaces (or mixes) them at later ones and strips
@@ -312,20 +313,9 @@ class ANPromptLayer(nn.Module, BaseTunerLayer):
             projected = projected + shared[adapter](prompts)
         return projected
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Activate one adapter; more than one raises `ValueError`."""
-        refuse_several(adapter_names)
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
         weight = next(base_layer.parameters())
         return weight.device, weight.dtype
-
-
-def refuse_several(adapter_names: str | list[str]) -> None:
-    """Raise `ValueError` if more than one adapter is named."""
-    if not isinstance(adapter_names, str) and len(adapter_names) > 1:
-        raise ValueError(f"ANPrompt can have one active adapter at a time, not {adapter_names}.")
 
 
 def grow_mask(mask: Tensor | None, count: int) -> Tensor | None:

@@ -16,15 +16,7 @@ STD_EPSILON = 1e-6
 
 @dataclass
 class Scores:
-    """Normalised features of B images and their logits over C classes; `None` where there is no prototype.
-
-    Attributes:
-        image_embeds (`Tensor`): v, `[B, d]`.
-        logits_class (`Tensor`): `[B, C]`.
-        logits_fused (`Tensor`): `[B, C]`.
-        prototype_embeds (`Tensor`, *optional*): v_p, `[B, d]`.
-        logits_prototype (`Tensor`, *optional*): `[B, C]`.
-    """
+    """Normalised features v and v_p of B images `[B, d]`, and their logits `[B, C]`; `None` without a prototype."""
 
     image_embeds: Tensor
     logits_class: Tensor

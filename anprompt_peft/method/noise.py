@@ -14,23 +14,19 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
-from .class_texts import ClassSet, check_descriptions, class_texts, load_tokenizer, tokenize
+from .class_texts import ClassSet, check_descriptions, load_tokenizer, tokenize, tokenize_classes
 from .config import ANPromptConfig
 from .features import ensemble, frozen_text_features, normalize
 from .perturb import perturb_class_text
 
 KMEANS_RESTARTS = 10
 
+Noise = tuple[Tensor, list[int]]
+"""Features n of perturbed texts `[M, d]`, and the class of each."""
+
 
 class Fitted(NamedTuple):
-    """What an adapter freezes.
-
-    Attributes:
-        noise_prompts (`Tensor`): `[K, d]`.
-        clean (`Tensor`): w `[C, d]`.
-        perturbed (`Tensor`): u `[C, d]`.
-        input_ids (`Tensor`): int64 `[C * T, L]`.
-    """
+    """What an adapter freezes: noise prompts `[K, d]`, w and u `[C, d]`, and token ids, int64 `[C * T, L]`."""
 
     noise_prompts: Tensor
     clean: Tensor
@@ -46,14 +42,14 @@ def fit(clip: CLIPModel, config: ANPromptConfig) -> Fitted:
         config (`ANPromptConfig`): resolved; it keeps the tokenizer that was loaded for it.
 
     Raises:
-        ValueError: if the model is on the meta device, the tokenizer does not fit it, a class text is too long, or
-            there are more noise prompts than distinct perturbed features.
+        ValueError: if the model is on the meta device, the tokenizer does not fit it, a class text is too long or
+            equal to another's, or there are more noise prompts than distinct perturbed features.
     """
     if any(parameter.is_meta for parameter in clip.parameters()):
         raise ValueError("The noise prompts need CLIP's weights, but the model is on the meta device. Load it first.")
     config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
     names, templates = tuple(config.class_names), tuple(config.templates)
-    input_ids = tokenize(class_texts(names, templates), config.tokenizer, clip.config)
+    input_ids = tokenize_classes(names, templates, config.tokenizer, clip.config)
     clean, perturbed, draws = text_targets(clip, ClassSet(names, templates, input_ids, config.tokenizer), config)
     return Fitted(cluster(draws, config.num_noise_tokens, config.noise_seed), clean, perturbed, input_ids)
 
@@ -119,9 +115,7 @@ def _text_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPro
     return _encode(clip, texts, classes.tokenizer, truncate=True), _repeat(len(classes.names), config.noise_draws)
 
 
-def _description_noise(
-    clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig
-) -> tuple[Tensor, list[int]]:
+def _description_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig) -> Noise:
     sentences = check_descriptions(config.descriptions, classes.names)
     texts, owner = [], []
     for index, name in enumerate(classes.names):
@@ -132,9 +126,7 @@ def _description_noise(
     return _encode(clip, texts, classes.tokenizer, truncate=False), owner
 
 
-def _gaussian_noise(
-    clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig
-) -> tuple[Tensor, list[int]]:
+def _gaussian_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig) -> Noise:
     draws = []
     for name in classes.names:
         seed = random.Random(f"{config.noise_seed}-{name}-gaussian").getrandbits(63)
