@@ -21,9 +21,8 @@ from .method.class_texts import (
     ClassSet,
     check_class_names,
     check_template,
-    class_texts,
     load_tokenizer,
-    tokenize,
+    tokenize_classes,
     trim,
 )
 from .method.config import ANPromptConfig
@@ -145,7 +144,7 @@ class PromptedCLIPModel(CLIPModel):
             tokenizer (*optional*): defaults to the one the adapter's configuration names.
 
         Raises:
-            ValueError: for invalid names or templates, or texts longer than CLIP's context.
+            ValueError: for invalid names or templates, names with the same tokens, or texts that are too long.
         """
         if class_names is None:
             self.anprompt_state.classes = self.anprompt_state.class_weights = None
@@ -156,8 +155,9 @@ class PromptedCLIPModel(CLIPModel):
         templates = config.templates if template is None else [template] if isinstance(template, str) else template
         check_template(templates)
         if tokenizer is None:
-            tokenizer = config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
-        input_ids = tokenize(class_texts(class_names, templates), tokenizer, self.config).to(self.device)
+            config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
+        tokenizer = load_tokenizer(tokenizer or config.tokenizer, None)
+        input_ids = tokenize_classes(class_names, templates, tokenizer, self.config).to(self.device)
         self.anprompt_state.class_weights = None
         self.anprompt_state.classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer)
         self.name_labels()
@@ -393,9 +393,14 @@ class PromptedCLIPModel(CLIPModel):
 
 
 def _check_labels(labels: Tensor, classes: ClassSet) -> None:
-    """Raise on labels outside the classes; where it would wait or break a graph, `cross_entropy` has its own check."""
+    """Raise on labels that are no class numbers; on a GPU, where a look would wait, only their type is checked."""
     count = len(classes.names)
-    if labels.device.type != "cpu" or labels.dim() != 1 or not labels.numel() or torch.compiler.is_compiling():
+    if labels.dtype != torch.int64 or labels.dim() != 1:
+        raise ValueError(
+            f"labels must be one class number per image, torch.int64 of shape [B], got {labels.dtype} of shape "
+            f"{list(labels.shape)}."
+        )
+    if labels.device.type != "cpu" or not labels.numel() or torch.compiler.is_compiling():
         return
     if labels.min() < 0 or labels.max() >= count:
         raise ValueError(f"labels must lie between 0 and {count - 1} for {count} classes, got {labels.tolist()}.")

@@ -12,7 +12,7 @@ import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
-from transformers import CLIPModel, PreTrainedModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from .clip import PromptedCLIPModel
@@ -53,7 +53,7 @@ class ANPromptModel(BaseTuner):
     Example:
 
         ```py
-        >>> from transformers import CLIPModel
+        >>> from transformers import CLIPConfig, CLIPModel
         >>> from peft import get_peft_model
         >>> from anprompt_peft import ANPromptConfig
 
@@ -82,6 +82,7 @@ class ANPromptModel(BaseTuner):
         given: Any = self.peft_config[adapter_name]
         config = copy.copy(given)
         config.resolve(model.config)
+        config.target_modules = _target_modules(config, model.config)
         if config.tokenizer_name_or_path is None:
             config.tokenizer_name_or_path = getattr(model, "name_or_path", None) or None
         fitted = fit(model, config) if config.init_noise_prompts else None
@@ -238,3 +239,15 @@ def _probe(clip: CLIPModel) -> bool:
             stacklevel=2,
         )
     return known
+
+
+def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:
+    """Return the regular expression of the modules to wrap: first target to last layer of each tower, and the head."""
+
+    def tower(prefix: str, layers: Any, depth: int) -> str:
+        numbers = "|".join(str(index) for index in range(layers[0] - 1, depth))
+        return rf"{prefix}\.encoder\.layers\.(?:{numbers})"
+
+    text = tower("text_model", config.text_layers, clip_config.text_config.num_hidden_layers)
+    vision = tower("vision_model", config.vision_layers, clip_config.vision_config.num_hidden_layers)
+    return f"{text}|{vision}|visual_projection"
