@@ -12,6 +12,7 @@ from PIL import Image
 
 import base_to_new
 import classify
+from anprompt_peft.evaluation import BaseToNew, Estimate
 from handwriting import CLASS_NAMES
 
 
@@ -22,25 +23,58 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     return folder, base_to_new.main(["--seeds", "1", "--epochs", "5", "--output", str(folder)])
 
 
-def test_training_lowers_the_loss_and_beats_zero_shot_on_base(job: tuple[Path, dict[str, Any]]) -> None:
-    _, record = job
+@pytest.mark.parametrize("split", base_to_new.SPLITS)
+def test_training_lowers_the_loss_and_beats_zero_shot_on_base(split: str, job: tuple[Path, dict[str, Any]]) -> None:
+    record = job[1]["splits"][split]
     (log,) = record["loss_terms"]
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
-    accuracy = record["accuracy_percent"]
-    assert accuracy["ANPrompt"]["base"]["value"] > accuracy["zero-shot CLIP"]["base"]["value"] + 5
+    assert record["difference_percentage_points"]["base"]["value"] > 5
 
 
 def test_record_is_complete(job: tuple[Path, dict[str, Any]]) -> None:
     folder, record = job
     written = json.loads((folder / "results.json").read_text())
     assert written == record
-    assert {"seeds", "versions", "git_commit", "hardware", "adapter_config", "recipe"} <= set(record)
+    assert {"seeds", "versions", "git_commit", "hardware", "settings"} <= set(record)
     assert "rendered glyphs" in record["notes"][0]
-    for method in record["accuracy_percent"].values():
-        for measure in ("base", "new", "harmonic_mean"):
-            assert 0 <= method[measure]["low"] <= method[measure]["value"] <= method[measure]["high"] <= 100
     terms = {"cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss"}
-    assert all(terms <= set(epoch) for epoch in record["loss_terms"][0])
+    for split in record["splits"].values():
+        assert split["adapter_config"]["class_names"] == split["classes"]["base"]
+        assert all(terms <= set(epoch) for epoch in split["loss_terms"][0])
+        accuracy, difference = split["accuracy_percent"], split["difference_percentage_points"]
+        for measure in ("base", "new", "harmonic_mean"):
+            for method in accuracy.values():
+                assert 0 <= method[measure]["low"] <= method[measure]["value"] <= method[measure]["high"] <= 100
+            change = accuracy["ANPrompt"][measure]["value"] - accuracy["zero-shot CLIP"][measure]["value"]
+            assert difference[measure]["value"] == pytest.approx(change)
+            assert difference[measure]["low"] <= change <= difference[measure]["high"]
+
+
+def test_every_split_has_its_own_halves(job: tuple[Path, dict[str, Any]]) -> None:
+    """All 720 test images are in each split, and zero-shot CLIP differs between the splits."""
+    low, high = CLASS_NAMES[:5], CLASS_NAMES[5:]
+    expected = [(low, high), (high, low), (CLASS_NAMES[::2], CLASS_NAMES[1::2])]
+    splits = list(job[1]["splits"].values())
+    assert [(split["classes"]["base"], split["classes"]["new"]) for split in splits] == expected
+    assert [sum(split["test_images"].values()) for split in splits] == [720] * 3
+    first, swapped, _ = (split["accuracy_percent"]["zero-shot CLIP"] for split in splits)
+    assert (first["base"], first["new"]) != (swapped["base"], swapped["new"])
+    assert (first["base"]["value"], first["new"]["value"]) == (swapped["new"]["value"], swapped["base"]["value"])
+
+
+def test_table_shows_every_split_with_its_difference() -> None:
+    def estimates(*values: float) -> BaseToNew:
+        return BaseToNew(*(Estimate(value, value - 1, value + 1) for value in values))
+
+    methods = {
+        "zero-shot CLIP": estimates(70, 80, 75),
+        "ANPrompt": estimates(90, 76, 82),
+        "difference": estimates(20, -4, 7),
+    }
+    shown = base_to_new.table({"base even, new odd": methods})
+    assert "70.0 [69.0, 71.0]" in shown
+    assert "-4.0 [-5.0, -3.0]" in shown
+    assert "+20.0 [+19.0, +21.0]" in shown
 
 
 def test_picture_is_drawn(job: tuple[Path, dict[str, Any]]) -> None:
@@ -49,11 +83,15 @@ def test_picture_is_drawn(job: tuple[Path, dict[str, Any]]) -> None:
     assert len(picture.convert("RGB").getcolors(maxcolors=10**6) or []) > 50
 
 
-def test_the_saved_adapter_is_the_first_seeds(job: tuple[Path, dict[str, Any]]) -> None:
+def test_the_saved_adapter_is_the_first_splits_first_seeds(job: tuple[Path, dict[str, Any]]) -> None:
     folder, record = job
     model = AutoPeftModel.from_pretrained(folder / "adapter").eval()
-    _, tests = base_to_new.load_data(False, base_to_new.CLIPProcessor.from_pretrained(base_to_new.TINY_CLIP))
-    assert 100 * base_to_new.hits(model, tests["new"]).mean() == record["per_seed_percent"]["new"][0]
+    processor = base_to_new.CLIPProcessor.from_pretrained(base_to_new.TINY_CLIP)
+    (split, base), *_ = base_to_new.SPLITS.items()
+    task = base_to_new.make_task(*base_to_new.load_data(False), base, processor, shots=1, seeds=1)
+    for half in ("base", "new"):
+        measured = 100 * base_to_new.hits(model, task.tests[half]).mean()
+        assert measured == record["splits"][split]["per_seed_percent"][half][0]
 
 
 def test_classify(job: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -89,7 +127,7 @@ def test_classify_refuses(arguments: list[str], message: str, capsys: pytest.Cap
 
 def test_wrong_options_leave_an_old_result_alone(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("old")
-    for wrong in (["--shots", "0"], ["--seeds", "x"], ["--shots", "500"]):
+    for wrong in (["--shots", "0"], ["--seeds", "x"], ["--shots", "500"], ["--recipe", "x"]):
         with pytest.raises(SystemExit):
             base_to_new.main([*wrong, "--output", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

@@ -17,16 +17,18 @@ from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Settings of the adaptation; the learning rate and schedule are the method's published ones.
+class Settings:
+    """Settings of the adaptation.
 
     Attributes:
-        epochs: passes over the shots, the first of them the warm-up.
+        recipe: of `ANPromptTrainingArguments`: default or paper.
+        epochs: passes over the shots.
         batch_size: images per step.
         learning_rate: peak rate of AdamW.
         similarity_weight: weight of the similarity loss.
     """
 
+    recipe: str = "default"
     epochs: int = 10
     batch_size: int = 4
     learning_rate: float = 1e-3
@@ -39,7 +41,7 @@ def to_pixels(processor: CLIPProcessor, images: Sequence[Image.Image]) -> Tensor
 
 
 def adapt(
-    clip: CLIPModel, config: ANPromptConfig, pixels: Tensor, labels: Sequence[int], recipe: Recipe, seed: int
+    clip: CLIPModel, config: ANPromptConfig, pixels: Tensor, labels: Sequence[int], settings: Settings, seed: int
 ) -> tuple[PeftModel, list[dict[str, Any]]]:
     """Train an adapter on a few labelled images.
 
@@ -48,7 +50,7 @@ def adapt(
         config: names the classes.
         pixels: float32 [n, 3, H, W].
         labels: n positions in the class names.
-        recipe: the training settings.
+        settings: of the training.
         seed: of the tokens' initial values and of the batches.
 
     Returns:
@@ -60,9 +62,10 @@ def adapt(
     with tempfile.TemporaryDirectory() as scratch:
         arguments = ANPromptTrainingArguments(
             output_dir=scratch,
-            num_train_epochs=recipe.epochs,
-            per_device_train_batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate,
+            recipe=settings.recipe,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

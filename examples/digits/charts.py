@@ -13,46 +13,48 @@ from anprompt_peft.evaluation import BaseToNew
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-MEASURES = {"base": "base (0-4)", "new": "new (5-9)", "harmonic_mean": "harmonic mean"}
+MEASURES = {"base": "base", "new": "new", "harmonic_mean": "harmonic mean"}
 TERMS = ("loss", "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss")
-COLOURS = ("#9aa5b1", "#1f6fb2")
+COLOURS = {"zero-shot CLIP": "#7d8996", "ANPrompt": "#1f6fb2"}
 BAR = 0.38
 
 
-def save_chart(path: Path, results: dict[str, BaseToNew], logs: list[list[dict[str, Any]]], subtitle: str) -> None:
-    """Draw the accuracies beside the loss terms.
+def save_chart(path: Path, results: dict[str, dict[str, BaseToNew]], logs: list[list[dict[str, Any]]]) -> None:
+    """Draw the accuracies of three splits, and the loss terms of the first one.
 
     Args:
         path: PNG file to write.
-        results: figures by method.
-        logs: per seed, one record of loss terms per epoch.
-        subtitle: what the figures are of.
+        results: figures by split and method.
+        logs: of the first split: per seed, one record of loss terms per epoch.
     """
-    figure, (bars, curves) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
-    draw_accuracies(bars, results)
-    bars.set_title(f"Handwritten digits, {subtitle}; bars: 95 % interval", fontsize=11)
+    figure, panels = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
+    *bars, curves = panels.flat
+    for axes, (split, methods) in zip(bars, results.items(), strict=True):
+        draw_accuracies(axes, methods)
+        axes.set_title(split, fontsize=11)
     draw_loss_terms(curves, logs)
-    curves.set_title("Loss terms while adapting: mean over seeds, band: all seeds", fontsize=11)
-    figure.savefig(path, dpi=120)
+    curves.set_title(f"Loss terms, {next(iter(results))}: mean over seeds, band: all", fontsize=11)
+    figure.suptitle(f"Handwritten digits, {len(logs)} shot seeds; error bars: 95 % intervals", fontsize=12)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def draw_accuracies(axes: Any, results: dict[str, BaseToNew]) -> None:
     """One group of bars per measure, one bar per method."""
-    for at, (method, result) in enumerate(results.items()):
-        places = np.arange(len(MEASURES)) + (at - (len(results) - 1) / 2) * BAR
-        estimates = [getattr(result, measure) for measure in MEASURES]
+    for at, (method, colour) in enumerate(COLOURS.items()):
+        places = np.arange(len(MEASURES)) + (at - (len(COLOURS) - 1) / 2) * BAR
+        estimates = [getattr(results[method], measure) for measure in MEASURES]
         values = [estimate.value for estimate in estimates]
         errors = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
-        axes.bar(places, values, BAR * 0.94, yerr=errors, capsize=4, label=method, color=COLOURS[at])
+        axes.bar(places, values, BAR * 0.94, yerr=errors, capsize=4, label=method, color=colour)
         for place, estimate in zip(places, estimates, strict=True):
             axes.text(place, 2, f"{estimate.value:.1f}", ha="center", color="white", fontweight="bold")
     axes.set_xticks(range(len(MEASURES)), MEASURES.values())
-    axes.set_ylim(0, 112)
+    axes.set_ylim(0, 115)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper center", ncols=len(results), frameon=False)
+    axes.legend(loc="upper center", ncols=len(COLOURS), frameon=False)
 
 
 def draw_loss_terms(axes: Any, logs: list[list[dict[str, Any]]]) -> None:
