@@ -45,7 +45,7 @@ SPLITS = {
 FIRST = next(iter(SPLITS))
 ZERO_SHOT, ADAPTED, GAIN = "zero-shot CLIP", "ANPrompt", "difference"
 CAVEAT = (
-    "The tiny CLIP was pre-trained on rendered glyphs of all ten digits and on no handwriting: it was never adapted to "
+    "The tiny CLIP was pre-trained on rendered glyphs of all ten digits and on no handwriting: it was not adapted to "
     "the 'new' classes, but has seen their glyphs."
 )
 DEVELOPMENT_NOTE = "Development run: shots and test images both come from the recipe split. Not a result."
