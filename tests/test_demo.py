@@ -1,0 +1,87 @@
+"""The Gradio demo: what it computes, and the page over HTTP where gradio is installed (`pip install '.[demo]'`)."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from PIL import Image
+from transformers import CLIPModel, CLIPTokenizer
+
+from demo import Demo
+from helpers import make_config, scatter
+
+
+@pytest.fixture(scope="module")
+def demo(clip_folder: Path, tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    folder = tmp_path_factory.mktemp("demo") / "adapter"
+    config = make_config(tokenizer, tokenizer_name_or_path=str(clip_folder))
+    scatter(get_peft_model(CLIPModel.from_pretrained(clip_folder), config)).save_pretrained(str(folder))
+    return Demo(str(folder))
+
+
+@pytest.fixture(scope="module")
+def image() -> Image.Image:
+    return Image.frombytes("RGB", (20, 16), random.Random(0).randbytes(20 * 16 * 3))
+
+
+def expected(demo: Demo, image: Image.Image, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Both answers by the model's own forward."""
+    inputs = demo.processor(images=[image], return_tensors="pt")
+    demo.model.eval().set_classes(names)
+    with torch.no_grad():
+        adapted = demo.model(**inputs).logits.softmax(dim=-1)[0]
+        with demo.model.disable_adapter():
+            zero_shot = demo.model(**inputs).logits.softmax(dim=-1)[0]
+    return dict(zip(names, adapted.tolist(), strict=True)), dict(zip(names, zero_shot.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("names", [["cat", "dog", "small fish"], ["dog", "red bird"]])
+def test_both_answers(demo: Demo, image: Image.Image, names: list[str]) -> None:
+    adapted, zero_shot = demo.classify(image, ", ".join(names[:-1]) + "\n" + names[-1])
+    wanted = expected(demo, image, names)
+    assert adapted == pytest.approx(wanted[0], abs=1e-5)
+    assert zero_shot == pytest.approx(wanted[1], abs=1e-5)
+    assert adapted != pytest.approx(zero_shot, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [("cat", "too few class names"), (" , \n", "too few class names"), ("cat, cat", "cat")],
+)
+def test_wrong_names(demo: Demo, image: Image.Image, classes: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        demo.classify(image, classes)
+
+
+def test_no_image(demo: Demo) -> None:
+    with pytest.raises(ValueError, match="upload one"):
+        demo.classify(None, "cat, dog")
+
+
+def test_the_page_over_http(demo: Demo, image: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio")
+    from gradio_client import Client, handle_file
+
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    image.save(tmp_path / "image.png")
+    page: Any = demo.page()
+    _, url, shared = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
+    try:
+        assert url.startswith("http://127.0.0.1:")
+        assert not shared
+        client = Client(url, verbose=False, httpx_kwargs={"trust_env": False})
+        picture = handle_file(str(tmp_path / "image.png"))
+        answers = client.predict(picture, "cat, dog", api_name="/classify")
+        for answer, wanted in zip(answers, expected(demo, image, ["cat", "dog"]), strict=True):
+            shares = {each["label"]: each["confidence"] for each in answer["confidences"]}
+            assert shares == pytest.approx(wanted, abs=1e-5)
+            assert answer["label"] == max(shares, key=lambda name: shares[name])
+        with pytest.raises(Exception, match="too few class names"):
+            client.predict(picture, "cat", api_name="/classify")
+    finally:
+        page.close()
