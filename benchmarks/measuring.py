@@ -45,13 +45,28 @@ class Setting:
         torch.set_num_threads(self.threads)
 
 
-def add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add what all benchmarks are asked in the same way."""
-    parser.add_argument("--steps", type=positive, default=5, help="timed steps of each way, after one that is not")
-    parser.add_argument("--threads", type=positive, default=2, help="of PyTorch on the CPU (default 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="other than float32: under autocast")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks") / name, help="folder to write")
+def parser_for(name: str, description: str | None, **fixed: Any) -> argparse.ArgumentParser:
+    """A parser with the options of all benchmarks.
+
+    Args:
+        name: of the benchmark.
+        description: what `--help` says.
+        fixed: fields of [`Setting`] that this benchmark does not ask for, with their values.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options: dict[str, dict[str, Any]] = {
+        "--steps": {"type": positive, "default": 5, "help": "timed steps of each way, after one that is not"},
+        "--threads": {"type": positive, "default": 2, "help": "of PyTorch on the CPU (default 2)"},
+        "--device": {"choices": ("cpu", "cuda"), "default": "cuda" if torch.cuda.is_available() else "cpu"},
+        "--dtype": {"choices": DTYPES, "default": "float32", "help": "other than float32: under autocast"},
+    }
+    for option, settings in options.items():
+        if option.removeprefix("--") not in fixed:
+            parser.add_argument(option, **settings)
+    parser.set_defaults(**fixed)
+    output = Path("outputs/benchmarks") / name
+    parser.add_argument("--output", type=Path, default=output, help=f"folder to write (default {output})")
+    return parser
 
 
 def read_setting(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Setting:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,53 +22,43 @@ from matplotlib.figure import Figure
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from anprompt_peft.files import to_json, whole_folder
-from fresh import collect, in_processes
-from measuring import Setting, interleave, positive, ratios, spread
-from reporting import head, make_record, report_failures, table, tidy, whiskers, with_range
+from fresh import in_processes
+from measuring import Setting, interleave, parser_for, positive, ratios, read_setting, spread
+from reporting import run, table, tidy, whiskers, with_range
 from workload import Workload, make_adapted, make_workload, share_frozen, train_step
 
-RECORD = "processes.json"
 COLUMNS = ["classes", "way", "s per step", "speed-up", "efficiency"]
 TINTS = ("#8a8a8a", "#b5523b", "#1b6ca8", "#3f9b6b")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure every number of classes, print the table, write the record and the picture."""
-    options = parse(arguments)
-    setting = Setting("cpu", "float32", threads=1, steps=options.steps)
-    setting.begin()
+    """Measure every number of classes."""
+    options, setting = parse(arguments)
 
     def measure(classes: int) -> dict[str, Any]:
-        return summary(classes, run(classes, options.batch, options.processes, setting), options.processes)
+        return summary(classes, time_ways(classes, options.batch, options.processes, setting), options.processes)
 
-    with whole_folder(options.output, replaces=RECORD) as folder:
-        rows, failures = collect(options.classes, measure, lambda classes: f"{classes} classes")
-        record = make_record(setting, failures, rows=rows, batch=options.batch, processes=options.processes)
-        (folder / RECORD).write_text(to_json(record))
-        save_chart(folder / "processes.png", record)
-    print(report(record))
-    print(f"\nWritten to {options.output}/: {RECORD}, processes.png")
-    report_failures(failures)
+    def content(rows: list[Any]) -> dict[str, Any]:
+        return {"rows": rows, "batch": options.batch, "processes": options.processes}
+
+    run("processes", options, setting, options.classes, measure, report, content, draw)
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Setting]:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_for("processes", __doc__, device="cpu", dtype="float32", threads=1)
     parser.add_argument("--classes", nargs="+", type=positive, default=[10, 50, 500])
     parser.add_argument("--batch", type=positive, default=8, help="images of all processes together (default 8)")
     parser.add_argument("--processes", type=positive, default=2)
-    parser.add_argument("--steps", type=positive, default=5, help="timed steps of each way, after one that is not")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/processes"), help="folder to write")
     options = parser.parse_args(arguments)
     if options.processes < 2 or options.batch % options.processes:
         parser.error(f"--batch {options.batch} must divide by --processes {options.processes}, which start at 2.")
     if min(options.classes) < 2:
         parser.error("--classes start at 2.")
-    return options
+    return options, read_setting(parser, options)
 
 
-def run(classes: int, batch: int, processes: int, setting: Setting) -> dict[str, list[float]]:
+def time_ways(classes: int, batch: int, processes: int, setting: Setting) -> dict[str, list[float]]:
     """Seconds of each step of each way, as the first process saw them."""
     with tempfile.TemporaryDirectory() as folder:
         calls = [(rank, processes, f"{folder}/store", classes, batch, setting) for rank in range(processes)]
@@ -92,9 +81,6 @@ def time_steps(
 def make_steps(rank: int, processes: int, model: Any, work: Workload) -> dict[str, Callable[[], None]]:
     """The ways; each ends when all processes have come to its end."""
     alone = train_step(share_frozen(model), work)
-    parallel = DistributedDataParallel(model)
-    parallel.forward_sync_buffers = False
-    together = train_step(parallel, work.part(rank, processes))
 
     def by_first(threads: int) -> Callable[[], None]:
         def step() -> None:
@@ -106,6 +92,16 @@ def make_steps(rank: int, processes: int, model: Any, work: Workload) -> dict[st
 
         return step
 
+    steps = [by_first(1), by_first(processes), *parallel_steps(model, work.part(rank, processes)).values()]
+    return dict(zip(threads_by_way(processes), steps, strict=True))
+
+
+def parallel_steps(model: Any, work: Workload) -> dict[str, Callable[[], None]]:
+    """Steps with DDP of this process's images, without and with shared class texts."""
+    parallel = DistributedDataParallel(model)
+    parallel.forward_sync_buffers = False
+    together = train_step(parallel, work)
+
     def by_all(shared: bool) -> Callable[[], None]:
         def step() -> None:
             model.shard_class_texts(shared)
@@ -114,8 +110,7 @@ def make_steps(rank: int, processes: int, model: Any, work: Workload) -> dict[st
 
         return step
 
-    steps = [by_first(1), by_first(processes), by_all(False), by_all(True)]
-    return dict(zip(threads_by_way(processes), steps, strict=True))
+    return {"each all": by_all(False), "shared": by_all(True)}
 
 
 def threads_by_way(processes: int) -> dict[str, int]:
@@ -156,10 +151,10 @@ def report(record: dict[str, Any]) -> str:
         for way, taken in row["seconds"].items()
     ]
     title = f"One step of {record['batch']} images, each process with one thread unless it says otherwise"
-    return f"{head(record)}\n{title}\n\n{table(COLUMNS, rows)}"
+    return f"{title}\n\n{table(COLUMNS, rows)}"
 
 
-def save_chart(path: Path, record: dict[str, Any]) -> None:
+def draw(record: dict[str, Any]) -> Figure:
     """Draw the speed-ups, a group of bars for every number of classes."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -176,7 +171,7 @@ def save_chart(path: Path, record: dict[str, Any]) -> None:
     axes.set_ylabel(f"speed-up over one process with one thread\n({record['batch']} images in all)")
     figure.legend(loc="outside upper center", ncols=len(ways) + 1, frameon=False, fontsize=8)
     tidy(axes)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 if __name__ == "__main__":

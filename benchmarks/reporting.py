@@ -1,15 +1,19 @@
-"""How the benchmarks print tables and draw."""
+"""How the benchmarks run, print tables and draw."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import argparse
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 
+from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
+from fresh import collect
 from measuring import Setting
 from ways import LORA, PLAIN, SAVINGS
 
@@ -17,9 +21,41 @@ COLOURS = {SAVINGS: "#1b6ca8", PLAIN: "#b5523b", LORA: "#8a8a8a"}
 NOTED = ("torch", "transformers", "peft", "python")
 
 
-def make_record(setting: Setting, failures: list[str], **content: Any) -> dict[str, Any]:
-    """What a benchmark writes: its content, then how and on what it was measured."""
-    return {**content, "did_not_finish": failures, "setting": asdict(setting), **provenance()}
+def run(
+    name: str,
+    options: argparse.Namespace,
+    setting: Setting,
+    jobs: Iterable[Any],
+    measure: Callable[[Any], Any],
+    report: Callable[[dict[str, Any]], str],
+    content: Callable[[list[Any]], dict[str, Any]] = lambda rows: {"rows": rows},
+    draw: Callable[[dict[str, Any]], Figure] | None = None,
+) -> None:
+    """Measure all jobs, print the tables, and write `name`.json and perhaps `name`.png to `options.output`.
+
+    Args:
+        name: of the benchmark.
+        options: of the command line.
+        setting: how it is measured.
+        jobs: what is measured, one after the other.
+        measure: measures one of them.
+        report: makes the tables of a record.
+        content: makes the record's content of the measurements.
+        draw: makes the picture of a record.
+
+    Raises:
+        SystemExit: in the end, if the process of a job ended without a result.
+    """
+    setting.begin()
+    with whole_folder(options.output, replaces=f"{name}.json") as folder:
+        results, failures = collect(jobs, measure, str)
+        record = {**content(results), "did_not_finish": failures, "setting": asdict(setting), **provenance()}
+        (folder / f"{name}.json").write_text(to_json(record))
+        if draw:
+            draw(record).savefig(folder / f"{name}.png", dpi=120)
+    print(f"{head(record)}\n\n{report(record)}\n\nWritten to {options.output}")
+    if failures:
+        raise SystemExit("Not measured:\n" + "\n".join(failures))
 
 
 def head(record: dict[str, Any]) -> str:
@@ -75,9 +111,3 @@ def logarithmic(axis: Axis) -> None:
     """Label a logarithmic axis with plain numbers."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
-
-
-def report_failures(failures: list[str]) -> None:
-    """End with an error if something was not measured."""
-    if failures:
-        raise SystemExit("Not measured:\n" + "\n".join(failures))

@@ -7,7 +7,7 @@ weights. Each point is measured in a process of its own: with all savings, from 
 `Savings(text_chunk=...)`, and up to --plain-classes and --plain-batch on the plain path. Noise prompts and frozen text
 features are random, so that making the adapter takes no part. Operations include what chunks compute again. The line
 `time = a + b * x` and the exponent of the upper half of the points are fitted by least squares. Prints the points and
-the fits, and writes scaling.json, time.png and memory.png.
+the fits, and writes scaling.json and scaling.png.
 """
 
 from __future__ import annotations
@@ -16,30 +16,28 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from anprompt_peft.files import to_json, whole_folder
-from fresh import collect, in_process
+from fresh import in_process
 from growth import fit
 from measuring import (
     Setting,
-    add_options,
     gemm_peak,
     interleave,
     operations,
+    parser_for,
     peak_memory_gb,
     positive,
     read_setting,
     spread,
 )
-from reporting import colour, head, logarithmic, make_record, report_failures, table, tidy, with_range
+from reporting import colour, logarithmic, run, table, tidy, with_range
 from ways import PLAIN, SAVINGS, add_way_options, chunked, make_step
 from workload import IMAGE_SIZE, make_adapted, make_workload
 
-RECORD = "scaling.json"
 PATCH = 16
 AXES = {
     "classes": [10, 30, 100, 300, 1000, 3000, 10_000],
@@ -74,29 +72,23 @@ class Point:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure all points, fit, print, write the record and the pictures."""
+    """Measure all points and fit."""
     options, setting = parse(arguments)
-    setting.begin()
-    with whole_folder(options.output, replaces=RECORD) as folder:
-        points, failures = collect(list(plan(options)), lambda point: measure(point, setting), str)
-        record = make_record(setting, failures, points=points, fits=fits(points))
-        (folder / RECORD).write_text(to_json(record))
-        save_chart(folder / "time.png", record, "seconds")
-        save_chart(folder / "memory.png", record, "peak_memory_gb")
-    print(report(record))
-    print(f"\nWritten to {options.output}/: {RECORD}, time.png, memory.png")
-    report_failures(failures)
+
+    def content(points: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"points": points, "fits": fits(points)}
+
+    run("scaling", options, setting, plan(options), lambda point: measure(point, setting), report, content, draw)
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Setting]:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_for("scaling", __doc__)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     for axis, values in AXES.items():
         parser.add_argument(f"--{axis}", nargs="+", type=positive, default=values, help=f"points (default {values})")
     add_way_options(parser, chunk_from=1000, plain_classes=100)
     parser.add_argument("--plain-batch", type=int, default=16, help="largest batch for the plain path (default 16)")
-    add_options(parser, "scaling")
     options = parser.parse_args(arguments)
     if min(options.classes) < 2 or min(options.tokens) < 2:
         parser.error("--classes and --tokens start at 2.")
@@ -189,46 +181,36 @@ def report(record: dict[str, Any]) -> str:
         ]
         for each in record["fits"]
     ]
-    return f"{head(record)}\n\n{table(POINT_COLUMNS, points)}\n\ntime = a + b * x\n\n{table(FIT_COLUMNS, lines)}"
+    return f"{table(POINT_COLUMNS, points)}\n\ntime = a + b * x\n\n{table(FIT_COLUMNS, lines)}"
 
 
-def save_chart(path: Path, record: dict[str, Any], quantity: str) -> None:
-    """Draw one quantity over each axis, times with the fitted lines."""
+def draw(record: dict[str, Any]) -> Figure:
+    """Draw times and the fitted lines over each axis."""
     measured = {axis: ways for axis in AXES if (ways := series(record["points"], axis))}
     lines = math.ceil(len(measured) / 2)
     figure = Figure(figsize=(12 if len(measured) > 1 else 7, 4.5 * lines), layout="constrained")
     panels = figure.subplots(lines, min(2, len(measured)), squeeze=False).flat
     for axes, (axis, ways) in zip(panels, measured.items(), strict=False):
         for way, mine in ways.items():
-            x = [point["x"] for point in mine]
-            timed = quantity == "seconds"
-            y = [point["seconds"]["median"] if timed else point["peak_memory_gb"] for point in mine]
-            line = next((each for each in record["fits"] if (each["axis"], each["way"]) == (axis, way)), None)
-            label = way
-            if line and timed:
-                draw_line(axes, line, x, colour(way))
-                label += f": {line['start']:.3g} s {1000 * line['slope']:+.3g} ms · x, exponent {line['exponent']:.2f}"
-            axes.plot(x, y, "o", color=colour(way), label=label)
+            x, label = [point["x"] for point in mine], way
+            for line in record["fits"]:
+                if (line["axis"], line["way"]) == (axis, way):
+                    draw_line(axes, line, x, colour(way))
+                    cost = f"{line['start']:.3g} s {1000 * line['slope']:+.3g} ms · x"
+                    label += f": {cost}, exponent {line['exponent']:.2f}"
+            axes.plot(x, [point["seconds"]["median"] for point in mine], "o", color=colour(way), label=label)
         finish_panel(axes, axis, ways)
-        if quantity == "seconds":
-            axes.set_yscale("log")
-            logarithmic(axes.yaxis)
-            axes.set_ylim(axes.get_ylim()[0] / 1.3, axes.get_ylim()[1] * 1.6)
-            axes.set_ylabel("s per step (log)")
-        else:
-            axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
-            axes.set_ylabel("GB at the peak")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
-def draw_line(axes: Any, line: dict[str, Any], x: list[int], tint: str) -> None:
+def draw_line(axes: Axes, line: dict[str, Any], x: list[int], tint: str) -> None:
     """Draw a fitted line, bent by the logarithmic axes, over the range of its points."""
     ends = min(x), max(x)
     at = [ends[0] * (ends[1] / ends[0]) ** (step / 50) for step in range(51)]
     axes.plot(at, [line["start"] + line["slope"] * each for each in at], color=tint, linewidth=1)
 
 
-def finish_panel(axes: Any, axis: str, ways: dict[str, list[dict[str, Any]]]) -> None:
+def finish_panel(axes: Axes, axis: str, ways: dict[str, list[dict[str, Any]]]) -> None:
     """The axis that varies, with ticks where something was measured, and the legend."""
     ticks = {point["x"]: point[axis] for mine in ways.values() for point in mine}
     axes.set_xscale("log")
@@ -236,6 +218,10 @@ def finish_panel(axes: Any, axis: str, ways: dict[str, list[dict[str, Any]]]) ->
     axes.set_xticks(list(ticks), labels)
     axes.set_xticks([], minor=True)
     axes.set_xlabel(f"{UNITS[axis]} (log)")
+    axes.set_yscale("log")
+    logarithmic(axes.yaxis)
+    axes.set_ylim(axes.get_ylim()[0] / 1.3, axes.get_ylim()[1] * 1.6)
+    axes.set_ylabel("s per step (log)")
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     tidy(axes)
 

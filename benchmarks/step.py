@@ -13,46 +13,38 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
 from anprompt_peft.fast import Savings
-from anprompt_peft.files import to_json, whole_folder
-from fresh import collect, in_process
-from measuring import Setting, add_options, gemm_peak, interleave, operations, ratios, read_setting, size, spread
-from reporting import colour, head, logarithmic, make_record, report_failures, table, tidy, whiskers, with_range
+from fresh import in_process
+from measuring import Setting, gemm_peak, interleave, operations, parser_for, ratios, read_setting, size, spread
+from reporting import colour, logarithmic, run, table, tidy, whiskers, with_range
 from ways import LORA, PLAIN, SAVINGS, add_way_options, chunked, make_step, memory_of_two
 from workload import Workload, class_ids, make_adapted, make_clip, make_workload
 
-RECORD = "step.json"
 STEP_COLUMNS = ["classes, batch", "way", "s per step", "times ours", "GB at the peak", "GFLOP", "GFLOP/s", "of GEMM"]
 INFERENCE_COLUMNS = ["classes, batch", "zero-shot CLIP, images/s", "adapted, images/s", "adapted / CLIP"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure every size in processes of its own, print the tables, write the record and the picture."""
+    """Measure every size in processes of its own."""
     options, setting = parse(arguments)
-    setting.begin()
-    with whole_folder(options.output, replaces=RECORD) as folder:
-        rows, failures = collect(options.sizes, lambda of: measure(of, ways_for(of[0], options), setting), str)
-        record = make_record(setting, failures, rows=rows)
-        (folder / RECORD).write_text(to_json(record))
-        save_chart(folder / "step.png", rows)
-    print(report(record))
-    print(f"\nWritten to {options.output}/: {RECORD}, step.png")
-    report_failures(failures)
+
+    def measure_one(of: tuple[int, int]) -> dict[str, Any]:
+        return measure(of, ways_for(of[0], options), setting)
+
+    run("step", options, setting, options.sizes, measure_one, report, draw=draw)
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Setting]:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_for("step", __doc__)
     default = [(10, 4), (50, 4), (100, 32), (500, 4), (1000, 32)]
     parser.add_argument("--sizes", nargs="+", type=size, default=default, metavar="CxB")
     add_way_options(parser, chunk_from=2000, plain_classes=500)
-    add_options(parser, "step")
     options = parser.parse_args(arguments)
     return options, read_setting(parser, options)
 
@@ -145,11 +137,12 @@ def report(record: dict[str, Any]) -> str:
         rates = row["inference"]["images_per_second"]
         ratio = with_range(row["inference"]["adapted_over_clip"])
         inferences.append([name, with_range(rates["CLIP"], ".1f"), with_range(rates["adapted"], ".1f"), ratio])
-    return f"{head(record)}\n\n{table(STEP_COLUMNS, steps)}\n\n{table(INFERENCE_COLUMNS, inferences)}"
+    return f"{table(STEP_COLUMNS, steps)}\n\n{table(INFERENCE_COLUMNS, inferences)}"
 
 
-def save_chart(path: Path, rows: list[dict[str, Any]]) -> None:
+def draw(record: dict[str, Any]) -> Figure:
     """Draw step times and memory, a group of bars for every size."""
+    rows = record["rows"]
     figure = Figure(figsize=(max(9, 2.4 * len(rows)), 4.5), layout="constrained")
     ways = list(dict.fromkeys(way for row in rows for way in row["seconds"]))
     panels = figure.subplots(1, 2)
@@ -171,7 +164,7 @@ def save_chart(path: Path, rows: list[dict[str, Any]]) -> None:
     panels[0].set_ylim(panels[0].get_ylim()[0] / 2)
     logarithmic(panels[0].yaxis)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ways), frameon=False)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 if __name__ == "__main__":

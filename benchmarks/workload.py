@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from anprompt_peft import ANPromptConfig
+from anprompt_peft.method.noise import Fitted
 
 BOS, EOS = 49406, 49407
 IMAGE_SIZE = 224
@@ -57,11 +58,14 @@ class Workload:
         return Workload(self.class_names, self.pixels[number::parts], self.labels[number::parts])
 
 
-def make_clip(seed: int = 0, **vision: Any) -> CLIPModel:
-    """CLIP of ViT-B/16's size with random weights; the other sizes are transformers' defaults."""
-    torch.manual_seed(seed)
-    text = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config={"patch_size": 16, **vision})).eval()
+def make_clip(
+    text: dict[str, int] | None = None, vision: dict[str, int] | None = None, projection_dim: int = 512
+) -> CLIPModel:
+    """CLIP of ViT-B/16's size, or with other settings of its towers, with random weights."""
+    torch.manual_seed(0)
+    text = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS, **(text or {})}
+    vision = {"patch_size": 16, **(vision or {})}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)).eval()
 
 
 def make_workload(classes: int, batch: int, image_size: int = IMAGE_SIZE, seed: int = 0) -> Workload:
@@ -98,7 +102,7 @@ def make_adapted(work: Workload, clip: CLIPModel | None = None, random_targets: 
         classes, width = len(work.class_names), model.config.projection_dim
         features = F.normalize(torch.randn(2 * classes + config.num_noise_tokens, width), dim=-1)
         clean, perturbed, noise = features.split([classes, classes, config.num_noise_tokens])
-        model.visual_projection.fill("default", noise, clean, perturbed, class_ids(work.class_names))
+        model.visual_projection.fill("default", Fitted(noise, clean, perturbed, class_ids(work.class_names)))
     return model.train()
 
 

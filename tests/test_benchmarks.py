@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call, patch
 
 import pytest
 import torch
@@ -19,13 +20,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 import ablation
+import predict
 import processes
+import reporting
 import scaling
 import step
+import ways
 from anprompt_peft.fast import Savings
 from fresh import collect, in_process, in_processes
 from growth import fit
-from measuring import Setting, interleave, operations, ratios, size, spread
+from measuring import Setting, interleave, operations, parser_for, ratios, read_setting, size, spread
 from reporting import table
 from workload import class_ids, make_workload
 
@@ -183,34 +187,57 @@ def test_parts_of_a_workload_are_all_of_it() -> None:
     torch.testing.assert_close(sum(part.pixels.sum() for part in parts), work.pixels.sum())
 
 
-def test_the_plain_path_and_lora_run_where_they_fit() -> None:
-    options = step.parse([])[0]
-    ways = {of: step.ways_for(of[0], options) for of in options.sizes}
-    assert all("plain" in ways[of] for of in [(10, 4), (50, 4), (100, 32), (500, 4)])
-    assert ways[1000, 32] == ["all savings", "LoRA"]
-    assert step.ways_for(10_000, options) == ["500 texts at a time"]
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [
+        (4, ["all savings", "plain", "LoRA"]),
+        (5, ["all savings", "LoRA"]),
+        (6, ["7 texts at a time"]),
+    ],
+)
+def test_ways_of_a_step(classes: int, expected: list[str]) -> None:
+    options, _ = step.parse(["--plain-classes", "4", "--chunk-from", "6", "--text-chunk", "7"])
+    assert step.ways_for(classes, options) == expected
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [("all savings", Savings()), ("plain", Savings.none()), ("7 texts at a time", Savings(text_chunk=7))],
+)
+def test_a_step_of_a_way_sets_its_savings_first(way: str, expected: Savings) -> None:
+    model = Mock()
+    with patch.object(ways, "train_step", lambda model, work, dtype: model.train_step):
+        ways.make_step(way, model, make_workload(2, 1, 32), "float32")()
+    assert model.mock_calls == [call.set_savings(expected), call.train_step()]
 
 
 def test_ablation_switches_off_one_saving_in_each_variant() -> None:
-    options = ablation.parse([])[0]
-    variants = ablation.variants(50, options)
-    assert variants["all savings"] == Savings()
-    assert variants["plain"] == Savings.none()
-    assert variants["without last_layer"] == Savings(last_layer=False)
-    assert variants.pop("with an image cache") == Savings()
-    assert len(set(variants.values())) == len(variants) == 2 + len(ablation.switches())
-    assert "plain" not in ablation.variants(500, options)
+    options, _ = ablation.parse(["--without", "last_layer", "text_end", "--plain-classes", "4"])
+    assert ablation.variants(4, options) == {
+        "all savings": Savings(),
+        "without last_layer": Savings(last_layer=False),
+        "without text_end": Savings(text_end=False),
+        "with an image cache": Savings(),
+        "plain": Savings.none(),
+    }
+    assert "plain" not in ablation.variants(5, options)
 
 
 def test_scaling_plans_each_axis_with_the_others_at_their_defaults() -> None:
-    points = list(scaling.plan(scaling.parse([])[0]))
-    classes = [(point.classes, point.way) for point in points if point.axis == "classes"]
-    assert [of for of, way in classes if way == "all savings"] == [10, 30, 100, 300, 1000]
-    assert [of for of, way in classes if way == "500 texts at a time"] == [1000, 3000, 10_000]
-    assert [of for of, way in classes if way == "plain"] == [10, 30, 100]
-    assert [point.batch for point in points if point.axis == "batch" and point.way == "plain"] == [1, 2, 4, 8, 16]
-    assert all(point.classes == 50 and point.image == 224 for point in points if point.axis == "tokens")
-    assert [point.x for point in points if point.axis == "image" and point.way == "plain"] == [196, 324, 441, 784]
+    axes = ["--axes", "classes", "image", "--classes", "9", "3", "6", "--image", "32"]
+    limits = ["--chunk-from", "6", "--text-chunk", "7", "--plain-classes", "5"]
+    points = list(scaling.plan(scaling.parse([*axes, *limits])[0]))
+    assert [(point.axis, point.classes, point.batch, point.image, point.way) for point in points] == [
+        ("classes", 3, 4, 224, "all savings"),
+        ("classes", 3, 4, 224, "plain"),
+        ("classes", 6, 4, 224, "all savings"),
+        ("classes", 6, 4, 224, "7 texts at a time"),
+        ("classes", 9, 4, 224, "7 texts at a time"),
+        ("image", 50, 4, 32, "7 texts at a time"),
+    ]
+    assert points[-1].x == 4, "patches of 16 pixels"
+    batches = scaling.plan(scaling.parse(["--axes", "batch", "--batch", "1", "2", "--plain-batch", "1"])[0])
+    assert [(point.batch, point.way) for point in batches] == [(1, "all savings"), (1, "plain"), (2, "all savings")]
 
 
 @pytest.mark.parametrize(
@@ -222,12 +249,35 @@ def test_scaling_plans_each_axis_with_the_others_at_their_defaults() -> None:
         (scaling.parse, ["--image", "230"], "multiples of 16"),
         (scaling.parse, ["--tokens", "1"], "start at 2"),
         (processes.parse, ["--batch", "3"], "must divide by --processes 2"),
+        (predict.parse, ["--dtype", "bfloat16"], "unrecognized arguments: --dtype"),
     ],
 )
 def test_wrong_options(parse: Any, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_benchmark_writes_what_was_measured_and_ends_with_what_was_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = parser_for("small", None, device="cpu", dtype="float32", threads=torch.get_num_threads())
+    options = parser.parse_args(["--output", str(tmp_path / "out"), "--steps", "3"])
+
+    def measure(job: int) -> int:
+        if job == 2:
+            raise ChildProcessError("its process ended with code 9")
+        return 10 * job
+
+    with pytest.raises(SystemExit, match="2: its process ended with code 9"):
+        reporting.run("small", options, read_setting(parser, options), [1, 2, 3], measure, lambda record: "a table")
+    record = json.loads((tmp_path / "out" / "small.json").read_text())
+    assert record["rows"] == [10, 30]
+    assert record["did_not_finish"] == ["2: its process ended with code 9"]
+    assert record["setting"] == {"device": "cpu", "dtype": "float32", "threads": torch.get_num_threads(), "steps": 3}
+    printed = capsys.readouterr().out
+    assert "of 3 steps" in printed
+    assert "a table" in printed
 
 
 def test_speedup_and_efficiency() -> None:
@@ -266,7 +316,6 @@ def test_ablation(tmp_path: Path) -> None:
         row["all_seconds"]["plain"][0] / row["all_seconds"]["all savings"][0]
     )
     assert "without vision_prefix" in printed
-    assert Image.open(tmp_path / "out" / "ablation.png").width > 600
 
 
 @pytest.mark.slow
@@ -283,7 +332,7 @@ def test_scaling(tmp_path: Path) -> None:
     assert growth["axis"] == "image"
     assert 0 <= growth["r_squared"] <= 1
     assert "time = a + b * x" in printed
-    assert Image.open(tmp_path / "out" / "time.png").size == Image.open(tmp_path / "out" / "memory.png").size
+    assert Image.open(tmp_path / "out" / "scaling.png").width > 1000
 
 
 @pytest.mark.slow
@@ -301,7 +350,7 @@ def test_processes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_predict(tmp_path: Path) -> None:
-    arguments = ("--images", "6", "--batch", "2", "--classes", "3", "--rounds", "1", "--threads", "1")
+    arguments = ("--images", "6", "--batch", "2", "--classes", "3", "--steps", "1", "--threads", "1")
     record, printed = run("predict", tmp_path / "out", *arguments)
     rates = record["images_per_second"]
     assert set(rates) == {"predict", "one after the other", "CLIP, pixels ready"}
@@ -311,4 +360,18 @@ def test_predict(tmp_path: Path) -> None:
     )
     assert 20_000 < record["mean_file_bytes"] < 200_000, "about as large as photographs"
     assert record["versions"]["torch"] in printed
-    assert Image.open(tmp_path / "out" / "predict.png").width > 800
+
+
+@pytest.mark.slow
+def test_text_sharding(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(BENCHMARKS / "text_sharding.py")]
+    options = ["--classes", "3", "--steps", "1", "--output", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", *launch, *options], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    record = json.loads((output / "text_sharding.json").read_text())
+    (row,) = record["rows"]
+    assert (record["processes"], record["backend"], row["classes"]) == (2, "gloo", 3)
+    assert row["speedup"]["median"] == pytest.approx(row["all_seconds"]["whole"][0] / row["all_seconds"]["shared"][0])
+    assert "small CLIP, 2 processes over gloo" in done.stdout
