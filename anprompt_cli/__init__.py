@@ -1,7 +1,8 @@
 """The command `anprompt`: train, evaluate, predict, push and info.
 
-It lies beside `anprompt_peft` and not in it, because importing that package loads torch, transformers and PEFT: help,
-shell completion, wrong options and `info` answer without them. Command modules import what is heavy when they run.
+It is a package beside `anprompt_peft` and not in it, because importing that one loads torch, transformers and PEFT.
+Help, shell completion, wrong options and `info` answer without them. A command imports its job from the folder `jobs`,
+which needs them, when it runs.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Annotated
 
 import typer
 
+from .config_file import State
 from .errors import INTERRUPTED, exit_code, message
 from .evaluate import evaluate
 from .info import info
 from .predict import predict
 from .push import push
-from .state import State
 from .train import train
 
 __all__ = ["app", "main"]
@@ -39,7 +40,7 @@ def _show_version(asked: bool) -> None:
 def root(
     context: typer.Context,
     debug: Annotated[
-        bool, typer.Option("--debug", envvar="ANPROMPT_DEBUG", help="Show where an error came from.")
+        bool, typer.Option("--debug", envvar="ANPROMPT_DEBUG", help="Show the traceback of an error.")
     ] = False,
     _version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)

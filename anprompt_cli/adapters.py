@@ -1,4 +1,4 @@
-"""Finding an adapter, in a folder or on the Hub, and making sure that it can be read safely."""
+"""Adapters and data, in folders or on the Hub: whether they are there, and whether they can be read safely."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .errors import Failure
 
 METHOD = "ANPROMPT"
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+TIMEOUT = 10.0
 
 
 def locate(adapter: str, revision: str | None = None) -> Path:
@@ -28,14 +29,53 @@ def locate(adapter: str, revision: str | None = None) -> Path:
         raise ValueError(f"--revision {revision} is for adapters on the Hub, and {adapter} is a folder.")
     if not folder.is_dir():
         folder = _fetch(adapter, revision)
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{adapter} holds no adapter: there is no {CONFIG} in it.")
-    if (method := read_config(folder).get("peft_type")) != METHOD:
-        raise ValueError(f"{adapter} holds an adapter of the method {method!r}, not {METHOD!r}.")
-    if not (folder / WEIGHTS).is_file():
-        pickled = f" {PICKLE} is a pickle, which can run code when it is read." if (folder / PICKLE).exists() else ""
-        raise ValueError(f"{adapter} holds no {WEIGHTS}.{pickled} Save the adapter with save_pretrained.")
+    _check(folder, adapter)
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `ValueError` if a folder, or a folder in it, holds an adapter that [`locate`] would not return."""
+    for each in (folder, *sorted(folder.glob("*/"))):
+        if (each / CONFIG).is_file():
+            _check(each, str(each))
+
+
+def check_repo(repo: str) -> None:
+    """Raise `ValueError` if this is no name that a new repository on the Hub can have."""
+    if not ("/" in repo and _is_hub_id(repo)):
+        raise ValueError(f"{repo!r} is no repository's name on the Hub. It is namespace/name: my-name/my-adapter.")
+
+
+def check_data(data: str) -> None:
+    """Ask the Hub once for data that are not on this machine; `load_dataset` would try for half a minute.
+
+    Raises:
+        FileNotFoundError: if there are no such data.
+        Failure: if the Hub cannot be reached, and no data set of that name, or of its author, is cached.
+    """
+    if Path(data).expanduser().exists() or data.endswith(".parquet"):
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if not _is_hub_id(data):
+        raise FileNotFoundError(f"There is no folder {data}, and a data set on the Hub is called namespace/name.")
+    try:
+        HfApi().dataset_info(data, timeout=TIMEOUT)
+    except GatedRepoError:
+        return
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"There is neither a folder {data} nor such a data set on the Hub. A private one needs `hf auth login`."
+        ) from None
+    except HfHubHTTPError:
+        return
+    except Exception as error:  # an HTTP client's own, or that of offline mode
+        from datasets import config
+
+        namespace, slash, _ = data.rpartition("/")
+        if not any(Path(config.HF_DATASETS_CACHE).glob(f"{namespace}___*" if slash else data)):
+            raise Failure(f"There is no folder {data}, and the Hub cannot be reached to look there.") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -53,24 +93,40 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _check(folder: Path, name: str) -> None:
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{name} holds no adapter: there is no {CONFIG} in it.")
+    if (method := read_config(folder).get("peft_type")) != METHOD:
+        raise ValueError(f"{name} holds an adapter of the method {method!r}, not {METHOD!r}.")
+    if not (folder / WEIGHTS).is_file():
+        pickled = f" {PICKLE} is a pickle, which can run code when it is read." if (folder / PICKLE).exists() else ""
+        raise ValueError(f"{name} holds no {WEIGHTS}.{pickled} Save the adapter with save_pretrained.")
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether a repository may have that name; old data sets have no namespace."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not name.endswith("/")
+
+
 def _fetch(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
-        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import validate_repo_id
 
+    if not ("/" in repo and _is_hub_id(repo)):
+        raise ValueError(f"There is no folder {repo}, and an adapter on the Hub is called namespace/name.")
     try:
-        validate_repo_id(repo)
-        if "/" not in repo or repo.endswith("/"):
-            raise HFValidationError
         return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.json", WEIGHTS]))
-    except HFValidationError:
-        raise ValueError(f"There is no folder {repo}, and an adapter on the Hub is called namespace/name.") from None
     except RevisionNotFoundError:
         raise ValueError(f"{repo} has no revision {revision!r}.") from None
     except RepositoryNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,9 +17,12 @@ RECORD, RESULTS = "run.yaml", "results.json"
 SECTIONS = ("adapter", "training")
 SHORTCUTS = {
     "template": ("adapter", "template"),
+    "recipe": ("training", "recipe"),
     "epochs": ("training", "num_train_epochs"),
+    "warmup_epochs": ("training", "warmup_epochs"),
     "batch_size": ("training", "per_device_train_batch_size"),
     "learning_rate": ("training", "learning_rate"),
+    "class_weights": ("training", "class_weights"),
     "workers": ("training", "dataloader_num_workers"),
     "report_to": ("training", "report_to"),
 }
@@ -59,6 +62,19 @@ OWNED = {
 NOT_IN_FILE = ("config", "resume")
 
 
+@dataclass
+class State:
+    """What one call of the command line carries from its options to its end.
+
+    Attributes:
+        debug (`bool`): show where errors came from.
+        sections (`dict[str, dict[str, Any]]`): what a configuration file says under `adapter` and `training`.
+    """
+
+    debug: bool = False
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which 1e-3 is a number, as in YAML 1.2 and JSON; PyYAML by itself reads a string."""
 
@@ -93,9 +109,9 @@ def use_file(context: typer.Context, path: Path | None) -> Path | None:
 def effective(options: Mapping[str, Any], sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return options and sections as one record, with the options that stand for a field put into its section."""
     merged = {section: dict(sections.get(section, {})) for section in SECTIONS}
-    for option, (section, field) in SHORTCUTS.items():
+    for option, (section, name) in SHORTCUTS.items():
         if options.get(option) is not None:
-            merged[section][field] = _alone(options[option]) if option == "template" else options[option]
+            merged[section][name] = _alone(options[option]) if option == "template" else options[option]
     return {**{name: value for name, value in options.items() if name not in SHORTCUTS}, **merged}
 
 
@@ -114,7 +130,7 @@ def check_fields(section: str, values: Mapping[str, Any], record: type[Any]) -> 
 
     exact = ConfigDict(arbitrary_types_allowed=True, strict=True)
     hints, owned = get_type_hints(record), OWNED[section]
-    allowed = [field.name for field in fields(record) if field.name not in owned]
+    allowed = [each.name for each in fields(record) if each.name not in owned]
     for name, value in values.items():
         if name in owned:
             raise ValueError(f"{section}.{name} cannot be set here: {owned[name]}.")
@@ -158,9 +174,9 @@ def _parse(path: Path, context: typer.Context) -> tuple[dict[str, Any], dict[str
     for section, given in sections.items():
         if not isinstance(given, dict):
             raise ValueError(f"{section} must hold fields with values, not {given!r}.")
-    for option, (section, field) in SHORTCUTS.items():
-        if values.get(option) is not None and field in sections[section]:
-            raise ValueError(f"{option} and {section}.{field} are the same setting. Keep one.")
+    for option, (section, name) in SHORTCUTS.items():
+        if values.get(option) is not None and name in sections[section]:
+            raise ValueError(f"{option} and {section}.{name} are the same setting. Keep one.")
     return {name: _as_given(value, options[name]) for name, value in values.items()}, sections
 
 

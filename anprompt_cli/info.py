@@ -10,18 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from .adapters import CONFIG, WEIGHTS, locate, read_config
-from .options import AdapterOption, JsonOption, RevisionOption
+from .options import InfoOptions, command
 from .text import printable
 
 FROZEN = ("anprompt_noise_prompts", "anprompt_class_ids", "anprompt_clean_features", "anprompt_perturbed_features")
 SHOWN = 10
 
 
-def info(
-    adapter: AdapterOption,
-    revision: RevisionOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@command
+def info(options: InfoOptions) -> None:
     """Show what is in an adapter, without running or loading anything of it.
 
     * `anprompt info adapter`
@@ -29,8 +26,8 @@ def info(
 
     Only the JSON configuration and the header of the safetensors file are read. Weights in a pickle are refused.
     """
-    record = describe(locate(adapter, revision))
-    print(json.dumps(record, indent=2, ensure_ascii=False) if as_json else _text(record))
+    record = describe(locate(options.adapter, options.revision))
+    print(json.dumps(record, indent=2, ensure_ascii=False) if options.as_json else _text(record))
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -1,25 +1,35 @@
-"""Options that several commands share."""
+"""The options of every command: one frozen dataclass each, whose fields are the options.
+
+A new option is a field here, its use in the command or its job, and its line in docs/cli.md. An option that only sets
+a field of the adapter or of Trainer is used by its line in [`~anprompt_cli.config_file.SHORTCUTS`].
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
 from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 from typer import Argument, Option
 
-DATA, CLASSES, RUN = "Data", "Classes", "Running"
+from .config_file import use_file
+
+DATA, CLASSES, TRAINING, RUN, OUTPUT = "Data", "Classes", "Training", "Running", "Output"
 
 
 class Device(StrEnum):
-    """Where to compute: on the GPU if there is one, or on the CPU in any case."""
+    """Where to compute: on the GPU if there is one, or always on the CPU."""
 
     AUTO = "auto"
     CPU = "cpu"
 
 
 class Precision(StrEnum):
-    """Arithmetic of training: full precision, or autocast to half."""
+    """Arithmetic of training: float32, or autocast to a 16-bit type."""
 
     FP32 = "fp32"
     FP16 = "fp16"
@@ -33,62 +43,294 @@ class OnCorrupt(StrEnum):
     SKIP = "skip"
 
 
-AdapterOption = Annotated[
-    str, Argument(metavar="ADAPTER", help="Folder of an adapter, or its id on the Hub.", show_default=False)
-]
-RevisionOption = Annotated[
-    str | None, Option("--revision", help="Branch, tag or commit of an adapter on the Hub.", show_default=False)
-]
-DataOption = Annotated[
-    str,
-    Argument(
-        metavar="DATA",
-        help="Labelled images: a folder with one sub-folder per class (or with train/ and test/ that have them), "
-        "parquet files, or a data set on the Hub.",
-        show_default=False,
-    ),
-]
-DataConfigOption = Annotated[
-    str | None, Option(help="Configuration of a data set on the Hub.", rich_help_panel=DATA, show_default=False)
-]
-DataRevisionOption = Annotated[
-    str | None,
-    Option(help="Branch, tag or commit of a data set on the Hub.", rich_help_panel=DATA, show_default=False),
-]
-ImageColumnOption = Annotated[
-    str | None,
-    Option(help="Column of the images, if several could be.", rich_help_panel=DATA, show_default=False),
-]
-LabelColumnOption = Annotated[
-    str | None,
-    Option(help="Column of the labels, if several could be.", rich_help_panel=DATA, show_default=False),
-]
-OnCorruptOption = Annotated[
-    OnCorrupt,
-    Option(help="Stop at images that cannot be read, or leave them out and count them.", rich_help_panel=DATA),
-]
-ClassesFileOption = Annotated[
-    Path | None,
-    Option(
-        exists=True,
-        dir_okay=False,
-        help="Better names for the data's classes: a text file with one name per line in the order of the labels, or "
-        'a JSON file with {"name in the data": "better name"}.',
-        rich_help_panel=CLASSES,
-        show_default=False,
-    ),
-]
-ClassesOption = Annotated[
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a typer command of a function whose parameter `options` is a dataclass of options.
+
+    typer sees the fields in place of that parameter: their names, `Annotated` types and defaults.
+    """
+    record = get_type_hints(function)["options"]
+    hints = get_type_hints(record, include_extras=True)
+    others = [each for each in signature(function, eval_str=True).parameters.values() if each.name != "options"]
+
+    @wraps(function)
+    def call(**values: Any) -> None:
+        given = {each.name: values.pop(each.name) for each in others}
+        function(**given, options=record(**values))
+
+    options = [
+        Parameter(
+            each.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if each.default is MISSING else each.default,
+            annotation=hints[each.name],
+        )
+        for each in fields(record)
+    ]
+    parameters = [*(each.replace(kind=Parameter.KEYWORD_ONLY) for each in others), *options]
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    return call
+
+
+def _unset(help: str, panel: str | None = None, *names: str, **settings: Any) -> Any:
+    """Return an option whose default is no value of its own, so that help has nothing to show for it."""
+    return Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
+
+
+def _argument(metavar: str, help: str, **settings: Any) -> Any:
+    return Argument(metavar=metavar, help=help, show_default=False, **settings)
+
+
+IS_FILE = {"exists": True, "dir_okay": False}
+Classes = Annotated[
     list[str] | None,
-    Option(
-        metavar="NAME",
-        help="A class to tell apart; repeat it. Default: those that the adapter was trained on.",
-        rich_help_panel=CLASSES,
-        show_default=False,
-    ),
+    _unset("Class to choose from; repeat it. Default: those the adapter was trained on.", CLASSES, metavar="NAME"),
 ]
-DeviceOption = Annotated[
-    Device, Option(help="Use the GPU if there is one, or the CPU in any case.", rich_help_panel=RUN)
-]
-WorkersOption = Annotated[int, Option(metavar="N", min=0, help="Processes that read images.", rich_help_panel=RUN)]
-JsonOption = Annotated[bool, Option("--json", help="Print JSON.")]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """Which adapter to use."""
+
+    adapter: Annotated[str, _argument("ADAPTER", "Folder of an adapter, or its id on the Hub.")]
+    revision: Annotated[str | None, _unset("Branch, tag or commit of an adapter on the Hub.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which labelled images to use."""
+
+    data: Annotated[
+        str,
+        _argument(
+            "DATA",
+            "Labelled images: a folder with one sub-folder per class (or with train/ and test/ that have them), "
+            "parquet files, or a data set on the Hub.",
+        ),
+    ]
+    data_config: Annotated[str | None, _unset("Configuration of a data set on the Hub.", DATA)] = None
+    data_revision: Annotated[str | None, _unset("Branch, tag or commit of a data set on the Hub.", DATA)] = None
+    image_column: Annotated[str | None, _unset("Column with the images, if several have images.", DATA)] = None
+    label_column: Annotated[str | None, _unset("Column with the labels, if several could be it.", DATA)] = None
+    on_corrupt: Annotated[
+        OnCorrupt, Option(help="Stop at unreadable images, or skip and count them.", rich_help_panel=DATA)
+    ] = OnCorrupt.RAISE
+    classes_file: Annotated[
+        Path | None,
+        _unset(
+            "Class names to use instead of those in the data: a text file with one name per line in the order of the "
+            'labels, or a JSON file with {"name in the data": "better name"}.',
+            CLASSES,
+            **IS_FILE,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where to run."""
+
+    device: Annotated[
+        Device, Option(help="auto: the GPU if there is one. cpu: never the GPU.", rich_help_panel=RUN)
+    ] = Device.AUTO
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions, DataOptions):
+    """Options of `anprompt train`."""
+
+    output: Annotated[
+        Path,
+        _unset(
+            "Folder to write the adapter to, with results, report and model card. It must be empty, or absent.",
+            OUTPUT,
+            is_eager=True,
+        ),
+    ]
+    resume: Annotated[
+        bool,
+        Option(
+            "--resume",
+            is_eager=True,
+            help="Continue the run that was begun in --output. Other options need not be repeated.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    config: Annotated[
+        Path | None,
+        _unset(
+            "YAML or JSON file with options (`shots: 16`) and with any field of the adapter and of Trainer.",
+            is_eager=True,
+            callback=use_file,
+            **IS_FILE,
+        ),
+    ] = None
+    model: Annotated[str, Option(help="CLIP to adapt: its id on the Hub, or a folder.")] = (
+        "openai/clip-vit-base-patch16"
+    )
+    shots: Annotated[
+        int | None, _unset("Images per class, drawn with --seed. Default: all.", DATA, metavar="N", min=1)
+    ] = None
+    train_split: Annotated[str, Option(help="Split to train on.", rich_help_panel=DATA)] = "train"
+    eval_split: Annotated[
+        str | None, _unset("Split to measure the result on. Default: test, else validation.", DATA)
+    ] = None
+    test_share: Annotated[
+        float | None,
+        _unset("Share of the images to hold out as the split test, if there is none.", DATA, min=0.01, max=0.99),
+    ] = None
+    validation_share: Annotated[
+        float | None, _unset("The same for the split validation, used by --early-stopping.", DATA, min=0.01, max=0.99)
+    ] = None
+    class_names: Annotated[
+        list[str] | None,
+        _unset(
+            "Class name to use instead of the one in the data; repeat it for every class, in the order of the labels.",
+            CLASSES,
+            metavar="NAME",
+        ),
+    ] = None
+    template: Annotated[
+        list[str] | None,
+        _unset("Prompt with {} for the class name; repeat it for several. Default: a photo of a {}.", CLASSES),
+    ] = None
+    base_only: Annotated[
+        bool,
+        Option(
+            "--base-only",
+            help="Train on the first half of the classes (base); measure on both halves (base and new).",
+            rich_help_panel=CLASSES,
+        ),
+    ] = False
+    halves: Annotated[
+        Path | None,
+        _unset('The same with the halves of a JSON file: {"base": [names], "new": [names]}.', CLASSES, **IS_FILE),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        _unset("Weight decay, clipping and schedule: default, or paper. Default: default.", TRAINING, metavar="NAME"),
+    ] = None
+    epochs: Annotated[
+        float | None, _unset("Passes over the training images. Default: 10.", TRAINING, metavar="N", min=0)
+    ] = None
+    warmup_epochs: Annotated[
+        float | None,
+        _unset(
+            "Epochs at a constant learning rate of 1e-5 before the cosine. Default: the recipe's.",
+            TRAINING,
+            metavar="N",
+            min=0,
+        ),
+    ] = None
+    batch_size: Annotated[int | None, _unset("Images per step. Default: 4.", TRAINING, metavar="N", min=1)] = None
+    learning_rate: Annotated[
+        float | None, _unset("Peak learning rate of AdamW. Default: 0.001.", TRAINING, metavar="N", min=0)
+    ] = None
+    class_weights: Annotated[
+        str | None,
+        _unset(
+            "balanced: weight the classes by their inverse frequency in the loss. Default: none.",
+            TRAINING,
+            metavar="NAME",
+        ),
+    ] = None
+    early_stopping: Annotated[
+        int | None,
+        _unset(
+            "Stop after N epochs without better accuracy on the split validation, and keep the best epoch.",
+            TRAINING,
+            metavar="N",
+            min=1,
+        ),
+    ] = None
+    augment: Annotated[
+        bool, Option(help="Train on random crops, half of them mirrored.", rich_help_panel=TRAINING)
+    ] = True
+    seed: Annotated[
+        int,
+        Option(
+            metavar="N",
+            min=0,
+            max=2**32 - 1,
+            help="Seed of shots, weights, batches and crops.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 1
+    precision: Annotated[Precision, Option(help="fp16 and bf16 train with autocast.", rich_help_panel=TRAINING)] = (
+        Precision.FP32
+    )
+    workers: Annotated[
+        int | None, _unset("Worker processes that load images. Default: 0.", RUN, metavar="N", min=0)
+    ] = None
+    report_to: Annotated[
+        list[str] | None,
+        _unset("Where Trainer logs to, such as tensorboard; repeat it for several.", OUTPUT, metavar="NAME"),
+    ] = None
+    push_to_hub: Annotated[
+        str | None, _unset("Repository, namespace/name, to push the adapter to at the end.", OUTPUT, metavar="REPO")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(RunOptions, DataOptions, AdapterOptions):
+    """Options of `anprompt evaluate`."""
+
+    split: Annotated[str, Option(help="Split to measure on.", rich_help_panel=DATA)] = "test"
+    classes: Classes = None
+    halves: Annotated[
+        Path | None,
+        _unset(
+            "Measure base and new classes separately, and their harmonic mean: the JSON file that `train` wrote.",
+            CLASSES,
+            **IS_FILE,
+        ),
+    ] = None
+    batch_size: Annotated[int, Option(metavar="N", min=1, help="Images per step.")] = 100
+    workers: Annotated[
+        int, Option(metavar="N", min=0, help="Worker processes that load images.", rich_help_panel=RUN)
+    ] = 0
+    report: Annotated[Path | None, _unset("Write a report as one HTML file.", dir_okay=False)] = None
+    as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(RunOptions, AdapterOptions):
+    """Options of `anprompt predict`."""
+
+    images: Annotated[
+        list[str], _argument("IMAGE", "Image files, folders (searched with their sub-folders) or quoted globs.")
+    ]
+    top_k: Annotated[int, Option(metavar="N", min=1, help="Classes to show per image, the most likely first.")] = 3
+    classes: Classes = None
+    classes_file: Annotated[
+        Path | None,
+        _unset("The same from a file: text with one name per line, or a JSON list.", CLASSES, **IS_FILE),
+    ] = None
+    template: Annotated[
+        list[str] | None,
+        _unset("Prompt with {} for the class name; repeat it for several. Default: the adapter's own.", CLASSES),
+    ] = None
+    jsonl: Annotated[bool, Option("--jsonl", help="Print one JSON object per line.")] = False
+    batch_size: Annotated[int, Option(metavar="N", min=1, help="Images per step.")] = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions:
+    """Options of `anprompt push`."""
+
+    folder: Annotated[Path, _argument("ADAPTER", "Folder that `train` wrote.", exists=True, file_okay=False)]
+    repo: Annotated[str, _argument("REPO", "Repository, namespace/name; created if it does not exist.")]
+    private: Annotated[
+        bool | None,
+        _unset("Whether a new repository is private. Default: your setting on the Hub.", None, "--private/--public"),
+    ] = None
+    revision: Annotated[str | None, _unset("Branch to push to, created if it does not exist. Default: main.")] = None
+    message: Annotated[str | None, _unset("Commit message.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(AdapterOptions):
+    """Options of `anprompt info`."""
+
+    as_json: Json = False

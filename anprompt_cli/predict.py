@@ -7,47 +7,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import typer
-from typer import Argument, Option
 
 from .errors import FAILED
-from .options import CLASSES, AdapterOption, ClassesOption, Device, DeviceOption, RevisionOption
+from .options import PredictOptions, command
 from .text import printable
 
 
-def predict(
-    adapter: AdapterOption,
-    images: Annotated[
-        list[str],
-        Argument(metavar="IMAGE", help="Image files, folders (with all in them) or quoted globs.", show_default=False),
-    ],
-    top_k: Annotated[int, Option(metavar="N", min=1, help="Classes to name per image, the most likely first.")] = 3,
-    classes: ClassesOption = None,
-    classes_file: Annotated[
-        Path | None,
-        Option(
-            exists=True,
-            dir_okay=False,
-            help="The same from a file: text with one name per line, or a JSON list.",
-            rich_help_panel=CLASSES,
-            show_default=False,
-        ),
-    ] = None,
-    template: Annotated[
-        list[str] | None,
-        Option(
-            help="Prompt around a class name; repeat it for several. Default: the adapter's own.",
-            rich_help_panel=CLASSES,
-            show_default=False,
-        ),
-    ] = None,
-    jsonl: Annotated[bool, Option("--jsonl", help="Print a JSON object per line.")] = False,
-    revision: RevisionOption = None,
-    batch_size: Annotated[int, Option(metavar="N", min=1, help="Images per step.")] = 16,
-    device: DeviceOption = Device.AUTO,
-) -> None:
+@command
+def predict(options: PredictOptions) -> None:
     """Classify images.
 
     * `anprompt predict adapter cat.jpg holiday/ "more/**/*.png"`
@@ -56,19 +25,17 @@ def predict(
 
     Images that cannot be read are named on standard error, and the exit code is then 1.
     """
-    if classes and classes_file:
+    if options.classes and options.classes_file:
         raise ValueError("--classes and --classes-file exclude each other.")
-    paths = find_images(images)
-    from .labelled import read_names
-    from .prediction_job import classify
+    paths = find_images(options.images)
+    from .jobs.predict import classify
 
-    names, templates = classes or read_names(classes_file), template
     width, failed = max(map(len, paths)), False
-    for result in classify(adapter, revision, device, paths, names, templates, top_k, batch_size):
+    for result in classify(options, paths):
         if result.error:
             failed = True
             print(f"error: {result.error}", file=sys.stderr)
-        elif jsonl:
+        elif options.jsonl:
             predictions = [{"class": name, "probability": share} for name, share in result.ranking]
             print(json.dumps({"image": result.path, "predictions": predictions}, ensure_ascii=False), flush=True)
         else:

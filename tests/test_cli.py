@@ -29,7 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPProcessor
 
-from anprompt_cli import main, measuring, training_job
+from anprompt_cli import main
+from anprompt_cli.jobs import measuring
+from anprompt_cli.jobs import train as training_job
 from anprompt_peft.training import RepeatableRows
 from export_folder import export
 from handwriting import CLASS_NAMES, TEMPLATE
@@ -391,7 +393,8 @@ def test_evaluation_says_which_classes_it_leaves_out(adapter: Path, digits: Path
     answer = call("evaluate", adapter, digits)
     assert answer.code == 0
     assert "Left out: the images of 5 other classes." in answer.err
-    table = answer.out.splitlines()
+    gain, _, *table = answer.out.splitlines()
+    assert re.fullmatch(r"[+-]\d+\.\d points over zero-shot, \d+\.\d against \d+\.\d", gain)
     assert table[0].split()[-1] == "test"
     assert sorted(line.split()[0] for line in table[5:]) == NAMES[:5]
 
@@ -650,7 +653,7 @@ def test_what_nobody_foresaw_is_a_failure_and_no_wrong_usage(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the disk\nis full")
 
-    monkeypatch.setattr("anprompt_cli.prediction_job.load_adapter", fail)
+    monkeypatch.setattr("anprompt_cli.jobs.predict.load_adapter", fail)
     answer = call("predict", adapter, digits / "test" / "one")
     assert (answer.code, answer.out) == (1, "")
     assert answer.err.endswith("error: RuntimeError: the disk is full\n")

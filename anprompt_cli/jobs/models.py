@@ -14,9 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from anprompt_peft.files import hub_id  # also registers the method
 
-from .adapters import CONFIG, locate, read_config
-from .errors import Failure
-from .options import Device
+from ..adapters import CONFIG, locate, read_config
+from ..errors import Failure
+from ..options import Device
 
 
 def quieten() -> None:

@@ -13,15 +13,21 @@ from anprompt_peft.data import ClassHalves, class_names_of, few_shot, halves, se
 from anprompt_peft.files import whole_file
 from anprompt_peft.training import ANPromptTrainingArguments
 
-from .config_file import OWNED, RECORD, check_fields, from_yaml, to_yaml
+from ..config_file import OWNED, RECORD, check_fields, from_yaml, to_yaml
+from ..options import Precision, TrainOptions
 from .labelled import check_parts, choose_split, load_splits, select_parts
 from .models import choose_device
-from .options import Device, Precision
 
 HALVES = "base-new.json"
 MEASURED_SPLITS = ("test", "validation")
 HELD_OUT_SEED = 0
 CHECKPOINTS = {"save_strategy": "epoch", "save_total_limit": 1}
+EARLY_STOPPING = {
+    "eval_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "accuracy",
+    "restore_callback_states_from_checkpoint": True,
+}
 
 
 @dataclass
@@ -62,13 +68,12 @@ class Images:
         self.corrupt = corrupt + left_out
 
 
-def training_arguments(settings: Mapping[str, Any], output: Path, device: Device) -> ANPromptTrainingArguments:
+def training_arguments(options: TrainOptions, settings: Mapping[str, Any]) -> ANPromptTrainingArguments:
     """Return Trainer's arguments.
 
     Args:
+        options (`TrainOptions`): output folder, seed, device, precision and early stopping.
         settings (`Mapping`): what [`~anprompt_cli.config_file.effective`] returned.
-        output (`Path`): where checkpoints go.
-        device (`Device`): where to train.
 
     Raises:
         ValueError: if a section is wrong, or the precision does not fit the device.
@@ -77,50 +82,58 @@ def training_arguments(settings: Mapping[str, Any], output: Path, device: Device
     check_fields("training", settings["training"], ANPromptTrainingArguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("anprompt train runs as one process. For several, write a script with Accelerate.")
-    precision, on_cpu = settings["precision"], choose_device(device).type == "cpu"
-    if precision == Precision.FP16 and on_cpu:
+    on_cpu = choose_device(options.device).type == "cpu"
+    if options.precision == Precision.FP16 and on_cpu:
         raise ValueError("--precision fp16 needs a GPU. On a CPU use fp32 or bf16.")
     arguments = ANPromptTrainingArguments(
-        output_dir=str(output),
-        seed=settings["seed"],
+        output_dir=str(options.output),
+        seed=options.seed,
         use_cpu=on_cpu,
-        fp16=precision == Precision.FP16,
-        bf16=precision == Precision.BF16,
+        fp16=options.precision == Precision.FP16,
+        bf16=options.precision == Precision.BF16,
         label_names=["labels"],
-        **{"dataloader_pin_memory": not on_cpu, **CHECKPOINTS, **settings["training"]},
+        **{"dataloader_pin_memory": not on_cpu, **_defaults(options), **settings["training"]},
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel
     return arguments
 
 
-def draw_images(settings: Mapping[str, Any], evaluates: bool) -> Images:
+def draw_images(options: TrainOptions, evaluates: bool) -> Images:
     """Load the data and draw the images of a run; none is decoded.
 
     Args:
-        settings (`Mapping`): what [`~anprompt_cli.config_file.effective`] returned.
+        options (`TrainOptions`): data, splits, classes and shots.
         evaluates (`bool`): whether Trainer evaluates while training.
 
     Raises:
         ValueError: if splits, classes or shots are not there.
         Failure: if the data cannot be loaded.
     """
-    splits = load_splits(settings)
-    pool = choose_split(splits, settings["train_split"], "--train-split")
-    if share := settings.get("test_share"):
-        if "test" in splits:
-            raise ValueError(f"--test-share {share}: the data have a split test already.")
-        held_out = split_data(pool, test=share, seed=HELD_OUT_SEED)
-        pool, splits = held_out["train"], {**splits, **held_out}
-    half = _halves(settings, class_names_of(pool))
+    splits = load_splits(options, options.class_names)
+    pool = choose_split(splits, options.train_split, "--train-split")
+    shares = {"test": options.test_share, "validation": options.validation_share}
+    if held_out := {name: share for name, share in shares.items() if share}:
+        if present := [name for name in held_out if name in splits]:
+            raise ValueError(
+                " ".join(f"--{name}-share {held_out[name]}: the data have a split {name} already." for name in present)
+            )
+        parts = split_data(pool, **held_out, seed=HELD_OUT_SEED)
+        pool, splits = parts["train"], {**splits, **parts}
+    half = _halves(options, class_names_of(pool))
     classes = list(half.base) if half else class_names_of(pool)
     train: Any = select_classes(pool, classes)
-    if shots := settings.get("shots"):
-        train = few_shot(train, shots, settings["seed"])
+    if options.shots:
+        train = few_shot(train, options.shots, options.seed)
     evaluate = None
     if evaluates:
-        validation = choose_split(splits, "validation", "training.eval_strategy evaluates on")
-        evaluate = select_classes(validation, classes)
-    split = settings.get("eval_split") or next((name for name in MEASURED_SPLITS if name in splits), None)
+        if "validation" not in splits:
+            what = f"--early-stopping {options.early_stopping}" if options.early_stopping else "training.eval_strategy"
+            raise ValueError(
+                f"{what} evaluates on validation: the data have no such split, only {', '.join(splits)}. Hold one out "
+                "with --validation-share 0.1."
+            )
+        evaluate = select_classes(splits["validation"], classes)
+    split = options.eval_split or next((name for name in MEASURED_SPLITS if name in splits), None)
     if split is None:
         return Images(train, evaluate, split, {}, half)
     groups = {"base": half.base, "new": half.new} if half else {split: classes}
@@ -136,7 +149,9 @@ def adapter_config(settings: Mapping[str, Any], class_names: Sequence[str]) -> A
     return ANPromptConfig(class_names=list(class_names), **settings["adapter"])
 
 
-def begin(settings: Mapping[str, Any], config: ANPromptConfig, images: Images, output: Path) -> dict[str, Any]:
+def begin(
+    options: TrainOptions, settings: Mapping[str, Any], config: ANPromptConfig, images: Images
+) -> dict[str, Any]:
     """Write down what is about to run, or compare it with the run that is resumed.
 
     Returns:
@@ -151,8 +166,9 @@ def begin(settings: Mapping[str, Any], config: ANPromptConfig, images: Images, o
     record = {
         **settings,
         "adapter": {name: getattr(config, name) for name in choices},
-        "training": {**defaults, **CHECKPOINTS, **settings["training"]},
+        "training": {**defaults, **_defaults(options), **settings["training"]},
     }
+    output = options.output
     path = output / RECORD
     if path.is_file():
         _check_same(from_yaml(path), record, path)
@@ -166,17 +182,24 @@ def begin(settings: Mapping[str, Any], config: ANPromptConfig, images: Images, o
     return record
 
 
-def _halves(settings: Mapping[str, Any], names: list[str]) -> ClassHalves | None:
-    if settings.get("halves"):
-        return ClassHalves.load(settings["halves"])
-    return halves(names) if settings.get("base_only") else None
+def _defaults(options: TrainOptions) -> dict[str, Any]:
+    """Return the defaults of Trainer's arguments that this command changes."""
+    return {**CHECKPOINTS, **(EARLY_STOPPING if options.early_stopping else {})}
+
+
+def _halves(options: TrainOptions, names: list[str]) -> ClassHalves | None:
+    if options.halves:
+        return ClassHalves.load(options.halves)
+    return halves(names) if options.base_only else None
 
 
 def _check_same(begun: Mapping[str, Any], record: Mapping[str, Any], path: Path) -> None:
     old, new = _flat(begun), _flat(record)
     if changed := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
         changes = "; ".join(f"{name} is {new.get(name)!r} and was {old.get(name)!r}" for name in changed)
-        raise ValueError(f"{path} was begun with other settings: {changes}. Leave these out, or begin another run.")
+        raise ValueError(
+            f"{path} was begun with other settings: {changes}. Leave them out, or start a new run."
+        )
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,24 +12,32 @@ from typing import Any
 
 from peft import get_peft_model
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from anprompt_peft import Metric, TrainingFacts
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.files import hub_id, to_json
 from anprompt_peft.provenance import provenance
-from anprompt_peft.report import ReportData, describe_adapter, read_geometry, write_report
+from anprompt_peft.report import ReportData, read_geometry, write_report
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 
-from .config_file import RESULTS
-from .errors import Interrupted
+from ..config_file import RESULTS
+from ..errors import Interrupted
+from ..options import TrainOptions
 from .interrupt import Interruption
-from .labelled import count_by_class
-from .measuring import ADAPTED, Measured, measure
+from .labelled import count_by_class, left_out, public_name
+from .measuring import ADAPTED, Measured, describe, measure
 from .models import load_clip, quieten
-from .options import Device
-from .run import Images, adapter_config, begin, draw_images, training_arguments
+from .plan import Images, adapter_config, begin, draw_images, training_arguments
 
 REPORT = "report.html"
 
@@ -59,47 +67,49 @@ class Progress(ProgressCallback):
             tqdm.write(f"epoch {state.epoch:.4g}: {figures}", file=sys.stderr)
 
 
-def train_adapter(settings: Mapping[str, Any], output: Path, device: Device) -> Measured | None:
-    """Train as the settings say, from the last checkpoint in the folder if there is one.
+def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[Measured | None, list[str]]:
+    """Train as the options say, from the last checkpoint in the output folder if there is one.
 
     Args:
+        options (`TrainOptions`): the command's. The output folder is empty or absent, or holds a run that was started
+            with the same settings.
         settings (`Mapping`): what [`~anprompt_cli.config_file.effective`] returned.
-        output (`Path`): the folder to write: empty or absent, or with a run that was begun with the same settings.
-        device (`Device`): where to train.
 
     Returns:
-        `Measured`: how adapted and zero-shot CLIP do on the split to measure on; `None` if there is no such split.
+        `tuple`: how adapted and zero-shot CLIP do on the split to measure on, `None` if there is no such split, and
+        what a reader of the figures must know.
 
     Raises:
-        ValueError: if a setting is wrong.
+        ValueError: if an option is wrong.
         Failure: if images or the base model cannot be read.
         Interrupted: after Ctrl-C; the folder then holds a checkpoint.
     """
     quieten()
     started = time.perf_counter()
-    arguments = training_arguments(settings, output, device)
-    images = draw_images(settings, evaluates=arguments.eval_strategy != "no")
+    arguments = training_arguments(options, settings)
+    images = draw_images(options, evaluates=arguments.eval_strategy != "no")
     config = adapter_config(settings, images.class_names)
-    clip, processor = load_clip(settings["model"], config.revision)
-    images.check(settings["on_corrupt"])
-    set_seed(settings["seed"])
-    trainer = _trainer(get_peft_model(clip, config), arguments, images, processor, settings["augment"])
-    record = begin(settings, config, images, output)
-    _train(trainer, last_checkpoint(output))
+    clip, processor = load_clip(options.model, config.revision)
+    images.check(options.on_corrupt)
+    set_seed(options.seed)
+    trainer = _trainer(get_peft_model(clip, config), arguments, images, processor, options)
+    record = begin(options, settings, config, images)
+    _train(trainer, last_checkpoint(options.output))
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False).eval()
     batches = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
     measured = measure(model, images.measure, processor, *batches) if images.split else None
-    facts = _facts(settings, arguments, images, measured)
+    facts = _facts(options, arguments, images, measured)
     model.describe_training(facts)
+    notes = _notes(arguments, images, measured)
     made = {
-        "notes": _notes(arguments, images),
+        "notes": notes,
         "history": trainer.state.log_history,
         "seconds": round(time.perf_counter() - started, 1),
         **provenance(),
     }
-    report = _report(f"ANPrompt on {_data_name(settings)}", model, measured, facts, made)
-    _write(output, model, processor, {**_results(record, images, measured), **made}, report)
-    return measured
+    report = _report(f"ANPrompt on {public_name(options.data)}", model, measured, facts, made)
+    _write(options.output, model, processor, {**_results(record, images, measured), **made}, report)
+    return measured, notes
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -109,15 +119,17 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _trainer(
-    model: Any, arguments: ANPromptTrainingArguments, images: Images, processor: Any, augment: bool
+    model: Any, arguments: ANPromptTrainingArguments, images: Images, processor: Any, options: TrainOptions
 ) -> ANPromptTrainer:
-    train: Any = ClipTransform(processor, augment).apply(images.train)
+    train: Any = ClipTransform(processor, options.augment).apply(images.train)
     evaluate: Any = ClipTransform(processor).apply(images.evaluate) if images.evaluate is not None else None
     trainer = ANPromptTrainer(model, arguments, train_dataset=train, eval_dataset=evaluate)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     if not arguments.disable_tqdm:
         trainer.add_callback(Progress)
+    if options.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(options.early_stopping))
     return trainer
 
 
@@ -151,31 +163,24 @@ def _report(
         zero_shot=measured.zero_shot if measured else (),
         history=made["history"],
         geometry=read_geometry(model),
-        settings={**describe_adapter(model), **facts.arguments},
+        settings={**facts.arguments, **describe(model)},
         provenance={name: made[name] for name in ("versions", "git_commit", "hardware")},
         notes=made["notes"],
     )
 
 
-def _notes(arguments: ANPromptTrainingArguments, images: Images) -> list[str]:
+def _notes(arguments: ANPromptTrainingArguments, images: Images, measured: Measured | None) -> list[str]:
     """Return what a reader of the figures must know."""
-    notes = []
-    if images.corrupt:
-        notes.append(f"{len(images.corrupt)} images could not be read and were left out.")
+    notes = [*(measured.notes() if measured else ()), *left_out(images.corrupt)]
     if arguments.load_best_model_at_end and images.split == "validation":
         notes.append("The best checkpoint was chosen on the images that the figures come from.")
     return notes
 
 
-def _data_name(settings: Mapping[str, Any]) -> str:
-    """Return a data set's id on the Hub, or the name of its file or folder without where that is."""
-    return hub_id(settings["data"]) or Path(settings["data"]).name
-
-
 def _facts(
-    settings: Mapping[str, Any], arguments: ANPromptTrainingArguments, images: Images, measured: Measured | None
+    options: TrainOptions, arguments: ANPromptTrainingArguments, images: Images, measured: Measured | None
 ) -> TrainingFacts:
-    data, seed = _data_name(settings), settings["seed"]
+    data, seed = public_name(options.data), options.seed
     trained_on = f"{len(images.train)} images of {len(images.class_names)} classes"
     metrics = [
         Metric(
@@ -190,17 +195,20 @@ def _facts(
         for name, estimate in (measured.estimates()[ADAPTED] if measured else {}).items()
     ]
     return TrainingFacts(
-        training_data=f"{trained_on} from {data}, split {settings['train_split']}.",
-        datasets=[data] if hub_id(settings["data"]) else [],
+        training_data=f"{trained_on} from {data}, split {options.train_split}.",
+        datasets=[data] if hub_id(options.data) else [],
         arguments={
-            "shots": settings.get("shots"),
+            "shots": options.shots,
             "seed": seed,
+            "recipe": arguments.recipe,
             "epochs": arguments.num_train_epochs,
             "warmup_epochs": arguments.warmup_epochs,
             "batch_size": arguments.per_device_train_batch_size,
             "learning_rate": arguments.learning_rate,
-            "precision": settings["precision"],
-            "augment": settings["augment"],
+            "class_weights": arguments.class_weights,
+            "early_stopping": options.early_stopping,
+            "precision": str(options.precision),
+            "augment": options.augment,
         },
         metrics=metrics,
     )

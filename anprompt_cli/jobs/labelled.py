@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 
 from anprompt_peft.data import (
     CorruptImageError,
@@ -18,30 +18,37 @@ from anprompt_peft.data import (
     select_classes,
 )
 from anprompt_peft.data.images import IMAGE, LABEL
+from anprompt_peft.files import hub_id
 
-from .errors import Failure
+from ..errors import Failure
+from ..options import DataOptions
 
 
-def load_splits(options: Mapping[str, Any]) -> dict[str, Dataset]:
+def load_splits(options: DataOptions, class_names: list[str] | None = None) -> dict[str, Dataset]:
     """Load all splits of the data that the options name.
+
+    Args:
+        options (`DataOptions`): the data, and how to read them.
+        class_names (`list[str]`, *optional*): names of all classes, in the order of the labels, in place of a file.
 
     Raises:
         ValueError: if columns, labels and class names do not fit.
         FileNotFoundError: if there are no such data.
         Failure: if they may be on the Hub, which cannot be reached.
     """
-    names = options.get("class_names") or read_names(options.get("classes_file"))
+    if Path(options.data).expanduser().exists():
+        disable_progress_bars()  # they would tell of downloads
     try:
         return load_image_data(
-            options["data"],
-            name=options.get("data_config"),
-            revision=options.get("data_revision"),
-            image_column=options.get("image_column"),
-            label_column=options.get("label_column"),
-            class_names=names,
+            options.data,
+            name=options.data_config,
+            revision=options.data_revision,
+            image_column=options.image_column,
+            label_column=options.label_column,
+            class_names=class_names or read_names(options.classes_file),
         )
     except ConnectionError as error:
-        raise Failure(f"There is no folder {options['data']}, and the Hub cannot be reached to look there.") from error
+        raise Failure(f"There is no folder {options.data}, and the Hub cannot be reached to look there.") from error
 
 
 def choose_split(splits: Mapping[str, Dataset], name: str, option: str) -> Dataset:
@@ -88,6 +95,11 @@ def check_parts(parts: Mapping[str, Any], on_corrupt: str) -> tuple[dict[str, An
     ]
 
 
+def left_out(corrupt: Sequence[str]) -> list[str]:
+    """Return a note about images that could not be read, if there are any."""
+    return [f"{len(corrupt)} images could not be read and were left out."] if corrupt else []
+
+
 def read_names(path: str | Path | None) -> Any:
     """Read class names: a list from a text file, one per line, or the list or object of a JSON file.
 
@@ -109,9 +121,14 @@ def read_names(path: str | Path | None) -> Any:
 
 
 def sources(dataset: Dataset) -> list[str]:
-    """Return the path of every image, empty where it has none."""
+    """Return the file name of every image with the folder that it is in, empty where it has none."""
     raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
-    return [example[IMAGE]["path"] or "" for example in raw]
+    return ["/".join(Path(example[IMAGE]["path"] or "").parts[-2:]) for example in raw]
+
+
+def public_name(source: str | Path) -> str:
+    """Return a Hub id, or the name of a file or folder without where that is."""
+    return hub_id(str(source)) or Path(source).name
 
 
 def count_by_class(dataset: Dataset) -> dict[str, int]:
