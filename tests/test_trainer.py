@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import CLIPTokenizer, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from sklearn.utils.class_weight import compute_class_weight
+from torch.nn import functional as F
+from transformers import (
+    CLIPTokenizer,
+    EarlyStoppingCallback,
+    HfArgumentParser,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, accuracy, warmup_cosine
+from anprompt_peft.training import (
+    RECIPES,
+    ANPromptTrainer,
+    ANPromptTrainingArguments,
+    accuracy,
+    balanced_class_weights,
+    warmup_cosine,
+)
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import logits, make_config, trainable
+from helpers import LABELS, adapt, logits, make_config, scatter, trainable
 
 TERMS = ["cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss"]
 
@@ -141,17 +160,33 @@ def learning_rates(folder: Path, model: PeftModel, data: Dataset, **settings: An
     return [record["learning_rate"] for record in trainer.state.log_history if "loss" in record]
 
 
-COSINE = [0.5e-3 * (1 + math.cos(math.pi * step / 6)) for step in range(6)]
+def cosine(steps: int) -> list[float]:
+    """A half period from 1e-3, as far as the last step before 0."""
+    return [0.5e-3 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+
+
+PAPER = {"recipe": "paper"}
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, [1e-5] * 3 + COSINE),
-        ({"gradient_accumulation_steps": 3}, [1e-5, 1e-3, 0.5e-3]),
-        ({"max_steps": 2}, [1e-5] * 2),
-        ({"max_steps": 9}, [1e-5] * 3 + COSINE),
+        ({}, [1e-5, *cosine(8)]),
+        ({"gradient_accumulation_steps": 3}, [1e-3, 0.75e-3, 0.25e-3]),
+        ({"num_train_epochs": 1}, [1e-3, 0.75e-3, 0.25e-3]),
+        ({"max_steps": 2}, [1e-3, 0.5e-3]),
+        ({"max_steps": 9}, [1e-5, *cosine(8)]),
+        ({"warmup_epochs": 1}, [1e-5] * 3 + cosine(6)),
+        ({"warmup_epochs": "0.7"}, [1e-5] * 2 + cosine(7)),
+        ({"warmup_epochs": 1, "max_steps": 2}, [1e-5] * 2),
+        ({"warmup_epochs": 0}, cosine(9)),
         ({"warmup_epochs": None, "warmup_steps": 2, "max_steps": 3}, [0.0, 0.5e-3, 1e-3]),
+        (PAPER, [1e-5] * 3 + [1e-3] * 3 + [0.75e-3] * 3),
+        ({**PAPER, "gradient_accumulation_steps": 3}, [1e-5, 1e-3, 0.75e-3]),
+        ({**PAPER, "num_train_epochs": 1}, [1e-3] * 3),
+        ({**PAPER, "max_steps": 2}, [1e-3] * 2),
+        ({**PAPER, "max_steps": 7}, [1e-5] * 3 + [1e-3] * 3 + [0.75e-3]),
+        ({**PAPER, "warmup_epochs": 0}, [1e-3] * 3 + [0.75e-3] * 3 + [0.25e-3] * 3),
     ],
     ids=str,
 )
@@ -163,16 +198,138 @@ def test_learning_rates(
     data: Dataset,
     tmp_path: Path,
 ) -> None:
-    """12 images in batches of 4: by default one epoch of three steps at 1e-5, then a cosine over the other two."""
+    """12 images in batches of 4, three steps an epoch; three epochs, unless a setting says otherwise."""
     model = get_peft_model(make_clip(), make_config(tokenizer))
     assert learning_rates(tmp_path, model, data, **settings) == pytest.approx(expected)
 
 
+def optimizer_at(rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+
+
+def rates_of(schedule: torch.optim.lr_scheduler.LRScheduler, steps: int) -> list[float]:
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 10, 50])
+def test_the_papers_cosine_is_torchs_behind_a_constant_epoch(epochs: int) -> None:
+    """One step of `CosineAnnealingLR` over all epochs at the end of every epoch but the first."""
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer_at(1e-3), T_max=epochs)
+    per_epoch = [1e-5, *rates_of(torchs, epochs - 1)]
+    expected = [rate for rate in per_epoch for _ in range(4)]
+    ours = rates_of(RECIPES["paper"].schedule(optimizer_at(1e-3), 4, 4 * epochs), 4 * epochs)
+    assert ours == pytest.approx(expected)
+    if epochs == 10:
+        assert ours[-1] / 1e-3 == pytest.approx(0.0955, abs=1e-4)
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 2), (5, 10), (10, 20), (50, 20)])
+def test_the_default_warmup_is_an_epoch_but_at_most_a_tenth(epochs: int, warmup: int) -> None:
+    rates = rates_of(RECIPES["default"].schedule(optimizer_at(1e-3), 20, 20 * epochs), 20 * epochs)
+    assert rates[:warmup] == pytest.approx([1e-5] * warmup)
+    assert rates[warmup] == pytest.approx(1e-3)
+
+
+UPDATES = [
+    ({"recipe": "paper"}, (5e-4, 5e-4), math.inf),
+    ({}, (0.0, 0.0), 1.0),
+    ({"weight_decay": 5e-4, "max_grad_norm": 0.0}, (5e-4, 0.0), math.inf),
+    ({"recipe": "paper", "weight_decay": 0.0, "max_grad_norm": 1.0}, (0.0, 0.0), 1.0),
+]
+
+
+@pytest.mark.parametrize(("settings", "decays", "max_norm"), UPDATES)
+def test_two_steps_are_plain_adamws(
+    settings: dict[str, Any],
+    decays: tuple[float, float],
+    max_norm: float,
+    make_clip: MakeClip,
+    tokenizer: CLIPTokenizer,
+    data: Dataset,
+    tmp_path: Path,
+) -> None:
+    """Weight decay of matrices and of biases, and clipping, against torch's own optimizer in a loop by hand.
+
+    AdamW's first step does not depend on the size of gradients, so a second one shows whether they were clipped.
+    """
+
+    def fresh() -> Any:
+        config = make_config(tokenizer, waloss_weight=0.0, similarity_weight=20.0)
+        return scatter(get_peft_model(make_clip(dtype=torch.float64), config)).train()
+
+    steps = {"warmup_epochs": 0, "max_steps": 2, "train_sampling_strategy": "sequential", "save_strategy": "no"}
+    arguments = method_arguments(tmp_path, **steps, **settings)
+    trainer = ANPromptTrainer(fresh(), arguments, train_dataset=double(data))
+    trainer.train()
+
+    model = fresh()
+    weights = trainable(model)
+    matrices = [weight for name, weight in weights.items() if not name.endswith("bias")]
+    biases = [weight for name, weight in weights.items() if name.endswith("bias")]
+    groups = [{"params": matrices, "weight_decay": decays[0]}, {"params": biases, "weight_decay": decays[1]}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    norms = []
+    for start, rate in ((0, 1e-3), (4, 1e-3 if "recipe" in settings else 0.5e-3)):
+        batch = data[start : start + 4]
+        model(pixel_values=batch["pixel_values"].double(), labels=batch["labels"]).loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(weights.values(), max_norm)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+    assert max(norms) > 2, "clipping must matter"
+    for name, weight in trainable(trainer.model).items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=1e-10)
+
+
+def test_what_is_given_wins_over_the_recipe(tmp_path: Path) -> None:
+    ours, paper = method_arguments(tmp_path), method_arguments(tmp_path, recipe="paper")
+    assert (ours.recipe, ours.weight_decay, ours.max_grad_norm) == ("default", 0.0, 1.0)
+    assert (paper.weight_decay, paper.max_grad_norm, paper.warmup_epochs) == (5e-4, 0.0, "auto")
+    both = method_arguments(tmp_path, recipe="paper", weight_decay=0.0, max_grad_norm=2.0, warmup_epochs="2")
+    assert (both.weight_decay, both.max_grad_norm, both.warmup_epochs) == (0.0, 2.0, 2.0)
+
+
+def test_arguments_round_trip(tmp_path: Path) -> None:
+    """As copies, as what Trainer writes beside an adapter, as JSON, and on a command line."""
+    given = {"recipe": "paper", "weight_decay": 0.25, "class_weights": "balanced"}
+    arguments = method_arguments(tmp_path, **given)
+    expected = ("paper", 0.25, 0.0, "auto", "balanced")
+
+    def values(arguments: Any) -> tuple[Any, ...]:
+        names = ("recipe", "weight_decay", "max_grad_norm", "warmup_epochs", "class_weights")
+        return tuple(getattr(arguments, name) for name in names)
+
+    assert values(arguments) == expected
+    assert values(replace(arguments)) == expected
+    torch.save(arguments, tmp_path / "training_args.bin")
+    assert values(torch.load(tmp_path / "training_args.bin", weights_only=False)) == expected
+    parser: Any = HfArgumentParser(ANPromptTrainingArguments)
+    (from_json,) = parser.parse_dict(json.loads(arguments.to_json_string()), allow_extra_keys=True)
+    assert values(from_json) == expected
+    line = ["--output_dir", "x", "--recipe", "paper", "--warmup_epochs", "2", "--use_cpu"]
+    (from_line,) = parser.parse_args_into_dataclasses(line)
+    assert values(from_line) == ("paper", 5e-4, 0.0, 2.0, None)
+    with pytest.raises(SystemExit):
+        parser.parse_args_into_dataclasses(["--output_dir", "x", "--recipe", "papers"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"warmup_epochs": -1}, "warmup_epochs=-1"), ({"warmup_steps": 5}, "both set the warm-up")],
+    [
+        ({"warmup_epochs": -1}, "warmup_epochs=-1"),
+        ({"warmup_epochs": "long"}, "warmup_epochs=long must be a number"),
+        ({"warmup_steps": 5}, "both set the warm-up"),
+        ({"recipe": "papers"}, "recipe='papers' is unknown. Choose one of: default, paper"),
+        ({"class_weights": "even"}, "class_weights='even' must be 'balanced' or None"),
+    ],
 )
-def test_wrong_warmups(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_wrong_settings(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         method_arguments(tmp_path, **settings)
 
@@ -187,6 +344,121 @@ def test_streams_need_a_warmup_in_steps(
     arguments = method_arguments(tmp_path, max_steps=3, warmup_epochs=None, warmup_steps=1)
     trainer = ANPromptTrainer(model, arguments, train_dataset=stream)
     assert trainer.train().global_step == 3
+
+
+def test_tensorboard_is_asked_for_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anprompt_peft.training.trainer.is_tensorboard_available", lambda: False)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        method_arguments(tmp_path, report_to="tensorboard")
+
+
+def test_every_log_starts_anew(make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path) -> None:
+    """Steps 1, 2 and 3 see different images, and each log has the terms of its own step; evaluations likewise."""
+    model = adapt(make_clip(), tokenizer).train()
+    arguments = method_arguments(
+        tmp_path, num_train_epochs=1, logging_strategy="steps", logging_steps=1, learning_rate=0.0,
+        train_sampling_strategy="sequential", save_strategy="no", per_device_eval_batch_size=4,
+    )  # fmt: skip
+    expected = []
+    with torch.no_grad():
+        for start in (0, 4, 8):
+            terms = model(**data[start : start + 4]).loss_terms
+            expected.append({name: float(terms[name]) for name in TERMS})
+    for name in TERMS[:3]:
+        first, second, third = (terms[name] for terms in expected)
+        assert abs(first - second) > 1e-3 * first
+        assert abs(second - third) > 1e-3 * second
+    trainer = ANPromptTrainer(model, arguments, train_dataset=data)
+    trainer.train()
+    logs = [{name: log[name] for name in TERMS} for log in trainer.state.log_history if "loss" in log]
+    assert logs == [pytest.approx(terms, rel=1e-4) for terms in expected]
+    for start, terms in zip((0, 4, 8), expected, strict=True):
+        trainer.evaluate(data.select(range(start, start + 4)))
+        log = trainer.state.log_history[-1]
+        assert {name: log[f"eval_{name}"] for name in TERMS} == pytest.approx(terms, rel=1e-4)
+
+
+def test_class_weights_are_those_of_cross_entropy(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset
+) -> None:
+    """Both cross entropies and nothing else, until the classes change."""
+    model = adapt(make_clip(), tokenizer)
+    batch = {"pixel_values": data["pixel_values"][:3], "labels": LABELS}
+    plain = model(**batch)
+    weights = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+    model.set_class_weights(weights)
+    weighted = model(**batch)
+    for name, scores in (
+        ("cross_entropy_class", plain.logits_class),
+        ("cross_entropy_prototype", plain.logits_prototype),
+    ):
+        expected = F.cross_entropy(scores, LABELS, weight=weights.float())
+        torch.testing.assert_close(weighted.loss_terms[name], expected.detach())
+        assert not torch.isclose(expected, plain.loss_terms[name], rtol=1e-3)
+    for name in ("similarity_image", "similarity_text", "waloss"):
+        assert torch.equal(weighted.loss_terms[name], plain.loss_terms[name])
+    config = model.active_peft_config
+    change = config.alpha * (weighted.loss_terms["cross_entropy_class"] - plain.loss_terms["cross_entropy_class"])
+    change += (1 - config.alpha) * (
+        weighted.loss_terms["cross_entropy_prototype"] - plain.loss_terms["cross_entropy_prototype"]
+    )
+    torch.testing.assert_close(weighted.loss - plain.loss, change, rtol=1e-3, atol=1e-5)
+    for classes in (["cat", "dog", "red bird"], None):
+        model.set_class_weights(weights)
+        model.set_classes(classes)
+        assert model.anprompt_state.class_weights is None
+    assert torch.equal(model(**batch).loss, plain.loss)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, math.nan, 1.0], [[1.0, 1.0, 1.0]]])
+def test_wrong_class_weights(weights: list[Any], make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    with pytest.raises(ValueError, match="class weights must be 3 positive numbers"):
+        adapt(make_clip(), tokenizer).set_class_weights(torch.tensor(weights))
+
+
+@pytest.mark.parametrize("column", ["labels", "label"])
+def test_balanced_class_weights(
+    column: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    """n / (C * n_c), counted without reading an image, in the loss that is trained and logged."""
+    labels = [0] * 6 + [1] * 4 + [2] * 2
+    rows = Dataset.from_dict({"pixel_values": data["pixel_values"][:].numpy(), column: labels})
+
+    def read(batch: dict[str, Any]) -> dict[str, Any]:
+        reads.append(len(batch["pixel_values"]))
+        return {"pixel_values": torch.tensor(batch["pixel_values"]), "labels": batch[column]}
+
+    reads: list[int] = []
+    model = adapt(make_clip(), tokenizer).train()
+    arguments = method_arguments(
+        tmp_path, num_train_epochs=1, per_device_train_batch_size=12, learning_rate=0.0, class_weights="balanced",
+        save_strategy="no",
+    )  # fmt: skip
+    trainer = ANPromptTrainer(model, arguments, train_dataset=rows.with_transform(read))
+    assert not reads
+    expected = torch.from_numpy(compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels)))
+    torch.testing.assert_close(model.anprompt_state.class_weights, expected.float())
+    torch.testing.assert_close(balanced_class_weights(labels, ["a", "b", "c"]), torch.tensor([12 / 18, 1.0, 2.0]))
+    trainer.train()
+    with torch.no_grad():
+        output = model(pixel_values=data["pixel_values"][:])
+    log = next(log for log in trainer.state.log_history if "loss" in log)
+    loss = F.cross_entropy(output.logits_class, torch.tensor(labels), weight=expected.float())
+    assert log["cross_entropy_class"] == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_class_weights_need_labels_of_every_class(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    arguments = method_arguments(tmp_path, class_weights="balanced", max_steps=1, warmup_epochs=None)
+    model = get_peft_model(make_clip(), make_config(tokenizer))
+    for unlabelled in (double(data), data.to_iterable_dataset(), data.remove_columns("labels")):
+        with pytest.raises(ValueError, match=r"column 'label' or 'labels'.*call model\.set_class_weights"):
+            ANPromptTrainer(model, arguments, train_dataset=unlabelled)
+    with pytest.raises(ValueError, match=r"none of: \['small fish'\]"):
+        ANPromptTrainer(model, arguments, train_dataset=data.select([0, 1, 3, 4]))
+    with pytest.raises(ValueError, match="labels go up to 5, but there are 2 classes"):
+        balanced_class_weights([0, 1, 5], ["a", "b"])
 
 
 def test_terms_are_means_over_images(

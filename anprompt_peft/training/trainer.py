@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from ..data.columns import label_column
 from ..data.images import LABEL
@@ -49,8 +50,8 @@ class ANPromptTrainingArguments(TrainingArguments):
             c, and C classes.
 
     Raises:
-        ValueError: if `recipe` or `class_weights` is unknown, or `warmup_epochs` is negative or joined with
-            `warmup_steps`.
+        ValueError: if `recipe` or `class_weights` is unknown, `warmup_epochs` is negative or joined with
+            `warmup_steps`, or TensorBoard is asked for and not installed.
     """
 
     learning_rate: float = field(default=1e-3, metadata={"help": "The peak learning rate of AdamW."})
@@ -91,6 +92,8 @@ class ANPromptTrainingArguments(TrainingArguments):
         if self.max_grad_norm is None:
             self.max_grad_norm = recipe.max_grad_norm
         super().__post_init__()
+        if "tensorboard" in self.report_to and not is_tensorboard_available():
+            raise ValueError("report_to='tensorboard' needs a package that is missing: pip install tensorboard.")
         if self.warmup_epochs is None:
             return
         if self.warmup_epochs != AUTO:
