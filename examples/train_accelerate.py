@@ -31,10 +31,9 @@ from anprompt_peft.data import ClipTransform, class_names_of, few_shot, load_ima
 from anprompt_peft.fast.sharding import refuse_weight_sharding
 from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
-from anprompt_peft.training import keep_adapter_only, newest, save_newest, warmup_cosine
+from anprompt_peft.training import RECIPES, keep_adapter_only, newest, save_newest
 
 NOT_SETTINGS = ("output", "resume", "save_every", "report_to")
-LOG_EVERY = 20  # optimizer steps between waits for the device
 
 
 @dataclass
@@ -103,25 +102,30 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line; the defaults are the paper's settings."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, trackers = parser.add_argument, [tracker.value for tracker in get_available_trackers()]
+    add = parser.add_argument
     add("--data", required=True, help="folder, parquet files or data set on the Hub, with splits train and test")
     add("--model", required=True, help="CLIP to adapt: folder or Hub id")
     add("--template", default="a photo of a {}.", help="text around a class name")
     add("--shots", type=int, default=16, help="training images per class (default 16)")
-    add("--epochs", type=int, default=10, help="passes over them, the first at a constant 1e-5 (default 10)")
+    add("--recipe", choices=RECIPES, default="default", help="weight decay, clipping and schedule: paper or default")
+    add("--epochs", type=int, default=10, help="passes over the images (default 10)")
+    add("--warmup-epochs", type=float, help="epochs at a constant 1e-5 before the cosine (default: the recipe's)")
     add("--batch-size", type=int, default=4, help="images per batch and process (default 4)")
     add("--accumulate", type=int, default=1, help="batches per optimizer step (default 1)")
     add("--learning-rate", type=float, default=1e-3, help="peak rate of AdamW (default 0.001)")
     add("--seed", type=int, default=1, help="of shots, weights and batches; the paper averages over 1, 2 and 3")
     add("--workers", type=int, default=0, help="processes that read images, for each process (default 0)")
     add("--mixed-precision", choices=["no", "fp16", "bf16"], help="default: what accelerate launch says")
-    add("--report-to", choices=trackers, help="tracker to log to, of those installed")
+    add("--report-to", help="tracker to log to: tensorboard, wandb or another that Accelerate knows")
     add("--save-every", type=int, default=0, help="optimizer steps between checkpoints, besides those of every epoch")
     add("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT")
     add("--output", type=Path, default=Path("outputs/accelerate"), help="folder to write to")
     options = parser.parse_args(arguments)
+    installed = [tracker.value for tracker in get_available_trackers()]
+    if options.report_to not in (None, *installed):
+        parser.error(f"--report-to {options.report_to}: not installed (pip install {options.report_to}) or unknown")
     if options.resume != bool(newest(options.output / "checkpoints")):
         parser.error(f"{options.output} has {'no checkpoint' if options.resume else 'a checkpoint: give --resume'}")
     return options
@@ -143,8 +147,9 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
     """Train the adapter, from the newest checkpoint if asked, and return the model as Accelerate prepared it."""
     epoch_steps = math.ceil(len(loader) / accelerator.gradient_accumulation_steps)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
-    optimizer: Any = torch.optim.AdamW(weights, options.learning_rate, fused=accelerator.device.type == "cuda")
-    schedule: Any = warmup_cosine(optimizer, epoch_steps, options.epochs * epoch_steps)
+    recipe = RECIPES[options.recipe]
+    optimizer: Any = torch.optim.AdamW(weights, options.learning_rate, weight_decay=recipe.weight_decay)
+    schedule: Any = recipe.schedule(optimizer, epoch_steps, options.epochs * epoch_steps, options.warmup_epochs)
     model, optimizer, schedule = accelerator.prepare(adapted, optimizer, schedule)
     if isinstance(model, DistributedDataParallel):
         model.forward_sync_buffers = False  # equal since the line above, and nothing writes to them
@@ -157,47 +162,37 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
     while progress.epoch < options.epochs:
         set_seed(random.Random(f"{options.seed} {progress.epoch} {accelerator.process_index}").getrandbits(32))
         loader.set_epoch(progress.epoch)
-        done, window, unread = progress.batches, [], []
+        done, window = progress.batches, []
         for number, batch in enumerate(loader, start=1):
             if number <= done:
                 continue  # read again, not skipped, so that later images are augmented as they would have been
             with accelerator.accumulate(model):
                 output = model(**batch)
                 accelerator.backward(output.loss)
+                if accelerator.sync_gradients and recipe.max_grad_norm:
+                    accelerator.clip_grad_norm_(weights, recipe.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
             window.append(torch.stack([output.loss.detach(), *output.loss_terms.values()]))
             if not accelerator.sync_gradients:
                 continue
-            unread.append((torch.stack(window).mean(dim=0), schedule.get_last_lr()[0]))
-            progress.steps, progress.batches, window = progress.steps + 1, number, []
+            progress.steps, progress.batches = progress.steps + 1, number
+            means = accelerator.reduce(torch.stack(window).mean(dim=0), "mean").tolist()
+            progress.step_terms.append(dict(zip(["loss", *output.loss_terms], means, strict=True)))
+            rate = schedule.get_last_lr()[0]
+            accelerator.log({**progress.step_terms[-1], "learning_rate": rate}, step=progress.steps)
+            window = []
             if not accelerator.optimizer_step_was_skipped:
                 schedule.step()
             bar.update()
+            bar.set_postfix(epoch=progress.epoch + 1, loss=means[0])
             is_last = number == len(loader)
-            save = is_last or (options.save_every and progress.steps % options.save_every == 0)
-            if save or len(unread) == LOG_EVERY:
-                read_terms(accelerator, unread, ["loss", *output.loss_terms], progress)
-                bar.set_postfix(epoch=progress.epoch + 1, loss=progress.step_terms[-1]["loss"])
             if is_last:
                 progress.end_epoch()
-            if save:
+            if is_last or (options.save_every and progress.steps % options.save_every == 0):
                 save_newest(accelerator, options.output / "checkpoints", progress.steps)
     bar.close()
     return model
-
-
-def read_terms(
-    accelerator: Accelerator, unread: list[tuple[torch.Tensor, float]], names: list[str], progress: Progress
-) -> None:
-    """Put the last steps' loss terms, averaged over the processes, on record and into the log."""
-    terms, rates = zip(*unread, strict=True)
-    rows = accelerator.reduce(torch.stack(terms), "mean").tolist()
-    steps = range(progress.steps - len(unread) + 1, progress.steps + 1)
-    for step, row, rate in zip(steps, rows, rates, strict=True):
-        progress.step_terms.append(dict(zip(names, row, strict=True)))
-        accelerator.log({**progress.step_terms[-1], "learning_rate": rate}, step=step)
-    unread.clear()
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import PeftModel
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,16 +36,25 @@ def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     worker.forget_accelerators(leave_group=True)
 
 
-def test_every_step_is_logged_to_tensorboard(digits: Path, tmp_path: Path) -> None:
-    """Loss terms, the schedule of the paper (an epoch at 1e-5, then a cosine from 1e-3), and the accuracy."""
-    record = worker.run_script(digits, tmp_path, "--report-to", "tensorboard")
+COSINE = [0.5e-3 * (1 + math.cos(math.pi * step / 9)) for step in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [([], [1e-5, *COSINE]), (["--recipe", "paper"], [1e-5] * EPOCH_STEPS + [1e-3] * EPOCH_STEPS)],
+    ids=["default", "paper"],
+)
+def test_every_step_is_logged_to_tensorboard(
+    options: list[str], rates: list[float], digits: Path, tmp_path: Path
+) -> None:
+    """Loss terms, the recipe's learning rates, and the accuracy."""
+    record = worker.run_script(digits, tmp_path, "--report-to", "tensorboard", *options)
     assert record is not None
     events = EventAccumulator(str(tmp_path / "logs"))
     events.Reload()
     logged = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
     assert logged.pop("accuracy") == [pytest.approx(record["accuracy"])]
-    cosine = [0.5e-3 * (1 + math.cos(math.pi * step / EPOCH_STEPS)) for step in range(EPOCH_STEPS)]
-    assert logged.pop("learning_rate") == pytest.approx([1e-5] * EPOCH_STEPS + cosine)
+    assert logged.pop("learning_rate") == pytest.approx(rates)
     assert {name: len(values) for name, values in logged.items()} == dict.fromkeys(record["loss_terms"][0], STEPS)
     for epoch, means in enumerate(record["loss_terms"]):
         for name, mean in means.items():
@@ -140,6 +150,43 @@ def test_resuming_needs_a_checkpoint_made_with_the_same_settings(
     assert "has a checkpoint: give --resume" in capsys.readouterr().err
     with pytest.raises(ValueError, match=re.escape("made with {'batch_size': '2'}")):
         worker.run_script(digits, tmp_path, "--resume", "--batch-size", "4")
+
+
+def optimizer_settings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A list that gets the weight decay of every optimizer and the norm of every clipping from now on."""
+    seen: list[Any] = []
+    adamw, clip = torch.optim.AdamW, Accelerator.clip_grad_norm_
+
+    def make(*arguments: Any, **settings: Any) -> torch.optim.AdamW:
+        optimizer = adamw(*arguments, **settings)
+        seen.extend(("decay", group["weight_decay"]) for group in optimizer.param_groups)
+        return optimizer
+
+    def clip_and_note(self: Accelerator, weights: Any, norm: float) -> Any:
+        seen.append(("clip", norm))
+        return clip(self, weights, norm)
+
+    monkeypatch.setattr(torch.optim, "AdamW", make)
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip_and_note)
+    return seen
+
+
+def test_recipes_are_those_of_the_trainer(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = optimizer_settings(monkeypatch)
+    worker.run_script(digits, tmp_path / "default")
+    assert seen == [("decay", 0.0)] + [("clip", 1.0)] * STEPS
+    seen.clear()
+    worker.run_script(digits, tmp_path / "paper", "--recipe", "paper")
+    assert seen == [("decay", 5e-4)]
+
+
+def test_a_missing_tracker_is_named_before_training(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(SystemExit):
+        worker.run_script(digits, tmp_path, "--report-to", "tensorboard")
+    assert "--report-to tensorboard: not installed (pip install tensorboard)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])

@@ -9,7 +9,6 @@ from functools import partial
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-AUTO = "auto"
 WARMUP_LEARNING_RATE = 1e-5
 
 
@@ -40,7 +39,7 @@ class Recipe:
     batch_size: int = 4
 
     def schedule(
-        self, optimizer: Optimizer, epoch_steps: int, total_steps: int, warmup_epochs: float | str = AUTO
+        self, optimizer: Optimizer, epoch_steps: int, total_steps: int, warmup_epochs: float | None = None
     ) -> LambdaLR:
         """Return the schedule of a run.
 
@@ -48,10 +47,13 @@ class Recipe:
             optimizer (`Optimizer`): carries the full learning rate.
             epoch_steps (`int`): optimizer steps per epoch.
             total_steps (`int`): optimizer steps of the run.
-            warmup_epochs (`float` or `"auto"`): length of the warm-up; by default the recipe's.
+            warmup_epochs (`float`, *optional*): length of the warm-up; by default the recipe's.
+
+        Raises:
+            ValueError: if `warmup_epochs` is negative.
         """
-        if warmup_epochs != AUTO:
-            warmup = min(total_steps, round(float(warmup_epochs) * epoch_steps))
+        if warmup_epochs is not None:
+            warmup = min(total_steps, round(warmup_epochs * epoch_steps))
         elif self.warmup_share is None:
             warmup = epoch_steps if total_steps > epoch_steps else 0
         else:

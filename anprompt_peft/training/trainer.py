@@ -19,10 +19,10 @@ from ..data.columns import label_column
 from ..data.images import LABEL
 from ..fast.sharding import refuse_weight_sharding
 from ..publish.hub import CardCallback
-from .recipes import AUTO, RECIPES
+from .recipes import RECIPES
 from .repeatable import RepeatableRows, TellEpoch
 
-BALANCED = "balanced"
+AUTO, BALANCED = "auto", "balanced"
 
 
 @dataclass
@@ -144,7 +144,10 @@ class ANPromptTrainer(Trainer):
         if warmup_epochs is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         schedule = RECIPES[self.args.recipe].schedule(
-            optimizer or self.optimizer, self._steps_per_epoch(), num_training_steps, warmup_epochs
+            optimizer or self.optimizer,
+            self._steps_per_epoch(),
+            num_training_steps,
+            None if warmup_epochs == AUTO else warmup_epochs,
         )
         self.lr_scheduler = schedule
         self._created_lr_scheduler = True
