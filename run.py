@@ -4,7 +4,8 @@
     python3 run.py classify IMAGE   classify an image file with the adapter that `digits` saved
     python3 run.py test             lint, type check and test
 
-The environment goes to .venv, with the versions of constraints.txt. Further arguments go to the command.
+The environment goes to .venv, with the versions of constraints.txt. Further arguments go to the command; paths in them
+are relative to the current folder.
 """
 
 from __future__ import annotations
@@ -20,25 +21,35 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = str(ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
-COMMANDS: dict[str, list[list[str]]] = {
-    "digits": [["examples/digits/base_to_new.py"]],
-    "classify": [["examples/digits/classify.py"]],
-    "test": [["-m", "ruff", "check"], ["-m", "ruff", "format", "--check"], ["-m", "mypy"], ["-m", "pytest"]],
+DIGITS = ROOT / "outputs" / "digits"
+QUIET = ["-W", "ignore:`is_gradient_checkpointing`:FutureWarning"]  # raised by PEFT for every adapter
+EXAMPLES: dict[str, list[str]] = {
+    "digits": [*QUIET, f"{ROOT}/examples/digits/base_to_new.py", f"--output={DIGITS}"],
+    "classify": [*QUIET, f"{ROOT}/examples/digits/classify.py", f"--adapter={DIGITS}/adapter"],
 }
+CHECKS = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["pytest"]]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command's steps one after the other; the last one gets the further arguments."""
-    if not arguments or arguments[0] not in COMMANDS:
-        print(__doc__, file=sys.stderr)
+    """Run a command and return its exit code: that of the first step that failed, 2 for wrong usage."""
+    command, *further = arguments or [""]
+    if command not in (*EXAMPLES, "test"):
+        wrong = (
+            f"error: unknown command {command!r}. Choose one of: {', '.join(EXAMPLES)}, test.\n\n" if command else ""
+        )
+        print(wrong + str(__doc__), file=sys.stderr)
         return 2
     if sys.version_info < (3, 11):  # noqa: UP036 - the reader may start this with any Python
         print(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}.", file=sys.stderr)
         return 2
     set_up()
-    *first_steps, last_step = COMMANDS[arguments[0]]
-    for step in [*first_steps, [*last_step, *arguments[1:]]]:
-        if code := subprocess.run([PYTHON, *step], cwd=ROOT).returncode:
+    if command in EXAMPLES:
+        environment = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # of loading weights
+        return subprocess.run([PYTHON, *EXAMPLES[command], *further], env=environment).returncode
+    *first_checks, last_check = CHECKS
+    further = [str(Path(each).resolve()) if Path(each).exists() else each for each in further]
+    for check in [*first_checks, [*last_check, *further]]:
+        if code := subprocess.run([PYTHON, "-m", *check], cwd=ROOT).returncode:
             return code
     return 0
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from transformers.utils import logging as transformers_logging
 
 from anprompt_peft.files import hub_id  # also registers the method
@@ -38,18 +38,30 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
         ValueError: if it is no CLIP.
         Failure: if it cannot be loaded.
     """
-    if (Path(name) / CONFIG).is_file():
+    folder = Path(name)
+    if (folder / CONFIG).is_file():
         raise ValueError(f"{name} is an adapter. Give the model that it adapts: `anprompt info {name}` names it.")
-    if not Path(name).is_dir() and hub_id(name) is None:
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{name} holds no model: there is no {CONFIG_NAME} in it.")
+    if not folder.is_dir() and hub_id(name) is None:
         raise ValueError(f"There is no folder {name}, and a model on the Hub is called namespace/name.")
     try:
         kind = AutoConfig.from_pretrained(name, revision=revision).model_type
         if kind != "clip":
-            raise ValueError(f"{name} is a model of type {kind!r}, and ANPrompt adapts those of type 'clip'.")
+            raise ValueError(
+                f"{name} is a model of type {kind!r}, and ANPrompt adapts those of type 'clip'. Use a CLIP with both "
+                "encoders, such as openai/clip-vit-base-patch16."
+            )
         clip = CLIPModel.from_pretrained(name, revision=revision, dtype=torch.float32)
-        return clip.eval(), CLIPProcessor.from_pretrained(name, revision=revision)
     except OSError as error:
         raise Failure(f"The model {name} cannot be loaded: {' '.join(str(error).split())}") from error
+    try:
+        return clip.eval(), CLIPProcessor.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise Failure(
+            f"{name} holds a CLIP without its processor (image processor and tokenizer). Save the one that it was "
+            f"trained with beside it: CLIPProcessor.from_pretrained(...).save_pretrained({name!r})."
+        ) from error
 
 
 def load_adapter(name: str, revision: str | None, device: Device) -> tuple[Any, Any]:

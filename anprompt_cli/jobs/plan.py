@@ -197,9 +197,7 @@ def _check_same(begun: Mapping[str, Any], record: Mapping[str, Any], path: Path)
     old, new = _flat(begun), _flat(record)
     if changed := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
         changes = "; ".join(f"{name} is {new.get(name)!r} and was {old.get(name)!r}" for name in changed)
-        raise ValueError(
-            f"{path} was begun with other settings: {changes}. Leave them out, or start a new run."
-        )
+        raise ValueError(f"{path} was begun with other settings: {changes}. Leave them out, or start a new run.")
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,96 @@
+"""run.py: its commands from any folder, without the noise of other libraries."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from peft import get_peft_model
+from transformers import CLIPModel
+
+from anprompt_peft import ANPromptConfig
+from base_to_new import parse
+from handwriting import CLASS_NAMES, TEMPLATE
+
+ROOT = Path(__file__).parents[1]
+TINY_CLIP = ROOT / "examples" / "digits" / "tiny_clip"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module run.py, for this environment in place of one of its own."""
+    monkeypatch.syspath_prepend(ROOT)
+    module = import_module("run")
+    monkeypatch.setattr(module, "set_up", lambda: None)
+    monkeypatch.setattr(module, "PYTHON", sys.executable)
+    return module
+
+
+@pytest.fixture
+def elsewhere(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another current folder, with an adapter and an image in it."""
+    config = ANPromptConfig(class_names=list(CLASS_NAMES), template=TEMPLATE)
+    get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), config).save_pretrained(tmp_path / "adapter")
+    shutil.copy(digits / "test" / "six" / "000.png", tmp_path / "six.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_images_are_classified_from_any_folder_and_nothing_else_is_printed(
+    run: ModuleType, elsewhere: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(["classify", "six.png", "--adapter", "adapter"]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("six.png: ")
+    assert out.count("%") == 3
+    assert "Warning" not in err
+    assert "Loading weights" not in err
+
+
+def test_the_digits_are_written_to_the_checkout_unless_the_reader_says_otherwise(
+    run: ModuleType, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def record(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(run.subprocess, "run", record)
+    for further in ([], ["--output", "mine"]):
+        assert run.main(["digits", *further]) == 0
+    default, chosen = (parse(command[command.index(run.EXAMPLES["digits"][2]) + 1 :]).output for command in calls)
+    assert (default, chosen) == (ROOT / "outputs" / "digits", Path("mine"))
+
+
+def test_checks_stop_at_the_first_failure_and_take_paths_from_any_folder(
+    run: ModuleType, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+
+    def record(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        calls.append(command[2:])
+        return subprocess.CompletedProcess(command, 3 if command[2:] == broken else 0)
+
+    monkeypatch.setattr(run.subprocess, "run", record)
+    broken: list[str] = ["mypy"]
+    assert run.main(["test"]) == 3
+    assert calls == [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]]
+    calls.clear()
+    broken = []
+    assert run.main(["test", "six.png", "-x"]) == 0
+    assert calls[-1] == ["pytest", str(elsewhere / "six.png"), "-x"]
+
+
+def test_unknown_commands_are_named(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["clasify", "six.png"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: unknown command 'clasify'. Choose one of: digits, classify, test.\n")
+    assert run.main([]) == 2
+    assert "error" not in capsys.readouterr().err
