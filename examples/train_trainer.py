@@ -54,7 +54,12 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     metrics = trainer.evaluate()
     accuracy = Metric("accuracy", metrics["eval_accuracy"], options.data, split="test", seeds=[training.seed])
-    how = {"shots": options.shots, "epochs": training.num_train_epochs, "seed": training.seed}
+    how = {
+        "shots": options.shots,
+        "recipe": training.recipe,
+        "epochs": training.num_train_epochs,
+        "seed": training.seed,
+    }
     model.describe_training(TrainingFacts(arguments=how, metrics=[accuracy]))
     trainer.save_model()
     if training.push_to_hub:

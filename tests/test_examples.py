@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 from peft import AutoPeftModel
 
-import custom_folder
 import train_trainer
 from export_folder import export
 
@@ -39,20 +37,6 @@ def test_trainer_example(digits: Path, tmp_path: Path) -> None:
     assert f"{metrics['eval_accuracy']:g}" in card
     model = AutoPeftModel.from_pretrained(tmp_path / "out")
     assert model.class_names[:2] == ["eight", "five"], "folders come in alphabetical order"
-
-
-def test_custom_folder_example(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = tmp_path / "own"
-    shutil.copytree(digits / "train", own)
-    (own / "two" / "broken.png").write_bytes(b"not an image")
-    options = ["--model", str(TINY_CLIP), "--template", TEMPLATE, "--shots", "6", "--epochs", "3"]
-    figures = custom_folder.main([str(own), *options, "--output", str(tmp_path / "out")])
-    assert figures.base.value > 50
-    report = (tmp_path / "out" / "report.html").read_text()
-    assert "1 images could not be read" in report
-    assert "harmonic mean" in capsys.readouterr().out
-    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
-    assert '"base"' in (tmp_path / "out" / "base-new.json").read_text()
 
 
 def test_quickstart_runs_as_printed(digits: Path, tmp_path: Path) -> None:
