@@ -31,7 +31,15 @@ from anprompt_peft.data import ClipTransform, class_names_of, few_shot, load_ima
 from anprompt_peft.fast.sharding import refuse_weight_sharding
 from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
-from anprompt_peft.training import RECIPES, keep_adapter_only, newest, save_newest
+from anprompt_peft.training import (
+    BATCH_SIZE,
+    EPOCHS,
+    LEARNING_RATE,
+    RECIPES,
+    keep_adapter_only,
+    newest,
+    save_newest,
+)
 
 NOT_SETTINGS = ("output", "resume", "save_every", "report_to")
 
@@ -110,11 +118,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--template", default="a photo of a {}.", help="text around a class name")
     add("--shots", type=int, default=16, help="training images per class (default 16)")
     add("--recipe", choices=RECIPES, default="default", help="weight decay, clipping and schedule: paper or default")
-    add("--epochs", type=int, default=10, help="passes over the images (default 10)")
+    add("--epochs", type=int, default=EPOCHS, help=f"passes over the images (default {EPOCHS})")
     add("--warmup-epochs", type=float, help="epochs at a constant 1e-5 before the cosine (default: the recipe's)")
-    add("--batch-size", type=int, default=4, help="images per batch and process (default 4)")
+    add("--batch-size", type=int, default=BATCH_SIZE, help=f"images per batch and process (default {BATCH_SIZE})")
     add("--accumulate", type=int, default=1, help="batches per optimizer step (default 1)")
-    add("--learning-rate", type=float, default=1e-3, help="peak rate of AdamW (default 0.001)")
+    add("--learning-rate", type=float, default=LEARNING_RATE, help=f"peak rate of AdamW (default {LEARNING_RATE})")
     add("--seed", type=int, default=1, help="of shots, weights and batches; the paper averages over 1, 2 and 3")
     add("--workers", type=int, default=0, help="processes that read images, for each process (default 0)")
     add("--mixed-precision", choices=["no", "fp16", "bf16"], help="default: what accelerate launch says")

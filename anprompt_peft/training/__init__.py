@@ -2,11 +2,14 @@
 
 from ..fast.sharding import refuse_weight_sharding
 from .checkpoint import keep_adapter_only, newest, save_newest
-from .recipes import RECIPES, Recipe, warmup_cosine
+from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES, Recipe, warmup_cosine
 from .repeatable import RepeatableRows, TellEpoch
 from .trainer import ANPromptTrainer, ANPromptTrainingArguments, accuracy, balanced_class_weights
 
 __all__ = [
+    "BATCH_SIZE",
+    "EPOCHS",
+    "LEARNING_RATE",
     "RECIPES",
     "ANPromptTrainer",
     "ANPromptTrainingArguments",

@@ -9,6 +9,9 @@ from functools import partial
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+LEARNING_RATE, EPOCHS, BATCH_SIZE = 1e-3, 10, 4
+"""The peak learning rate, passes over the images and images per step of every recipe."""
+
 WARMUP_LEARNING_RATE = 1e-5
 
 
@@ -16,27 +19,20 @@ WARMUP_LEARNING_RATE = 1e-5
 class Recipe:
     """Settings of AdamW and its schedule: a constant 1e-5 for the warm-up, then a cosine from the full rate.
 
+    The learning rate is constant within an epoch. The cosine's half period is all epochs, so it does not reach 0.
+
     Attributes:
         weight_decay (`float`): of AdamW.
         decay_biases (`bool`): whether biases decay as well, as with `torch.optim.AdamW(model.parameters())`.
         max_grad_norm (`float`): norm to clip gradients to; 0 clips nothing.
-        cosine_per_epoch (`bool`): keep the learning rate constant within an epoch and count the cosine over all
-            epochs, so that it does not reach 0; otherwise it falls at every step, to 0 after the last one.
         warmup_share (`float`, *optional*): the warm-up takes an epoch, and at most this share (0..1) of all steps.
             `None`: an epoch, and nothing if the whole run is not longer than one.
-        learning_rate (`float`): the peak.
-        epochs (`float`): passes over the training images.
-        batch_size (`int`): images per step.
     """
 
     weight_decay: float
     decay_biases: bool
     max_grad_norm: float
-    cosine_per_epoch: bool
     warmup_share: float | None
-    learning_rate: float = 1e-3
-    epochs: float = 10.0
-    batch_size: int = 4
 
     def schedule(
         self, optimizer: Optimizer, epoch_steps: int, total_steps: int, warmup_epochs: float | None = None
@@ -58,14 +54,12 @@ class Recipe:
             warmup = epoch_steps if total_steps > epoch_steps else 0
         else:
             warmup = min(epoch_steps, round(self.warmup_share * total_steps))
-        return warmup_cosine(optimizer, warmup, total_steps, epoch_steps if self.cosine_per_epoch else None)
+        return warmup_cosine(optimizer, warmup, total_steps, epoch_steps)
 
 
 RECIPES = {
-    "default": Recipe(
-        weight_decay=0.0, decay_biases=False, max_grad_norm=1.0, cosine_per_epoch=False, warmup_share=0.1
-    ),
-    "paper": Recipe(weight_decay=5e-4, decay_biases=True, max_grad_norm=0.0, cosine_per_epoch=True, warmup_share=None),
+    "default": Recipe(weight_decay=0.0, decay_biases=False, max_grad_norm=1.0, warmup_share=0.1),
+    "paper": Recipe(weight_decay=5e-4, decay_biases=True, max_grad_norm=0.0, warmup_share=None),
 }
 
 

@@ -19,7 +19,7 @@ from ..data.columns import label_column
 from ..data.images import LABEL
 from ..fast.sharding import refuse_weight_sharding
 from ..publish.hub import CardCallback
-from .recipes import RECIPES
+from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES
 from .repeatable import RepeatableRows, TellEpoch
 
 AUTO, BALANCED = "auto", "balanced"
@@ -29,10 +29,10 @@ AUTO, BALANCED = "auto", "balanced"
 class ANPromptTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] with a recipe: AdamW at 1e-3, 10 epochs of batches of 4, warm-up, cosine.
 
-    `recipe="paper"` is what the authors' trainers do: weight decay 5e-4 on all weights, no gradient clipping, and a
-    learning rate that changes once per epoch along a cosine over all epochs, after one epoch at 1e-5 (none in a run of
-    one epoch). `recipe="default"` has no weight decay, clips gradients to norm 1, and its cosine falls at every step,
-    to 0, after a warm-up of one epoch or 10 % of the steps, whichever is shorter.
+    `recipe="paper"` is what the authors' trainers do: weight decay 5e-4 on all weights, no gradient clipping, and one
+    epoch at 1e-5 before the cosine, none in a run of one epoch. `recipe="default"` has no weight decay, clips gradient
+    norms at 1, and its warm-up takes one epoch or 10 % of the steps, whichever is shorter. With both the learning rate
+    changes once per epoch, along a cosine over all epochs.
 
     For few-shot classification the paper's relatives take 50 epochs of batches of 32, for cross-dataset transfer 1
     epoch of 32.
@@ -54,9 +54,9 @@ class ANPromptTrainingArguments(TrainingArguments):
             `warmup_steps`, or TensorBoard is asked for and not installed.
     """
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "The peak learning rate of AdamW."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training images."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Images per step and device."})
+    learning_rate: float = field(default=LEARNING_RATE, metadata={"help": "The peak learning rate of AdamW."})
+    num_train_epochs: float = field(default=float(EPOCHS), metadata={"help": "Passes over the training images."})
+    per_device_train_batch_size: int = field(default=BATCH_SIZE, metadata={"help": "Images per step and device."})
     per_device_eval_batch_size: int = field(default=100, metadata={"help": "Images per evaluation step and device."})
     logging_strategy: str = field(default="epoch", metadata={"help": "When to log the loss and its terms."})
     remove_unused_columns: bool = field(
