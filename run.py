@@ -33,11 +33,13 @@ CHECKS = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["pytest"]
 def main(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code: that of the first step that failed, 2 for wrong usage."""
     command, *further = arguments or [""]
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return 0
     if command not in (*EXAMPLES, "test"):
-        wrong = (
-            f"error: unknown command {command!r}. Choose one of: {', '.join(EXAMPLES)}, test.\n\n" if command else ""
-        )
-        print(wrong + str(__doc__), file=sys.stderr)
+        allowed = ", ".join([*EXAMPLES, "test"])
+        print(f"error: unknown command {command!r}. Choose one of: {allowed}.\n" if command else "", file=sys.stderr)
+        print(__doc__, file=sys.stderr)
         return 2
     if sys.version_info < (3, 11):  # noqa: UP036 - the reader may start this with any Python
         print(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}.", file=sys.stderr)

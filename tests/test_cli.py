@@ -16,12 +16,15 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import datasets
+import huggingface_hub
+import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from peft import AutoPeftModel
 from PIL import Image
@@ -29,13 +32,18 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPProcessor
 
-from anprompt_cli import main
+from anprompt_cli import app, main
+from anprompt_cli.adapters import check_data
+from anprompt_cli.config_file import SHORTCUTS
+from anprompt_cli.errors import Failure
 from anprompt_cli.jobs import measuring
 from anprompt_cli.jobs import train as training_job
-from anprompt_peft.training import RepeatableRows
+from anprompt_peft import ANPromptConfig
+from anprompt_peft.evaluation import Predictions
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, RepeatableRows
 from export_folder import export
 from handwriting import CLASS_NAMES, TEMPLATE
-from hub_server import HubServer
+from hub_server import HubHandler, HubServer, Route
 
 ROOT = Path(__file__).parents[1]
 TINY_CLIP = ROOT / "examples" / "digits" / "tiny_clip"
@@ -214,6 +222,142 @@ def test_validation_images_choose_the_checkpoint(digits: Path, tmp_path: Path) -
     assert record["notes"] == ["The best checkpoint was chosen on the images that the figures come from."]
 
 
+def test_early_stopping_keeps_the_best_epoch_and_survives_an_interruption(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learning rate of 0 never improves on the first epoch, so patience 2 ends the run after the third."""
+    shared = (
+        "train", digits, "--model", TINY_CLIP, "--shots", 2, "--epochs", 9, "--learning-rate", 0,
+        "--early-stopping", 2, "--validation-share", 0.5,
+    )  # fmt: skip
+    assert call(*shared, "--output", tmp_path / "whole").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(training_job, "Progress", type("AtStep", (Interrupt,), {"step": 2 * STEPS_PER_EPOCH}))
+        assert call(*shared, "--output", tmp_path / "resumed").code == 130
+    assert call("train", "--output", tmp_path / "resumed", "--resume").code == 0
+    for name in ("whole", "resumed"):
+        record = json.loads((tmp_path / name / "results.json").read_text())
+        assert [entry["epoch"] for entry in record["history"] if "eval_accuracy" in entry] == [1, 2, 3]
+        assert record["split"] == "test"
+        assert record["config"]["early_stopping"] == 2
+        assert record["config"]["training"]["load_best_model_at_end"] is True
+
+
+def test_early_stopping_takes_the_weights_of_the_best_epoch(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accuracy is made to fall after the first epoch; what is saved is what a run of that one epoch saves."""
+    falling = iter([0.9, 0.5, 0.4])
+    monkeypatch.setattr(training_job, "ANPromptTrainer", Scored)
+    monkeypatch.setattr(Scored, "scores", falling, raising=False)
+    settings = tmp_path / "mine.yaml"
+    settings.write_text(yaml.safe_dump({"training": {"warmup_epochs": None, "lr_scheduler_type": "constant"}}))
+    shared = ("train", digits, "--model", TINY_CLIP, "--shots", 2, "--validation-share", 0.5, "--config", settings)
+    assert call(*shared, "--output", tmp_path / "stopped", "--epochs", 9, "--early-stopping", 2).code == 0
+    assert next(falling, None) is None
+    assert call(*shared, "--output", tmp_path / "one", "--epochs", 1).code == 0
+    assert same(load_file(tmp_path / "stopped" / WEIGHTS), load_file(tmp_path / "one" / WEIGHTS))
+
+
+class Scored(ANPromptTrainer):
+    """A trainer whose evaluations find given accuracies."""
+
+    scores: Iterator[float]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, compute_metrics=lambda _: {"accuracy": next(self.scores)})
+
+
+def test_imbalanced_classes_are_weighted_and_measured_class_by_class(
+    digits: Path, train: Train, tmp_path: Path
+) -> None:
+    """Two images of five digits, six of the others, in both splits."""
+    data = shutil.copytree(digits, tmp_path / "data")
+    for split in ("train", "test"):
+        for name in NAMES[:5]:
+            for path in sorted((data / split / name).iterdir())[2:]:
+                path.unlink()
+    settings = ("train", data, "--model", TINY_CLIP, "--epochs", 2, "--output")
+    answer = call(*settings, tmp_path / "weighted", "--class-weights", "balanced")
+    assert answer.code == 0
+    record = json.loads((tmp_path / "weighted" / "results.json").read_text())
+    for method in ("ANPrompt", "zero-shot CLIP"):
+        rows = record["classes"]["test"].values()
+        right = "right" if method == "ANPrompt" else "zero_shot_right"
+        recalls = [100 * row[right] / row["images"] for row in rows]
+        balanced = record["balanced_accuracy_percent"][method]["test"]
+        assert balanced == pytest.approx(sum(recalls) / len(recalls))
+        assert f"{balanced:.1f}" in answer.out.partition("balanced accuracy in %")[2]
+        assert f"{record['macro_f1_percent'][method]['test']:.1f}" in answer.out.partition("macro-F1 in %")[2]
+    assert "Classes of test have 2 to 6 images: balanced accuracy" in "".join(record["notes"])
+    assert record["config"]["training"]["class_weights"] == "balanced"
+    assert call(*settings, tmp_path / "plain").code == 0
+    assert not same(load_file(tmp_path / "plain" / WEIGHTS), load_file(tmp_path / "weighted" / WEIGHTS))
+    assert "balanced accuracy" not in train(tmp_path / "even").out
+
+
+def test_macro_f1_is_the_mean_of_the_classes_own() -> None:
+    names = ("a", "b", "c")
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 2])
+    part = Predictions("test", names, labels, predicted)
+    measured = measuring.Measured([part], [part]).to_dict()
+    assert measured["balanced_accuracy_percent"]["ANPrompt"]["test"] == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)
+    assert measured["macro_f1_percent"]["ANPrompt"]["test"] == pytest.approx(100 * (6 / 7 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_whoever_ends_below_zero_shot_is_told(wrong: int) -> None:
+    labels = np.arange(10) % 2
+    ours, theirs = labels.copy(), labels.copy()
+    ours[:wrong] = 1 - ours[:wrong]
+    theirs[:1] = 1 - theirs[:1]
+    parts = [[Predictions(name, ("a", "b"), labels, each) for name in ("base", "new")] for each in (ours, theirs)]
+    single = measuring.Measured(parts[0][:1], parts[1][:1])
+    double = measuring.Measured(*parts)
+    if wrong:
+        assert single.summary().startswith("-20.0 points over zero-shot, 70.0 against 90.0\n")
+        (note,) = single.notes()
+        assert note.startswith("The adapter is below zero-shot CLIP: 70.0 against 90.0 %. ")
+        (note,) = double.notes()
+        assert "70.0 against 90.0 % (base), 70.0 against 90.0 % (new), 70.0 against 90.0 % (harmonic mean)." in note
+    else:
+        assert single.summary().startswith("+10.0 points over zero-shot, 100.0 against 90.0\n")
+        assert double.summary().startswith("+10.0 points over zero-shot in the harmonic mean, 100.0 against 90.0\n")
+        assert single.notes() == double.notes() == []
+
+
+def test_a_run_that_ends_below_zero_shot_says_so(train: Train, digits: Path, tmp_path: Path) -> None:
+    """A learning rate of 30 destroys what CLIP knows; the report keeps local paths to itself."""
+    answer = train(tmp_path / "out", "--learning-rate", 30)
+    assert answer.code == 0
+    notes = json.loads((tmp_path / "out" / "results.json").read_text())["notes"]
+    assert notes[0].startswith("The adapter is below zero-shot CLIP: ")
+    assert notes[0] in answer.err.splitlines()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert notes[0] in page
+    assert str(digits.parent) not in page
+    assert str(TINY_CLIP.parent) not in page
+    evaluation = call("evaluate", tmp_path / "out", digits, "--json", "--report", tmp_path / "evaluation.html")
+    assert notes[0] in evaluation.err.splitlines()
+    assert json.loads(evaluation.out)["notes"] == notes
+    assert str(digits.parent) not in (tmp_path / "evaluation.html").read_text()
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_recipe_and_warm_up_are_options(recipe: str, train: Train, tmp_path: Path) -> None:
+    """A warm-up that lasts the whole run moves nothing far; without one, the same run does."""
+    moved = {}
+    for warmup in (0, 2):
+        output = tmp_path / str(warmup)
+        assert train(output, "--recipe", recipe, "--warmup-epochs", warmup).code == 0
+        config = yaml.safe_load((output / "run.yaml").read_text())["training"]
+        assert (config["recipe"], config["warmup_epochs"]) == (recipe, warmup)
+        rates = [entry["learning_rate"] for entry in json.loads((output / "results.json").read_text())["history"][:2]]
+        moved[warmup] = rates
+    assert moved[2] == [1e-5, 1e-5]
+    assert max(moved[0]) > 1e-4
+
+
 def test_data_without_a_test_split_can_hold_some_out(digits: Path, tmp_path: Path) -> None:
     settings = ("train", digits / "train", "--model", TINY_CLIP, "--epochs", 1, "--shots", 1)
     assert call(*settings, "--output", tmp_path / "out", "--test-share", 0.5).code == 0
@@ -222,6 +366,7 @@ def test_data_without_a_test_split_can_hold_some_out(digits: Path, tmp_path: Pat
     answer = call(*settings, "--output", tmp_path / "unmeasured")
     assert answer.code == 0
     assert "nothing was measured" in answer.out
+    assert "--test-share 0.2" in answer.out
     assert "accuracy_percent" not in json.loads((tmp_path / "unmeasured" / "results.json").read_text())
 
 
@@ -512,10 +657,11 @@ def test_pickles_other_methods_and_broken_files_are_refused(adapter: Path, digit
     config = json.loads((adapter / "adapter_config.json").read_text())
     write_adapter(tmp_path, config, "adapter_model.bin")
     image = digits / "test" / "one" / "000.png"
-    for command in (("info", tmp_path), ("predict", tmp_path, image), ("evaluate", tmp_path, digits)):
+    pushed = ("push", tmp_path, "me/mine")
+    for command in (("info", tmp_path), ("predict", tmp_path, image), ("evaluate", tmp_path, digits), pushed):
         assert "is a pickle, which can run code" in refused(*command)
     write_adapter(tmp_path, {**config, "peft_type": "LORA"})
-    for command in (("info", tmp_path), ("predict", tmp_path, image)):
+    for command in (("info", tmp_path), ("predict", tmp_path, image), pushed, ("push", tmp_path.parent, "me/mine")):
         assert "of the method 'LORA', not 'ANPROMPT'" in refused(*command)
     write_adapter(tmp_path, config)
     (tmp_path / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:900])
@@ -528,7 +674,10 @@ def test_help_and_info_start_without_torch(adapter: Path) -> None:
     """Help fits 80 columns and names every option's purpose; what would be slow is not imported."""
     script = f"""
 import sys
-from anprompt_cli import main
+from anprompt_cli import app, main
+from anprompt_cli.adapters import check_data
+from anprompt_cli.config_file import SHORTCUTS
+from anprompt_cli.errors import Failure
 for command in ([], ["train"], ["evaluate"], ["predict"], ["push"], ["info"]):
     assert main([*command, "--help"]) == 0
 print("end of help")
@@ -543,6 +692,47 @@ print(*{{"torch", "transformers", "peft", "datasets", "anprompt_peft"}} & set(sy
     for command in ("train", "evaluate", "predict", "push", "info"):
         assert f"Usage: anprompt {command}" in shown
     assert str(TINY_CLIP) in rest
+
+
+def test_only_jobs_import_what_is_heavy() -> None:
+    """Every module directly in anprompt_cli, imported in one process."""
+    folder = ROOT / "anprompt_cli"
+    names = [f"anprompt_cli.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__"]
+    assert len(names) > 8
+    script = f"""
+import sys
+from importlib import import_module
+for name in {names!r}:
+    import_module(name)
+print(*{{"torch", "transformers", "datasets", "peft", "accelerate", "sklearn", "anprompt_peft"}} & set(sys.modules))
+"""
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == "\n"
+
+
+def parameters() -> dict[str, dict[str, Any]]:
+    """The options of every command by name, without those that typer adds."""
+    commands = typer.main.get_group(app).commands
+    return {name: {option.name: option for option in command.params} for name, command in commands.items()}
+
+
+def test_help_states_the_defaults_of_the_fields_that_options_set() -> None:
+    records = {"adapter": ANPromptConfig, "training": ANPromptTrainingArguments}
+    words = {"auto": "the recipe's", "None": "none", "10.0": "10"}
+    for option, (section, name) in SHORTCUTS.items():
+        if option == "report_to":  # transformers' own, which changes between versions
+            continue
+        default = str(records[section].__dataclass_fields__[name].default)
+        assert f" Default: {words.get(default, default).rstrip('.')}." in parameters()["train"][option].help, option
+
+
+def test_every_option_has_its_line_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    for command, options in parameters().items():
+        section = text.partition(f"\n## {command.capitalize()}\n")[2].partition("\n## ")[0]
+        for name, option in options.items():
+            shown = option.opts[0] if option.param_type_name == "option" else option.metavar
+            assert f"`{shown}`" in section or f"`{shown} " in section, (command, name)
 
 
 # wrong usage
@@ -567,6 +757,11 @@ print(*{{"torch", "transformers", "peft", "datasets", "anprompt_peft"}} & set(sy
         ("- shots", "it must hold keys with values"),
         ("", "it must hold keys with values"),
         ("training: {eval_strategy: epoch}", "training.eval_strategy evaluates on validation: the data have no such"),
+        (
+            "early_stopping: 2",
+            "--early-stopping 2 evaluates on validation: the data have no such split, only train",
+        ),
+        ("warmup-epochs: 2\ntraining: {warmup_epochs: 1}", "warmup_epochs and training.warmup_epochs are the same"),
         ("training: {warmup_epochs: null, lr_scheduler_type: cosin}", "'cosine', "),
     ],
 )
@@ -590,9 +785,14 @@ def test_wrong_files_are_refused(text: str, wanted: str, digits: Path, tmp_path:
         (["--test-share", "0.5"], "--test-share 0.5: the data have a split test already."),
         (["--template", "no place"], "template 'no place' must contain {} exactly once"),
         (["--class-names", "a", "--class-names", "b"], "class_names lists 2 names for 10 classes"),
+        (["--warmup-epochs", -1], "Invalid value for '--warmup-epochs': Input should be greater than or equal to 0"),
         (["--config", "nowhere.yaml"], "file 'nowhere.yaml' does not exist."),
         (["--halves", TINY_CLIP / "config.json"], "does not hold two halves of classes"),
         (["--halves", TINY_CLIP / "config.json", "--base-only"], "--halves and --base-only exclude each other."),
+        (["--recipe", "papr"], "recipe='papr' is unknown. Choose one of: default, paper."),
+        (["--class-weights", "equal"], "class_weights='equal' must be 'balanced' or None."),
+        (["--early-stopping", 2], "Hold one out with --validation-share 0.1."),
+        (["--push-to-hub", "mine"], "'mine' is no repository's name on the Hub. It is namespace/name: my-name/"),
         (["--report-to", "nowhere"], "nowhere is not supported, only"),
         (["--outptu", "x"], "No such option: --outptu (Possible options: "),
         (["--model", "./no-clip"], "There is no folder ./no-clip, and a model on the Hub is called namespace/name."),
@@ -626,15 +826,87 @@ def test_wrong_folders_are_refused(adapter: Path, digits: Path, tmp_path: Path) 
     assert "There is no file" in refused("predict", adapter, tmp_path / "no.png")
     assert "There are no images in the folder" in refused("predict", adapter, empty)
     assert "holds no adapter with a card" in refused("push", empty, "me/mine")
+    assert "'mine' is no repository's name on the Hub." in refused("push", adapter, "mine")
+    assert "'me/' is no repository's name on the Hub." in refused("push", adapter, "me/")
     assert "does not exist" in refused("push", tmp_path / "none", "me/mine")
     assert "There is no folder none" in refused("info", "none")
     assert "Did you mean 'train'?" in refused("trian")
 
 
-def test_models_of_another_kind_are_refused(digits: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+@pytest.mark.parametrize("kind", ["siglip", "siglip2", "altclip", "chinese_clip", "vision-text-dual-encoder"])
+def test_models_of_another_kind_are_refused(kind: str, digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     line = refused("train", digits, "--output", tmp_path / "out", "--model", tmp_path)
-    assert "is a model of type 'siglip', and ANPrompt adapts those of type 'clip'." in line
+    assert f"is a model of type {kind!r}, and ANPrompt adapts those of type 'clip'." in line
+
+
+def test_a_model_without_its_processor_and_a_processor_without_its_model_are_told_apart(
+    digits: Path, tmp_path: Path
+) -> None:
+    for path in TINY_CLIP.iterdir():
+        is_model = path.name in ("config.json", "model.safetensors")
+        folder = tmp_path / ("model" if is_model else "processor")
+        folder.mkdir(exist_ok=True)
+        shutil.copy(path, folder)
+    settings = ("train", digits, "--output", tmp_path / "out", "--model")
+    assert "holds no model: there is no config.json in it." in refused(*settings, tmp_path / "processor")
+    answer = call(*settings, tmp_path / "model")
+    assert answer.code == 1
+    assert "holds a CLIP without its processor (image processor and tokenizer)." in answer.err
+
+
+def test_halves_of_one_class_are_refused(digits: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in NAMES[:3]:
+            shutil.copytree(digits / split / name, tmp_path / "data" / split / name)
+    line = refused("train", tmp_path / "data", "--output", tmp_path / "out", "--model", TINY_CLIP, "--base-only")
+    assert f"--base-only: each half needs two classes, got base {NAMES[:2]} and new {NAMES[2:3]}." in line
+
+
+class AnyDataset(HubHandler):
+    """Knows data sets without a namespace, too, and has none of them."""
+
+    routes: ClassVar[list[Route]] = [("GET", "/api/datasets/(?P<repo>.+)", "info")]
+
+
+def test_missing_data_are_named_at_once() -> None:
+    """Without retries, which would tell of themselves: where the Hub is, where nothing answers, and offline."""
+    names = ("my photos", "photos", "me/photos")
+    script = f"from anprompt_cli import main\nfor data in {names}: main(['train', data, '--output', 'none'])"
+    with HubServer({}) as hub:
+        hub.RequestHandlerClass = AnyDataset
+        states = {"here": (hub.url, "0"), "down": ("http://127.0.0.1:9", "0"), "offline": (hub.url, "1")}
+        lines = {}
+        for state, (address, offline) in states.items():
+            environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": offline}
+            command = [sys.executable, "-c", script]
+            ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+            lines[state] = ran.stderr.splitlines()
+    for first, *_ in lines.values():
+        assert first == "error: There is no folder my photos, and a data set on the Hub is called namespace/name."
+    absent = "error: There is neither a folder {} nor such a data set on the Hub. A private one needs `hf auth login`."
+    assert lines["here"][1:] == [absent.format(name) for name in names[1:]]
+    unreachable = "error: There is no folder {}, and the Hub cannot be reached to look there."
+    assert lines["down"][1:] == lines["offline"][1:] == [unreachable.format(name) for name in names[1:]]
+
+
+def test_cached_data_need_no_hub(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    with pytest.raises(Failure, match="cannot be reached"):
+        check_data("me/photos")
+    (cache / "me___photos").mkdir(parents=True)
+    check_data("me/photos")
+
+
+def test_data_on_the_hub_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, name, **__: asked.append(name))
+    check_data("me/photos")
+    check_data(str(tmp_path))
+    check_data("no/such/photos.parquet")
+    assert asked == ["me/photos"]
 
 
 def test_where_an_error_came_from_is_shown_on_demand(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def elsewhere(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Another current folder, with an adapter and an image in it."""
     config = ANPromptConfig(class_names=list(CLASS_NAMES), template=TEMPLATE)
-    get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), config).save_pretrained(tmp_path / "adapter")
+    get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), config).save_pretrained(str(tmp_path / "adapter"))
     shutil.copy(digits / "test" / "six" / "000.png", tmp_path / "six.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -94,3 +94,5 @@ def test_unknown_commands_are_named(run: ModuleType, capsys: pytest.CaptureFixtu
     assert err.startswith("error: unknown command 'clasify'. Choose one of: digits, classify, test.\n")
     assert run.main([]) == 2
     assert "error" not in capsys.readouterr().err
+    assert run.main(["--help"]) == 0
+    assert "run.py classify IMAGE" in capsys.readouterr().out

@@ -188,9 +188,15 @@ def _defaults(options: TrainOptions) -> dict[str, Any]:
 
 
 def _halves(options: TrainOptions, names: list[str]) -> ClassHalves | None:
-    if options.halves:
-        return ClassHalves.load(options.halves)
-    return halves(names) if options.base_only else None
+    if not (options.halves or options.base_only):
+        return None
+    half = ClassHalves.load(options.halves) if options.halves else halves(names)
+    if min(len(half.base), len(half.new)) < 2:
+        option = "--halves" if options.halves else "--base-only"
+        raise ValueError(
+            f"{option}: each half needs two classes, got base {list(half.base)} and new {list(half.new)}."
+        )
+    return half
 
 
 def _check_same(begun: Mapping[str, Any], record: Mapping[str, Any], path: Path) -> None:
