@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from anprompt_peft.data import sample_shots
-from anprompt_peft.evaluation import base_to_new, gain, harmonic_mean
+from anprompt_peft.evaluation import (
+    Predictions,
+    balanced_accuracy,
+    base_to_new,
+    class_sizes,
+    gain,
+    harmonic_mean,
+    is_imbalanced,
+    macro_f1,
+)
 from anprompt_peft.files import whole_folder
 from anprompt_peft.provenance import provenance
 
@@ -24,7 +33,7 @@ def test_shots() -> None:
     assert any(shots != sample_shots(labels, 2, seed=seed) for seed in range(1, 5))
     only = sample_shots(np.where(labels == 1, 1, labels + 10), 2, seed=0)
     assert [at for at in only if labels[at] == 1] == [at for at in shots if labels[at] == 1]
-    with pytest.raises(ValueError, match=r"more examples than class 0 has \(3\)"):
+    with pytest.raises(ValueError, match=r"more examples than class 0 has\. Use at most 3\."):
         sample_shots(labels, 4, seed=0)
     with pytest.raises(ValueError, match="shots=0"):
         sample_shots(labels, 0, seed=0)
@@ -81,6 +90,43 @@ def test_gain_is_paired() -> None:
     assert gained == gain(np.stack([better, better]), runs, before, before)
     with pytest.raises(ValueError, match="dimension"):
         gain(runs, runs, before[:-1], before)
+
+
+def read_as(labels: list[int], predicted: list[int]) -> Predictions:
+    """Predictions for images of up to four classes."""
+    return Predictions("test", list("abcd"), np.array(labels), np.array(predicted))
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "accuracy", "recall", "f1"),
+    [
+        # a: 3 of 4 right, and all that was read as a is a; b: 1 of 1 right, of 2 read as b
+        ([0, 0, 0, 0, 1], [0, 0, 0, 1, 1], 4 / 5, (3 / 4 + 1) / 2, (6 / 7 + 2 / 3) / 2),
+        # always the larger class: b is never read
+        ([0] * 9 + [1], [0] * 10, 9 / 10, 1 / 2, (18 / 19 + 0) / 2),
+        # c and d have no images; an image of a read as d lowers a's recall and nothing else
+        ([0, 0, 1, 1], [0, 3, 1, 1], 3 / 4, (1 / 2 + 1) / 2, (2 / 3 + 1) / 2),
+        ([2, 2, 3], [3, 3, 2], 0, 0, 0),
+    ],
+)
+def test_every_class_counts_the_same(
+    labels: list[int], predicted: list[int], accuracy: float, recall: float, f1: float
+) -> None:
+    part = read_as(labels, predicted)
+    assert part.hits.mean() == pytest.approx(accuracy)
+    assert balanced_accuracy(part) == pytest.approx(100 * recall)
+    assert macro_f1(part) == pytest.approx(100 * f1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [((2, 3, 0, 0), False), ((2, 4, 0, 0), True), ((5, 5, 5, 5), False), ((0, 0, 0, 7), False)]
+)
+def test_imbalance(sizes: tuple[int, ...], expected: bool) -> None:
+    """1.5 times the smallest class is balanced, more is not; absent classes do not count."""
+    labels = np.arange(4).repeat(sizes).tolist()
+    part = read_as(labels, labels)
+    assert is_imbalanced(part) == expected
+    assert class_sizes(part) == (min(filter(None, sizes)), max(sizes))
 
 
 def test_provenance_names_versions_and_commit() -> None:
