@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from transformers.utils import check_peft_version
 
 from anprompt_peft import ANPromptConfig
 
 CLASSES = ["cat", "dog", "small fish"]
 LABELS = torch.tensor([0, 2, 1])
+
+
+def _refusal() -> str:
+    """Why transformers' own `add_adapter` refuses the installed PEFT, empty if it does not."""
+    try:
+        check_peft_version(MIN_PEFT_VERSION)
+    except ValueError as error:
+        return f"transformers' own add_adapter: {error}"
+    return ""
+
+
+needs_add_adapter = pytest.mark.skipif(bool(_refusal()), reason=_refusal())
 
 
 def make_config(tokenizer: CLIPTokenizer, **settings: Any) -> ANPromptConfig:

@@ -22,7 +22,7 @@ from anprompt_peft.files import hub_id
 from anprompt_peft.publish.card import BEGIN, END, GENERATED, SUMMARY
 from anprompt_peft.publish.mixin import hand_over
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import make_config
+from helpers import make_config, needs_add_adapter
 from hub_server import check_card
 
 STORY = "Sixteen pictures of each animal, taken in a garden."
@@ -197,6 +197,7 @@ def test_named_adapter_lies_in_its_subfolder(clip: CLIPModel, tokenizer: CLIPTok
     assert 'adapter, subfolder="pets")' in card.text
 
 
+@needs_add_adapter
 def test_native_adapter_gets_its_card(clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
     clip.add_adapter(make_config(tokenizer), adapter_name="pets")
     clip.describe_training(FACTS)

@@ -28,7 +28,7 @@ from anprompt_peft.serve import export_onnx
 from anprompt_peft.serve import onnx as export
 from anprompt_peft.serve.onnx import Logits
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, adapt, make_config, scatter
+from helpers import CLASSES, adapt, make_config, needs_add_adapter, scatter
 from tokenization import train_tokenizer
 
 onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
@@ -151,6 +151,7 @@ def test_variants(variant: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, p
     assert {each.domain: each.version for each in onnx.load(path).opset_import} == {"": opset}
 
 
+@needs_add_adapter
 def test_asked_classes_in_the_metadata(
     clip: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ from anprompt_peft import ANPromptConfig, Metric, TrainingFacts
 from anprompt_peft.publish import CardCallback, push_folder
 from anprompt_peft.publish.card import BEGIN, END, GENERATED, SUMMARY
 from conftest import IMAGE_SIZE
-from helpers import CLASSES, scatter
+from helpers import CLASSES, needs_add_adapter, scatter
 from hub_server import HubServer, Repo
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "publish.py"
@@ -336,6 +336,7 @@ def push_native(repo_id: str) -> np.ndarray:
     return answers(model)
 
 
+@needs_add_adapter
 def test_native_model_keeps_the_card(hub: HubServer, client: Run) -> None:
     expected = client(push_native, "alice/native")
     repo = hub.repos["alice/native"]

@@ -20,7 +20,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.serve import Prediction, predict
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, adapt, make_config, scatter
+from helpers import CLASSES, adapt, make_config, needs_add_adapter, scatter
 
 ROOT = Path(__file__).parent.parent
 UNSEEN = ["red bird", "one fish"]
@@ -99,7 +99,15 @@ def test_equals_the_model_one_by_one_in_order(model: Any, files: list[str], batc
 
 
 @pytest.mark.parametrize("classes", [None, UNSEEN], ids=["trained", "unseen"])
-@pytest.mark.parametrize("way", ["PeftModel", "native", "disabled", "natively disabled"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "PeftModel",
+        pytest.param("native", marks=needs_add_adapter),
+        "disabled",
+        pytest.param("natively disabled", marks=needs_add_adapter),
+    ],
+)
 def test_every_kind_of_model(
     way: str, classes: list[str] | None, make_clip: MakeClip, tokenizer: CLIPTokenizer, files: list[str]
 ) -> None:
