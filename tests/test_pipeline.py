@@ -1,4 +1,4 @@
-"""transformers' zero-shot pipeline with an adapted model, by every way to hand one in."""
+"""transformers' pipelines with an adapted model, by every way to hand one in, and a processor beside the adapter."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ import torch
 from peft import AutoPeftModel, get_peft_model
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel, CLIPProcessor, pipeline
+from transformers import AutoTokenizer, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedModel, pipeline
 
-from anprompt_peft import ANPromptConfig
-from helpers import CLASSES, scatter
+from anprompt_peft import ANPromptConfig, tuner
+from conftest import MakeClip
+from helpers import CLASSES, adapt, make_config, needs_add_adapter, scatter
 
 TASK = "zero-shot-image-classification"
+FIXED = "image-classification"
 TEMPLATE = "a photo of a {}."
 UNSEEN = ["bird", "large red fish", "drawing of one dog"]
-WAYS = ["PeftModel", "its base model", "folder", "folder of add_adapter", "AutoPeftModel"]
+WAYS = [
+    "PeftModel",
+    "its base model",
+    "folder",
+    pytest.param("folder of add_adapter", marks=needs_add_adapter),
+    "AutoPeftModel",
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +65,18 @@ def processor(clip_folder: Path) -> CLIPProcessor:
     return CLIPProcessor.from_pretrained(clip_folder)
 
 
-def build(way: str, adapted: Any, folder: Path, processor: CLIPProcessor, tmp_path: Path) -> Any:
-    parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer, "device": "cpu"}
+def build(way: str, adapted: Any, folder: Path, processor: CLIPProcessor, tmp_path: Path, task: Any = TASK) -> Any:
+    parts: dict[str, Any] = {"image_processor": processor.image_processor, "device": "cpu"}
+    if task == TASK:
+        parts["tokenizer"] = processor.tokenizer
     if way == "folder":
-        return pipeline(TASK, model=str(folder), device="cpu")
+        return pipeline(task, model=str(folder), device="cpu")
     if way == "folder of add_adapter":
         CLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
-        return pipeline(TASK, model=str(tmp_path), device="cpu")
+        return pipeline(task, model=str(tmp_path), device="cpu")
     if way == "AutoPeftModel":
-        return pipeline(TASK, model=AutoPeftModel.from_pretrained(folder), **parts)
-    return pipeline(TASK, model=adapted if way == "PeftModel" else adapted.get_base_model(), **parts)
+        return pipeline(task, model=AutoPeftModel.from_pretrained(folder), **parts)
+    return pipeline(task, model=adapted if way == "PeftModel" else adapted.get_base_model(), **parts)
 
 
 def scores(classifier: Any, images: list[Image.Image], labels: list[str], **settings: Any) -> Tensor:
@@ -137,6 +147,140 @@ def test_half_precision(
         torch.testing.assert_close(ours, exact, rtol=0, atol=0.05)
         expected = torch.cat([own_scores(classifier.model, processor, [image], UNSEEN) for image in images])
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fixed_classes(
+    way: str, adapted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image], tmp_path: Path
+) -> None:
+    """The image-classification pipeline names the adapter's classes and gives the model's own, fused logits."""
+    classifier = build(way, adapted, folder, processor, tmp_path, FIXED)
+    with torch.no_grad():
+        logits = adapted(**processor(images=images, return_tensors="pt")).logits
+    expected = logits.softmax(dim=-1)
+    for settings in ({}, {"batch_size": 2}):
+        for rows, row in zip(classifier(images, **settings), expected, strict=True):
+            found = {each["label"]: each["score"] for each in rows}
+            assert found == pytest.approx(dict(zip(CLASSES, row.tolist(), strict=True)), abs=1e-6)
+            assert [each["score"] for each in rows] == sorted(found.values(), reverse=True)
+    assert [each["label"] for each in classifier(images[0], top_k=1)] == [CLASSES[int(expected[0].argmax())]]
+
+
+def test_fixed_classes_in_half_precision(folder: Path, images: list[Image.Image]) -> None:
+    exact = pipeline(FIXED, model=str(folder), device="cpu")(images)
+    for rows, reference in zip(
+        pipeline(FIXED, model=str(folder), device="cpu", dtype=torch.bfloat16)(images), exact, strict=True
+    ):
+        scores = {each["label"]: each["score"] for each in rows}
+        assert scores == pytest.approx({each["label"]: each["score"] for each in reference}, abs=0.05)
+
+
+def test_asked_classes_are_the_pipelines(folder: Path, processor: CLIPProcessor, images: list[Image.Image]) -> None:
+    """Also those that were asked for after the pipeline was made."""
+    model = AutoPeftModel.from_pretrained(folder)
+    classifier = pipeline(FIXED, model=model, image_processor=processor.image_processor, device="cpu")
+    model.set_classes(UNSEEN, template=TEMPLATE)
+    expected = scores(pipeline(TASK, model=str(folder), device="cpu"), images, UNSEEN)
+    for rows, row in zip(classifier(images), expected, strict=True):
+        found = {each["label"]: each["score"] for each in rows}
+        assert found == pytest.approx(dict(zip(UNSEEN, row.tolist(), strict=True)), abs=1e-6)
+
+
+def assert_labels(model: Any, names: list[str]) -> None:
+    assert model.config.id2label == dict(enumerate(names))
+    assert model.config.label2id == {name: number for number, name in enumerate(names)}
+    assert model.config.num_labels == len(names)
+
+
+BASE_LABELS = ["LABEL_0", "LABEL_1"]
+OTHER = ["one", "two", "three", "four"]
+
+
+def test_labels_follow_the_adapter_and_the_classes(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    assert_labels(clip, BASE_LABELS)
+    model = adapt(clip, tokenizer)
+    assert_labels(model, CLASSES)
+    model.add_adapter("other", make_config(tokenizer, class_names=OTHER))
+    assert_labels(model, CLASSES)
+    model.set_adapter("other")
+    assert_labels(model, OTHER)
+    model.set_classes(UNSEEN)
+    assert_labels(model, UNSEEN)
+    model.set_adapter("default")
+    assert_labels(model, UNSEEN)
+    model.set_classes(None)
+    with model.disable_adapter():
+        assert_labels(model, CLASSES)
+    model.delete_adapter("default")
+    assert_labels(model, OTHER)
+    model.delete_adapter("other")
+    assert_labels(model, BASE_LABELS)
+
+
+@pytest.mark.parametrize("labels", [None, ["plant", "animal", "stone"]], ids=["without labels", "with labels"])
+def test_unload_gives_the_labels_back(labels: list[str] | None, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    clip = make_clip()
+    if labels:
+        clip.config.id2label = dict(enumerate(labels))
+        clip.config.label2id = {name: number for number, name in enumerate(labels)}
+    before = clip.config.to_dict()
+    model = adapt(clip, tokenizer)
+    model.set_classes(OTHER)
+    assert_labels(model, OTHER)
+    base = model.unload()
+    assert_labels(base, labels or BASE_LABELS)
+    assert base.config.to_dict() == before
+    assert_labels(adapt(base, tokenizer), CLASSES)
+
+
+def test_labels_follow_transformers_own_verbs(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    clip.add_adapter(make_config(tokenizer, class_names=OTHER), "other")
+    assert_labels(clip, OTHER)
+    clip.load_adapter(folder, "loaded")
+    assert_labels(clip, CLASSES)
+    clip.set_adapter("other")
+    assert_labels(clip, OTHER)
+    clip.delete_adapter("other")
+    assert_labels(clip, CLASSES)
+    clip.delete_adapter("loaded")
+    assert_labels(clip, BASE_LABELS)
+
+
+def test_a_processor_beside_the_adapter(
+    adapted: Any, processor: CLIPProcessor, images: list[Image.Image], tmp_path: Path
+) -> None:
+    """A folder with both loads by every door, and gives back the processor that was saved."""
+    adapted.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    found = CLIPProcessor.from_pretrained(tmp_path)
+    assert found.image_processor.to_dict() == processor.image_processor.to_dict()
+    assert type(found.tokenizer) is type(processor.tokenizer)
+    assert found.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert found.tokenizer.model_max_length == processor.tokenizer.model_max_length
+    assert found.tokenizer.special_tokens_map == processor.tokenizer.special_tokens_map
+    texts = [TEMPLATE.format(name) for name in UNSEEN]
+    assert AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] == processor.tokenizer(texts)["input_ids"]
+    expected = own_scores(adapted, processor, images, UNSEEN)
+    for model in (AutoPeftModel.from_pretrained(tmp_path), CLIPModel.from_pretrained(tmp_path)):
+        assert torch.equal(own_scores(model.eval(), found, images, UNSEEN), expected)
+    classifier = pipeline(TASK, model=model, image_processor=str(tmp_path), tokenizer=str(tmp_path), device="cpu")
+    torch.testing.assert_close(scores(classifier, images, UNSEEN), expected, rtol=0, atol=1e-6)
+
+
+def test_input_embeddings_of_transformers_are_kept(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_clip()
+    for model in (clip, adapt(make_clip(), tokenizer)):
+        assert model.get_input_embeddings().weight.shape == (len(tokenizer), 32)
+    monkeypatch.setattr(CLIPModel, "get_input_embeddings", PreTrainedModel.get_input_embeddings)
+    with pytest.raises(NotImplementedError):
+        clip.get_input_embeddings()
+    tuner.give_input_embeddings()
+    assert clip.get_input_embeddings() is clip.text_model.embeddings.token_embedding
+    monkeypatch.setattr(CLIPModel, "get_input_embeddings", lambda self: "transformers' own")
+    tuner.give_input_embeddings()
+    assert clip.get_input_embeddings() == "transformers' own"
 
 
 def test_hub_ids_from_the_offline_cache(folder: Path, clip_folder: Path, tmp_path: Path) -> None:
