@@ -583,7 +583,7 @@ def test_early_stopping_restores_the_best(
     """A rate that spoils the adapter after the gentle first epoch: training stops, and the first weights come back."""
     model = get_peft_model(make_clip(), make_config(tokenizer))
     arguments = method_arguments(
-        tmp_path, num_train_epochs=8, learning_rate=3.0, eval_strategy="epoch", save_strategy="epoch",
+        tmp_path, num_train_epochs=8, learning_rate=3.0, warmup_epochs=1, eval_strategy="epoch", save_strategy="epoch",
         load_best_model_at_end=True, metric_for_best_model="eval_loss",
     )  # fmt: skip
     trainer = ANPromptTrainer(

@@ -17,8 +17,8 @@ WEIGHT_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 def refuse_weight_sharding() -> None:
     """Raise if Accelerate was told, at launch or by a plugin, to shard the model's weights.
 
-    `docs/distributed.md` says what becomes of the method under each of them. Accelerate itself falls back to plain
-    data parallelism for FSDP on CPUs, without a word.
+    `benchmarks/README.md` says what fails under each of them. Accelerate itself silently falls back to plain data
+    parallelism for FSDP on CPUs.
 
     Raises:
         NotImplementedError: under FSDP, DeepSpeed or Megatron-LM.
