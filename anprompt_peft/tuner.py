@@ -123,6 +123,7 @@ class ANPromptModel(BaseTuner):
             layer.update_layer(adapter_name, peft_config, inference_mode)
             new_module = layer
         if new_module is not target:
+            new_module.register_load_state_dict_pre_hook(_check_shapes)
             if adapter_name not in self.active_adapters:
                 new_module.requires_grad_(False)
             self._replace_module(parent, target_name, new_module, target)
@@ -208,10 +209,7 @@ def check_backbone(model: Any) -> None:
         NotImplementedError: for an attention implementation with other masks.
     """
     if type(model) not in (CLIPModel, ANPromptCLIPModel):
-        raise TypeError(
-            f"ANPrompt adapts transformers' CLIPModel (both towers), not {type(model).__name__}. Load the base model "
-            "with CLIPModel.from_pretrained(...)."
-        )
+        raise TypeError(_not_a_clip(model))
     for tower in (model.text_model, model.vision_model):
         name = tower.config._attn_implementation
         if name not in ATTENTION:
@@ -227,6 +225,30 @@ def check_backbone(model: Any) -> None:
             raise TypeError(f"ANPrompt wraps CLIPEncoderLayer, found {type(base).__name__} in its place.")
 
 
+def _not_a_clip(model: Any) -> str:
+    """Return what to do about a model that is no plain `CLIPModel`."""
+    name = type(model).__name__
+    if isinstance(model, CLIPModel):
+        return (
+            f"{name} is a subclass of CLIPModel, and adapting replaces the class. Load the base model with "
+            "CLIPModel.from_pretrained(...)."
+        )
+    inner = [path for path, module in model.named_modules() if type(module) is CLIPModel]
+    if inner:
+        return f"{name} holds a CLIPModel at {inner[0]!r}. Adapt that one: get_peft_model(model.{inner[0]}, config)."
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    if kind.startswith("clip"):
+        return (
+            f"ANPrompt adapts both towers of transformers' CLIPModel together, not {name} alone. Load the base model "
+            "with CLIPModel.from_pretrained(...)."
+        )
+    return (
+        f"ANPrompt adapts transformers' CLIPModel (both towers), not {name}, whose encoders are built differently. "
+        "Choose a checkpoint of the model type 'clip', for example openai/clip-vit-base-patch16, and load it with "
+        "CLIPModel.from_pretrained(...)."
+    )
+
+
 def _probe(clip: CLIPModel) -> bool:
     """Whether the layers of both encoders are built as savings need them; warns if CLIP's own forward must be used."""
     known = all(
@@ -239,6 +261,18 @@ def _probe(clip: CLIPModel) -> bool:
             stacklevel=2,
         )
     return known
+
+
+def _check_shapes(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Raise `ValueError` if adapter weights about to be loaded were made for another CLIP."""
+    for name, tensor in module.state_dict().items():
+        given = state_dict.get(prefix + name)
+        if PREFIX in name and given is not None and given.shape != tensor.shape:
+            raise ValueError(
+                f"The adapter's weights do not fit: {name} has the shape {list(given.shape)}, and "
+                f"{list(tensor.shape)} is needed here. Load the CLIP that base_model_name_or_path in the adapter's "
+                "adapter_config.json names."
+            )
 
 
 def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +24,7 @@ from anprompt_peft.data import (
     few_shot,
     halves,
     load_image_data,
+    sample_shots,
     select_classes,
     split_data,
 )
@@ -392,3 +396,21 @@ def test_classes_of_a_stream(digits: Path, parquet: Path) -> None:
 def test_data_without_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="need a column 'label' of type ClassLabel"):
         class_names_of(Dataset.from_dict({"label": [1]}))
+
+
+def test_a_missing_folder_is_named_at_once(tmp_path: Path) -> None:
+    """A bare name could be a data set of the Hub: it is asked once, where load_dataset would try again for long."""
+    program = "from anprompt_peft.data import load_image_data; load_image_data('photos')"
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "FileNotFoundError: There is no folder photos, and photos cannot be had from the Hub: " in done.stderr
+    assert "retry" not in done.stderr.lower()
+
+
+def test_shots_above_what_a_class_has_offer_the_most(digits: Path) -> None:
+    images = load_image_data(digits, "train")
+    with pytest.raises(ShotsError, match=r"these classes have: \{'eight': 4, .*\}\. Use at most 4, or"):
+        few_shot(images, LIMIT + 1, seed=0)
+    with pytest.raises(ShotsError, match=r"class 1 has\. Use at most 2\."):
+        sample_shots([0, 0, 0, 1, 1], 3, seed=0)

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Features, IterableDataset, Value, load_dataset
 from datasets import Image as ImageFeature
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from ..method.class_texts import check_class_names
 from .columns import UNLABELLED, label_column, map_stream, with_labels
@@ -108,17 +108,24 @@ def _loader(
         return partial(load_dataset, "parquet", data_files=text)
     if isinstance(source, Path) or text.startswith((".", os.sep)) or text.count("/") > 1 or folder.exists():
         raise FileNotFoundError(f"{source} is neither a folder, nor a parquet file, nor a name on the Hub.")
-    if revision is not None:
-        _check_revision(text, revision, token)
+    if revision is not None or "/" not in text:
+        _ask_hub(text, revision, token)
     return partial(load_dataset, text, name, revision=revision)
 
 
-def _check_revision(name: str, revision: str, token: str | bool | None) -> None:
-    """Ask the Hub for a revision: where it cannot be had, `load_dataset` would take any other from its cache."""
+def _ask_hub(name: str, revision: str | None, token: str | bool | None) -> None:
+    """Ask the Hub once for a revision, or for a name that looks like a missing folder's.
+
+    `load_dataset` would take any other revision from its cache, and try again for minutes where nothing answers.
+    """
+    what = name if revision is None else f"revision {revision!r} of {name}"
     try:
         HfApi(token=token).dataset_info(name, revision=revision)
-    except (HfHubHTTPError, OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(f"revision {revision!r} of {name} cannot be had from the Hub: {error}") from error
+    except Exception as error:  # the Hub's, or its HTTP client's, which changed with its versions
+        if revision is None and isinstance(error, OfflineModeIsEnabled):
+            return  # the cache may have it, and load_dataset does not wait for it
+        no_folder = f"There is no folder {name}, and " if revision is None else ""
+        raise FileNotFoundError(f"{no_folder}{what} cannot be had from the Hub: {error}") from error
 
 
 def _refuse(source: str | Path, **options: str | None) -> None:

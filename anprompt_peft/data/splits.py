@@ -38,7 +38,9 @@ def sample_shots(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> l
     for label in np.unique(array):
         positions = np.flatnonzero(array == label)
         if len(positions) < shots:
-            raise ShotsError(f"shots={shots} asks for more examples than class {label} has ({len(positions)}).")
+            raise ShotsError(
+                f"shots={shots} asks for more examples than class {label} has. Use at most {len(positions)}."
+            )
         rng = np.random.default_rng([seed, int(label)])
         chosen.extend(rng.choice(positions, shots, replace=False).tolist())
     return sorted(chosen)
@@ -55,7 +57,10 @@ def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
     labels, names = labels_of(dataset), class_names_of(dataset)
     counts = np.bincount(labels, minlength=len(names))
     if short := {name: int(count) for name, count in zip(names, counts, strict=True) if count < shots}:
-        raise ShotsError(f"shots={shots} asks for more examples than these classes have: {short}.")
+        raise ShotsError(
+            f"shots={shots} asks for more examples than these classes have: {short}. Use at most {counts.min()}, or "
+            "leave the classes out with select_classes."
+        )
     return dataset.select(sample_shots(labels, shots, seed))
 
 
