@@ -333,12 +333,15 @@ def test_noise_prompts_of_another_space_are_left_out(make_clip: MakeClip, tokeni
 
 def test_predictions_of_a_model(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
     model = adapt(make_clip(), tokenizer, inference_logits="class").train()
+    model.get_base_model().text_model.eval()
+    modes = [module.training for module in model.modules()]
     pixels = torch.randn(7, 3, IMAGE_SIZE, IMAGE_SIZE)
     rows = [{"pixel_values": image, "labels": at % 3} for at, image in enumerate(pixels)]
     adapted = predict(model, DataLoader(rows, batch_size=3), "test", picture, list("abcdefg"))  # type: ignore[arg-type]
     with model.disable_adapter():
         zero_shot = predict(model, DataLoader(rows, batch_size=7), "test")  # type: ignore[arg-type]
     assert model.training
+    assert [module.training for module in model.modules()] == modes
     model.eval()
     with torch.no_grad():
         expected = model(pixel_values=pixels).logits.softmax(dim=-1)

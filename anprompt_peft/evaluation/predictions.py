@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 from tqdm import tqdm
 
+from ..method.features import evaluating
 from ..tuner import adapted_clip
 
 
@@ -77,7 +78,7 @@ def predict_labelled(
     Inside `with model.disable_adapter():` it is the zero-shot CLIP that answers.
 
     Args:
-        model (`PeftModel` or `ANPromptCLIPModel`): left in the mode, training or evaluation, it is found in.
+        model (`PeftModel` or `ANPromptCLIPModel`): in any mode; each of its modules is left in the mode it was in.
         batches (`Iterable`): a `DataLoader` that does not shuffle, or any batches with `pixel_values` `[B, 3, H, W]`
             and `labels`, int64 `[B]`.
         name (`str`): what the images are: `"base"`, `"new"`, `"test"`.
@@ -91,15 +92,11 @@ def predict_labelled(
     clip = adapted_clip(model)
     if isinstance(getattr(batches, "sampler", None), RandomSampler):
         raise ValueError("The loader shuffles, so rows would not match their images. Build it with shuffle=False.")
-    training = model.training
-    model.eval()
     labels, logits = [], []
-    try:
+    with evaluating(model):
         for batch in tqdm(batches, desc=f"predicting {name}", unit="batch"):
             labels.append(batch["labels"].cpu())
             logits.append(model(pixel_values=batch["pixel_values"].to(clip.device)).logits.cpu())
-    finally:
-        model.train(training)
     if not logits:
         raise ValueError(f"There are no images in the batches of {name!r}.")
     probabilities = torch.cat(logits).softmax(dim=-1)

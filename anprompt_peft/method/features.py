@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPModel
 
 TEXT_CHUNK = 256
@@ -34,17 +35,25 @@ def frozen_text_features(clip: CLIPModel, input_ids: Tensor) -> Tensor:
         clip (`CLIPModel`): with or without adapters.
         input_ids (`Tensor`): int64 `[n, L]`.
     """
-    training = clip.training
-    clip.eval()
     frozen = {"prompt_context": PromptContext(enabled=False)}
-    try:
+    with evaluating(clip):
         rows = [
             clip.get_text_features(input_ids=chunk.to(clip.device), **frozen).pooler_output
             for chunk in input_ids.split(TEXT_CHUNK)
         ]
-    finally:
-        clip.train(training)
     return normalize(at_least_float32(torch.cat(rows)))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a block; then each of its modules is in the mode it was in before."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def ensemble(features: Tensor, num_templates: int) -> Tensor:

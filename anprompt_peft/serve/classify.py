@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..data.images import IMAGE, CorruptImageError, RGBImage, naming, to_rgb
 from ..data.transform import ClipTransform
+from ..method.features import evaluating
 from ..tuner import adapted_clip
 
 Source = str | os.PathLike[str] | Image.Image
@@ -204,18 +205,15 @@ class _Classifier:
                 "The model's adapter was changed, disabled or enabled after predict was called. Take all predictions "
                 "first (list(predict(...)), also within `with model.disable_adapter():`), or call predict again."
             )
-        training = [module for module in self.model.modules() if module.training]
         state = self.clip.anprompt_state
         asked = state.classes
         try:
-            self.model.eval()
             if self.clip.classes is not self.classes:
                 state.classes = self.classes
-            yield
+            with evaluating(self.model):
+                yield
         finally:
             state.classes = asked
-            for module in training:
-                module.training = True
 
     def _adapter_now(self) -> tuple[str, bool]:
         head = self.clip.visual_projection
