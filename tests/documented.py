@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, packages_dist
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -56,9 +56,9 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a shell block, with continued lines joined."""
-        lines = self.text.replace("\\\n", " ").splitlines()
-        return [" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        """The commands of a shell block, with continued lines joined and comments left out."""
+        lines = [re.sub(r"(^|\s)#.*", "", line) for line in self.text.replace("\\\n", " ").splitlines()]
+        return [" ".join(line.split()) for line in lines if line.strip()]
 
 
 def pages() -> list[str]:
@@ -151,69 +151,81 @@ def start_server() -> None:
 
 
 class PythonSession:
-    """A Python process that runs block after block, as one program."""
+    """A Python process that runs block after block, as one program, until its `with` block ends.
+
+    Args:
+        folder: where it runs.
+        environment: variables that differ from those of the process it is forked from.
+        hidden: modules that are as good as not installed.
+        assumed: names of `objects()` that the first block finds.
+        log: file that takes what is printed.
+    """
 
     def __init__(
-        self, folder: Path, environment: dict[str, str], hidden: set[str], assumed: Sequence[str] = ()
+        self, folder: Path, environment: dict[str, str], hidden: set[str], assumed: Sequence[str], log: Path
     ) -> None:
         self.pipe, theirs = get_context("forkserver").Pipe()
-        self.log = folder.parent / f"{folder.name}-{os.urandom(4).hex()}.log"
-        arguments = (theirs, str(folder), str(self.log), environment, sorted(hidden), assumed)
+        self.log = log
+        arguments = (theirs, str(folder), str(log), environment, sorted(hidden), assumed)
         self.process = get_context("forkserver").Process(target=_serve_blocks, args=arguments)
+
+    def __enter__(self) -> Self:
         self.process.start()
-        self.run("", "the start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(BrokenPipeError):
+            self.pipe.send(None)
+        self.process.join(30)
+        self.process.kill()
 
     def run(self, code: str, where: str) -> str:
         """Run one block and return what the process has printed so far; an exception in it fails the test."""
         self.pipe.send((code, where))
         if not self.pipe.poll(TIMEOUT):
-            self.process.terminate()
-            raise TimeoutError(f"{where} took more than {TIMEOUT} s:\n{self.output}")
-        if error := self.pipe.recv():
-            raise AssertionError(f"{where} fails:\n{error}\n{self.output}")
-        return self.output
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def close(self) -> None:
-        """End the process."""
-        self.pipe.send(None)
-        self.process.join(30)
-        if self.process.is_alive():
-            self.process.terminate()
+            self.process.kill()
+            raise TimeoutError(f"{where} took more than {TIMEOUT} s:\n{_end_of(self.log)}")
+        try:
+            error = self.pipe.recv()
+        except EOFError:
+            error = "The process died."
+        if error:
+            raise AssertionError(f"{where} fails:\n{_end_of(self.log)}\n{error}")
+        return self.log.read_text(errors="replace")
 
 
-def run_command(command: str, folder: Path, environment: dict[str, str], hidden: set[str]) -> tuple[int, str]:
-    """Run one command line; returns its exit code and what it printed on both outputs."""
+def _end_of(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join([line for line in lines if line.strip()][-40:])
+
+
+def run_command(command: str, folder: Path, environment: dict[str, str], hidden: set[str], log: Path) -> None:
+    """Run one command line.
+
+    Raises:
+        AssertionError: if it fails, with the end of what it printed.
+        TimeoutError: if it takes too long.
+    """
     words = shlex.split(command, comments=True)
     needs_shell = any(
         set(word) & set("|&;<>*$`") for word in shlex.split(command, posix=False) if word[0] not in "'\""
     )
-    log = folder.parent / f"{folder.name}-{os.urandom(4).hex()}.log"
     if words[0] in ("python", "anprompt") and not needs_shell:
         arguments = (words, str(folder), str(log), environment, sorted(hidden))
         process = get_context("forkserver").Process(target=_run_words, args=arguments)
         process.start()
         process.join(TIMEOUT)
         if process.is_alive():
-            process.terminate()
-            raise TimeoutError(f"{command} took more than {TIMEOUT} s")
-        assert process.exitcode is not None
-        return process.exitcode, log.read_text(errors="replace")
-    everything = {**os.environ, **environment, "HIDDEN_MODULES": ",".join(sorted(hidden))}
-    everything["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=everything,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+            process.kill()
+            raise TimeoutError(f"{command} took more than {TIMEOUT} s:\n{_end_of(log)}")
+        code = process.exitcode
+    else:
+        everything = {**os.environ, **environment, "HIDDEN_MODULES": ",".join(sorted(hidden))}
+        everything["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        with log.open("w") as output:
+            call = subprocess.Popen(["bash", "-c", command], cwd=folder, env=everything, stdout=output, stderr=output)
+            code = call.wait(TIMEOUT)
+    assert code == 0, f"{command} ends with code {code}:\n{_end_of(log)}"
 
 
 def _settle(folder: str, log: str, environment: dict[str, str], hidden: Sequence[str]) -> None:

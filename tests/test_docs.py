@@ -11,8 +11,10 @@ import shlex
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from importlib.metadata import entry_points
+from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,7 +31,7 @@ from anprompt_peft import ANPromptConfig
 from documented import ROOT, Block, PythonSession, modules_of, options_of, read_blocks, run_command
 from handwriting import load_split
 from helpers import scatter
-from hub_server import HubHandler, HubServer, Route
+from hub_server import REVISION, HubHandler, HubServer, Route
 from test_data_hub import DatasetHandler
 
 TINY_CLIP = ROOT / "examples" / "digits" / "tiny_clip"
@@ -41,8 +43,8 @@ CLASSES = ("cat", "dog", "rabbit")
 ASSUMED = {
     "README.md": ["pixel_values", "labels"],
     "docs/data.md": ["processor"],
-    "docs/distributed.md": ["accelerator", "peft_model", "step"],
     "docs/publish.md": ["arguments", "clip", "data", "model"],
+    "docs/speed.md": ["model"],
     "docs/training.md": ["accelerator", "model", "peft_model", "processor", "step", "train", "validation"],
 }
 # Pages whose Python blocks are ways to choose from, so that each one runs in a process of its own.
@@ -68,11 +70,11 @@ NOT_RUN = {
     r"make .*": "it sets up .venv; test_repository.py reads the Makefile",
     r"python benchmarks/.*": "minutes at the size of ViT-B/16; test_benchmarks.py runs it small",
     r"(OMP_NUM_THREADS=1 )?torchrun .*": "minutes; test_benchmarks.py and test_distributed.py run two processes",
+    r"anprompt train .*--resume": "it needs an interrupted run; test_cli.py resumes several",
     r"accelerate launch --multi_gpu .*": "needs several GPUs",
 }
 # Python blocks that are not run, by page and a text in them, with the reason.
 NOT_RUN_PYTHON = {
-    ("docs/distributed.md", "fully_shard"): "needs several processes; test_distributed.py trains this way",
     ("docs/training.md", "fully_shard"): "needs several processes; test_distributed.py trains this way",
 }
 # Programs that a page may name although no package here brings them.
@@ -80,9 +82,10 @@ OTHER_PROGRAMS = {"bash", "cd", "git", "make", "pip", "pipx", "pre-commit", "pyt
 
 
 class PageHandler(DatasetHandler):
-    """The routes of models and of data sets."""
+    """The routes of models and of data sets, and of names without a user: AutoPeftModel asks for those of folders."""
 
-    routes: ClassVar[list[Route]] = HubHandler.routes + DatasetHandler.routes
+    bare: Route = ("GET", rf"/(?P<repo>[\w.-]+)/resolve/{REVISION}/(?P<path>.+)", "resolve")
+    routes: ClassVar[list[Route]] = [*HubHandler.routes, *DatasetHandler.routes, bare]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +106,7 @@ def environment(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dic
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_OFFLINE": "0",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -186,8 +190,8 @@ def loading_code() -> list[str]:
     ]
 
 
-def reason_not_to_run(command: str) -> str | None:
-    return next((reason for pattern, reason in NOT_RUN.items() if re.fullmatch(pattern, command)), None)
+def is_run(command: str) -> bool:
+    return not any(re.fullmatch(pattern, command) for pattern in NOT_RUN)
 
 
 def is_program(block: Block) -> re.Match[str] | None:
@@ -197,7 +201,11 @@ def is_program(block: Block) -> re.Match[str] | None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if read_blocks(page)])
 def test_the_page_runs_as_printed(
-    page: str, folder_of: Callable[[str], Path], environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    page: str,
+    folder_of: Callable[[str], Path],
+    environment: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)  # the process that all others are forked from starts with these
@@ -205,42 +213,39 @@ def test_the_page_runs_as_printed(
     monkeypatch.setenv("HIDDEN_MODULES", ",".join(modules_of(set())[1]))
     documented.start_server()
     owner = {"my-name": "my-name-token"}.get(OWNERS.get(page, ""), "hf_...")
-    folder = folder_of(page)
+    folder = ROOT / "examples" if page.endswith(".ipynb") else folder_of(page)  # Jupyter starts beside the notebook
+    logs = (tmp_path / f"{number}.log" for number in count())
     session: PythonSession | None = None
-    run = 0
-    for block in read_blocks(page):
-        text = block.text
-        for (where, old), new in REPLACED.items():
-            text = text.replace(old, new) if where == page else text
-        if block.language == "python" and (program := is_program(block)):
-            (folder / program[1]).write_text(text)
-        elif block.language == "python":
-            if any(where == page and mark in text for where, mark in NOT_RUN_PYTHON):
-                continue
-            if session is None or page in SEPARATE:
-                if session:
-                    session.close()
-                session = PythonSession(folder, {"HF_TOKEN": owner}, hidden, ASSUMED.get(page, []))
-            session.run(text, block.where)
-            run += 1
-        elif block.language in SHELL:
-            for command in block.commands:
-                if reason_not_to_run(command):
+    printed, run = "", 0
+    with ExitStack() as sessions:
+        for block in read_blocks(page):
+            text = block.text
+            for (where, old), new in REPLACED.items():
+                text = text.replace(old, new) if where == page else text
+            if block.language == "python" and (program := is_program(block)):
+                (folder / program[1]).write_text(text)
+            elif block.language == "python":
+                if any(where == page and mark in text for where, mark in NOT_RUN_PYTHON):
                     continue
-                code, output = run_command(command, folder, {"HF_TOKEN": owner}, hidden)
-                assert code == 0, f"{block.where}: {command}\n{output}"
+                if session is None or page in SEPARATE:
+                    assumed = ASSUMED.get(page, [])
+                    session = PythonSession(folder, {"HF_TOKEN": owner}, hidden, assumed, next(logs))
+                    sessions.enter_context(session)
+                printed = session.run(text, block.where)
                 run += 1
-    if session:
-        for expected in EXPECTED.get(page, []):
-            assert expected in session.output
-        session.close()
+            elif block.language in SHELL:
+                for command in filter(is_run, block.commands):
+                    run_command(command, folder, {"HF_TOKEN": owner}, hidden, next(logs))
+                    run += 1
+    for expected in EXPECTED.get(page, []):
+        assert expected in printed
     assert run or page in ONLY_STATIC, "nothing of this page was run"
 
 
 # What the Python of a page prints.
 EXPECTED = {"docs/index.md": ["trainable params", "eval_accuracy"]}
 # Pages none of whose blocks can be run.
-ONLY_STATIC = {"CONTRIBUTING.md", "docs/speed.md", "docs/architecture.md", "benchmarks/README.md"}
+ONLY_STATIC = {"CONTRIBUTING.md", "docs/architecture.md", "docs/method.md", "benchmarks/README.md"}
 
 
 # --- the tables
