@@ -94,14 +94,9 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
     def update_layer(
         self, adapter_name: str, config: ANPromptConfig, text_width: int, context: int, inference_mode: bool = False
     ) -> None:
-        """Create the parameters and (empty) buffers of an adapter.
+        """Create the parameters and (empty) buffers of an adapter whose configuration is resolved.
 
-        Args:
-            adapter_name (`str`): the adapter.
-            config (`ANPromptConfig`): resolved against the backbone.
-            text_width (`int`): width d_t of the text encoder.
-            context (`int`): CLIP's context length, the width of the token-id buffer.
-            inference_mode (`bool`): whether the adapter stays frozen.
+        The text encoder has width d_t = `text_width` and reads `context` tokens. In inference mode nothing is trained.
         """
         self.configs[adapter_name] = config
         latent, (dim, vision_width) = _latent_dim(config), self.base_layer.weight.shape
@@ -188,11 +183,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         return torch.cat([tokens, noise])
 
     def prototype(self, prompts: Tensor) -> Tensor:
-        """Return the NRVPP before normalisation, `[B, d]`: the projected prompts, averaged.
-
-        Args:
-            prompts (`Tensor`): `[B, n, d_v]`, the vision encoder's output prompts after its final layer norm.
-        """
+        """Return the NRVPP `[B, d]`, not normalised, of output prompts `[B, n, d_v]` after the final layer norm."""
         projection = self.anprompt_prototype[self.adapter]
         mean = prompts.mean(dim=1)
         if isinstance(projection, LowRank):

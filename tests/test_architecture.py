@@ -1,0 +1,76 @@
+"""The order of the rooms: who may import whom, and how long the method may be."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "anprompt_peft"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem not in {"__init__"})
+MAY_IMPORT = {
+    "method": set(),
+    "files": set(),
+    "moved": set(),
+    "provenance": {"files"},
+    "fast": {"method", "files"},
+    "clip": {"method", "fast"},
+    "publish": {"method", "files"},
+    "tuner": {"method", "fast", "clip", "publish"},
+    "data": {"method", "files"},
+    "training": {"method", "fast", "publish", "data"},
+    "evaluation": {"method", "tuner"},
+    "serve": {"method", "fast", "clip", "tuner", "data", "files", "provenance"},
+    "report": {"tuner", "evaluation", "files"},
+    "__main__": set(),
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """The modules of the package that a module imports, as dotted names within it, with the imported names."""
+    inside = path.relative_to(PACKAGE).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = inside[: len(inside) - node.level + 1]
+            yield ".".join([*base, *(node.module or "").split(".")]).strip("."), [each.name for each in node.names]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    room = room_of(path)
+    others = {module.split(".")[0] for module, _ in imports(path) if module} - {room}
+    assert others <= MAY_IMPORT[room]
+
+
+def test_the_order_has_no_circle() -> None:
+    done: set[str] = set()
+    while rest := set(MAY_IMPORT) - done:
+        ready = {room for room in rest if MAY_IMPORT[room] <= done}
+        assert ready, f"a circle among {rest}"
+        done |= ready
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_uses_anothers_private_names(path: Path) -> None:
+    for module, names in imports(path):
+        assert not [name for name in names if name.startswith("_")], module
+
+
+def test_the_method_can_be_read_in_one_sitting() -> None:
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (PACKAGE / "method").glob("*.py"))
+    assert lines < 1300
+
+
+def test_importing_the_package_loads_nothing_that_only_some_need() -> None:
+    heavy = ("sklearn", "datasets", "pydantic", "typer", "matplotlib", "onnx")
+    program = f"import sys, anprompt_peft; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
