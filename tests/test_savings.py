@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -89,8 +88,7 @@ def test_against_the_reference(
     weights = trainable(model)
     theirs = torch.autograd.grad(expected["loss"], list(weights.values()), allow_unused=True)
     for _ in range(2):
-        with patch.object(encoders, "IMAGES_AT_ONCE", 2):
-            output = model(pixel_values=pixels, labels=labels)
+        output = model(pixel_values=pixels, labels=labels)
         for name in ("logits_class", "logits_prototype", "loss"):
             assert_exact(output[name], expected[name], name)
         ours = torch.autograd.grad(output.loss, list(weights.values()), allow_unused=True)
@@ -120,7 +118,7 @@ def test_float32(switch: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pix
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_layers_come_apart(
+def test_layers_decompose(
     activation: str, attention: str, dtype: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer
 ) -> None:
     assert adapt(make_clip(attention, dtype, hidden_act=activation), tokenizer).anprompt_state.decomposes
@@ -217,6 +215,30 @@ def test_unknown_layers_run_clips_own_forward(make_clip: MakeClip, tokenizer: CL
     plain = model(pixel_values=pixels, labels=LABELS)
     model.set_savings(Savings.none())
     torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, plain.loss)
+
+
+def test_layers_that_are_called_in_another_way_are_found_when_the_adapter_is_created(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """As if a release of transformers had renamed the argument with which the text encoder asks for causal layers."""
+
+    class Renamed(CLIPEncoderLayer):
+        def forward(self, hidden_states: Tensor, attention_mask: Any = None, causal: bool = False, **more: Any) -> Any:
+            if "is_causal" in more:
+                raise TypeError("forward() got an unexpected keyword argument 'is_causal'")
+            return super().forward(hidden_states, attention_mask, is_causal=causal, **more)
+
+    def rename(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {"causal": kwargs.pop("is_causal"), **kwargs}
+
+    expected = adapt(make_clip(), tokenizer)(pixel_values=pixels, labels=LABELS).loss
+    clip = make_clip()
+    clip.text_model.encoder.register_forward_pre_hook(rename, with_kwargs=True)
+    for layer in clip.text_model.encoder.layers:
+        layer.__class__ = Renamed
+    with pytest.warns(UserWarning, match="in a way unknown here"):
+        model = adapt(clip, tokenizer)
+    torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, expected)
 
 
 @pytest.mark.parametrize("way", ["attention dropout", "output_attentions", "hook"])
