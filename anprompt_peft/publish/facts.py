@@ -26,9 +26,10 @@ class Metric:
         split (`str`, *optional*): the split of the data, for example `"test"`.
         seeds (`Sequence[int]`): the seeds of the runs behind the figure.
         interval (`Sequence[float]`, *optional*): lower and upper end of its 95 % interval.
+        baseline (`float`, *optional*): the same figure of zero-shot CLIP, in the same unit.
 
     Raises:
-        ValueError: if the value or the interval is not made of finite numbers, or a seed is not an integer.
+        ValueError: if value, interval or baseline is not made of finite numbers, or a seed is not an integer.
     """
 
     type: str
@@ -38,12 +39,17 @@ class Metric:
     split: str | None = None
     seeds: Sequence[int] = ()
     interval: Sequence[float] | None = None
+    baseline: float | None = None
 
     def __post_init__(self) -> None:
         if not self.type or not self.dataset:
             raise ValueError(f"a metric needs a type and a dataset, got {self.type!r} and {self.dataset!r}.")
-        if not all(map(_is_number, (self.value, *(self.interval or ())))):
-            raise ValueError(f"{self.type}: value={self.value!r}, interval={self.interval!r} must be finite numbers.")
+        baseline = () if self.baseline is None else (self.baseline,)
+        if not all(map(_is_number, (self.value, *(self.interval or ()), *baseline))):
+            raise ValueError(
+                f"{self.type}: value={self.value!r}, interval={self.interval!r} and baseline={self.baseline!r} must "
+                "be finite numbers."
+            )
         if self.interval is not None and len(self.interval) != 2:
             raise ValueError(f"{self.type}: interval={self.interval!r} must be its lower and its upper end.")
         if not all(isinstance(seed, int) for seed in self.seeds):
