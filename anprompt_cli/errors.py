@@ -9,7 +9,7 @@ WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryErro
 
 
 class Failure(typer.TyperException):
-    """Something did not work that other options would not have cured: exit code 1."""
+    """Something failed that other options would not fix: exit code 1."""
 
     exit_code = FAILED
 
@@ -41,7 +41,7 @@ def message(error: Exception) -> str:
 
 
 def _kind(error: Exception) -> str:
-    """Name the type of an error that nobody foresaw; alone, its text may not say much."""
+    """Name the type of an unexpected error, whose text alone may not say much."""
     return "" if isinstance(error, (typer.TyperException, *WRONG_INPUT)) else f"{type(error).__name__}: "
 
 

@@ -234,6 +234,7 @@ def test_early_stopping_keeps_the_best_epoch_and_survives_an_interruption(
     with monkeypatch.context() as patch:
         patch.setattr(training_job, "Progress", type("AtStep", (Interrupt,), {"step": 2 * STEPS_PER_EPOCH}))
         assert call(*shared, "--output", tmp_path / "resumed").code == 130
+    assert (tmp_path / "resumed" / f"checkpoint-{2 * STEPS_PER_EPOCH}").is_dir()
     assert call("train", "--output", tmp_path / "resumed", "--resume").code == 0
     for name in ("whole", "resumed"):
         record = json.loads((tmp_path / name / "results.json").read_text())

@@ -92,7 +92,7 @@ def training_arguments(options: TrainOptions, settings: Mapping[str, Any]) -> AN
         fp16=options.precision == Precision.FP16,
         bf16=options.precision == Precision.BF16,
         label_names=["labels"],
-        **{"dataloader_pin_memory": not on_cpu, **_defaults(options), **settings["training"]},
+        **{"dataloader_pin_memory": not on_cpu, **_defaults(options, settings["training"]), **settings["training"]},
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel
     return arguments
@@ -166,7 +166,7 @@ def begin(
     record = {
         **settings,
         "adapter": {name: getattr(config, name) for name in choices},
-        "training": {**defaults, **_defaults(options), **settings["training"]},
+        "training": {**defaults, **_defaults(options, settings["training"]), **settings["training"]},
     }
     output = options.output
     path = output / RECORD
@@ -182,9 +182,12 @@ def begin(
     return record
 
 
-def _defaults(options: TrainOptions) -> dict[str, Any]:
+def _defaults(options: TrainOptions, training: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of Trainer's arguments that this command changes."""
-    return {**CHECKPOINTS, **(EARLY_STOPPING if options.early_stopping else {})}
+    defaults = {**CHECKPOINTS, **(EARLY_STOPPING if options.early_stopping else {})}
+    if {**defaults, **training}.get("load_best_model_at_end"):
+        defaults["save_total_limit"] = 2  # with 1, Trainer ends an interrupted run by deleting all but the best
+    return defaults
 
 
 def _halves(options: TrainOptions, names: list[str]) -> ClassHalves | None:

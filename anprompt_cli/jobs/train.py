@@ -215,7 +215,7 @@ def _facts(
 
 
 def _write(output: Path, model: Any, processor: Any, results: dict[str, Any], report: ReportData) -> None:
-    """Write everything beside its place, then put it there, the results last: where they are, all is."""
+    """Write all files to a temporary folder, then move them, the results last: if they are there, the rest is."""
     with TemporaryDirectory(dir=output, prefix=".new-") as scratch:
         folder = Path(scratch)
         model.save_pretrained(scratch)
