@@ -117,7 +117,7 @@ def test_zero_shot_stands_beside_the_adapter(model: Any, tmp_path: Path) -> None
 """
     )
     assert "69.6" not in str(card.data)
-    config = PeftConfig.from_pretrained(tmp_path)
+    config = PeftConfig.from_pretrained(str(tmp_path))
     assert TrainingFacts.from_dict(config.training_facts).metrics[0].baseline == 69.6
 
 
