@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .files import to_json, whole_file, whole_folder  # noqa: F401 - where version 0.1.0 had them
+
 PACKAGES = ("anprompt-peft", "torch", "transformers", "peft", "accelerate", "datasets", "scikit-learn", "safetensors")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import PeftModel
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
@@ -39,6 +41,25 @@ def test_set_classes(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) 
     model.set_classes(None)
     assert model.class_names == CLASSES
     assert torch.equal(logits(model, pixels), trained)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(4)))
+def test_permuted_classes_permute_the_logits(
+    order: list[int], make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """And leave the loss, perturbed targets of the asked classes included."""
+    names = [*CLASSES, "cow"]
+    model = adapt(make_clip(dtype=torch.float64), tokenizer)
+    model.set_classes(names)
+    expected = model(pixel_values=pixels.double(), labels=LABELS)
+    model.set_classes([names[index] for index in order])
+    labels = torch.tensor([order.index(label) for label in LABELS])
+    output = model(pixel_values=pixels.double(), labels=labels)
+    for name in ("logits", "logits_class", "logits_prototype", "logits_fused"):
+        torch.testing.assert_close(output[name], expected[name][:, order], rtol=0, atol=1e-10)
+    for name, term in expected.loss_terms.items():
+        torch.testing.assert_close(output.loss_terms[name], term, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

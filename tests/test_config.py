@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model
-from transformers import CLIPConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionModel, SiglipConfig, SiglipModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModel,
+    SiglipConfig,
+    SiglipModel,
+)
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.method.config import resolve_layers
@@ -182,10 +192,40 @@ def test_other_attention_is_refused(make_clip: MakeClip, tokenizer: CLIPTokenize
         get_peft_model(clip, make_config(tokenizer))
 
 
-def test_users_config_is_not_changed(clip: torch.nn.Module, tokenizer: CLIPTokenizer) -> None:
+def test_the_users_config_is_the_adapters(clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    """As in PEFT's own methods: one object, completed from the backbone. What is saved has no noise to compute."""
     config = make_config(tokenizer, text_layers=None)
-    before = config.to_dict()
     model = get_peft_model(clip, config)
-    assert config.to_dict() == {**before, "base_model_name_or_path": config.base_model_name_or_path}
-    assert model.peft_config["default"].text_layers == [3, 4]
-    assert model.peft_config["default"].init_noise_prompts is False
+    assert model.peft_config["default"] is config
+    head: Any = clip.visual_projection
+    assert head.configs["default"] is config
+    assert config.text_layers == [3, 4]
+    assert config.latent_dim == 24
+    assert config.init_noise_prompts is True
+    model.save_pretrained(str(tmp_path))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["init_noise_prompts"] is False
+    assert config.init_noise_prompts is True
+
+
+def test_a_config_makes_the_same_adapter_again(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    config = make_config(tokenizer, text_layers=None, noise_seed=3)
+    models = [get_peft_model(make_clip(), config) for _ in range(2)]
+    first, second = (dict(model.named_buffers()) for model in models)
+    assert first.keys() == second.keys()
+    assert any("noise_prompts" in name for name in first)
+    for name, buffer in first.items():
+        assert torch.equal(buffer, second[name]), name
+
+
+@pytest.mark.parametrize(("wrong", "message"), UNFIT, ids=[str(wrong)[:60] for wrong, _ in UNFIT])
+def test_a_failed_injection_leaves_the_config_as_it_was(
+    wrong: dict[str, Any], message: str, clip: torch.nn.Module, tokenizer: CLIPTokenizer
+) -> None:
+    config = make_config(tokenizer, **wrong)
+    before = copy.deepcopy({**vars(config), "tokenizer": None})
+    tokenizer_before = config.tokenizer
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(clip, config)
+    assert {**vars(config), "tokenizer": None, "base_model_name_or_path": None} == before
+    assert config.tokenizer is tokenizer_before

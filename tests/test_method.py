@@ -47,9 +47,16 @@ def _double_precision_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modeling_clip, "eager_attention_forward", attend)
 
 
-def reference_clip(model: Any, make_clip: MakeClip) -> CLIPModel:
-    """A second CLIP with the weights of the model's base, without adapter."""
-    return make_clip(dtype=torch.float64)
+def reference_clip(model: Any) -> CLIPModel:
+    """A plain CLIP with the weights of the model's base, read out of the adapted model."""
+    weights = {
+        name.removeprefix("base_model.model.").replace("base_layer.", ""): tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if "anprompt_" not in name
+    }
+    plain = CLIPModel(model.config).double().eval()
+    plain.load_state_dict(weights)
+    return plain
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -61,7 +68,7 @@ def test_classes_and_losses(
     model = adapt(make_clip(attention, torch.float64), tokenizer, **settings)
     output = model(pixel_values=pixels.double(), labels=LABELS)
 
-    plain, adapter = reference_clip(model, make_clip), reference_adapter(model)
+    plain, adapter = reference_clip(model), reference_adapter(model)
     templates = model.peft_config["default"].templates
     texts = [template.format(name) for name in CLASSES for template in templates]
     tokens = tokenizer(texts, padding="max_length", return_tensors="pt")
@@ -97,7 +104,7 @@ def test_clip_form(
     assert bool((tokens.attention_mask == 0).any()) is padded
     output = model(**tokens, pixel_values=pixels.double())
 
-    plain, adapter = reference_clip(model, make_clip), reference_adapter(model)
+    plain, adapter = reference_clip(model), reference_adapter(model)
     text = reference.encode_text(plain, tokens.input_ids, tokens.attention_mask, adapter)
     image, _ = reference.encode_image(plain, pixels.double(), adapter)
     assert_exact(model.get_text_features(**tokens).pooler_output, text)

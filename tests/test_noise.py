@@ -6,12 +6,13 @@ import random
 
 import pytest
 import torch
+from peft import get_peft_model
 from sklearn.cluster import KMeans
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 import reference
-from anprompt_peft.method import noise
+from anprompt_peft.method import features, noise
 from anprompt_peft.method.perturb import (
     drop_letter,
     insert_letter,
@@ -112,7 +113,6 @@ def test_pipeline_written_out(source: str, make_clip: MakeClip, tokenizer: CLIPT
 
 
 def test_draws_do_not_depend_on_the_other_classes(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
-    clip = make_clip(dtype=torch.float64)
     for source in ("text", "gaussian"):
         few = adapt(make_clip(dtype=torch.float64), tokenizer, noise_source=source)
         more = adapt(
@@ -124,7 +124,53 @@ def test_draws_do_not_depend_on_the_other_classes(make_clip: MakeClip, tokenizer
         rows = few.visual_projection.anprompt_perturbed_features["default"]
         other = more.visual_projection.anprompt_perturbed_features["default"][1:].flip(0)
         torch.testing.assert_close(rows, other, rtol=0, atol=1e-12)
-    assert clip.training is False
+
+
+def test_the_frozen_clip_is_asked_without_dropout_and_left_as_it_was(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer
+) -> None:
+    """In training mode, with dropout in the attention; modules in evaluation mode by themselves stay in it."""
+    expected = adapt(make_clip(), tokenizer).visual_projection
+    clip = make_clip(attention_dropout=0.5).train()
+    clip.text_model.encoder.layers[1].eval()
+    modes = [(module, module.training) for module in clip.modules()]
+    assert {training for _, training in modes} == {True, False}
+    ids = tokenizer(["a photo of a cat."], return_tensors="pt").input_ids
+    assert not torch.equal(clip.get_text_features(ids).pooler_output, clip.get_text_features(ids).pooler_output)
+    model = get_peft_model(clip, make_config(tokenizer))
+    assert [module.training for module, _ in modes] == [training for _, training in modes]
+    for name in ("anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features"):
+        assert torch.equal(getattr(model.visual_projection, name)["default"], getattr(expected, name)["default"])
+
+
+def test_the_frozen_clip_is_left_as_it_was_by_a_failure(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_clip().train()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(clip, "get_text_features", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        features.frozen_text_features(clip, tokenizer(["a cat"], return_tensors="pt").input_ids)
+    assert all(module.training for module in clip.modules())
+
+
+def test_frozen_features_take_many_texts(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks, without gradients, normalised, at least float32; an adapter in the model plays no part."""
+    ids = tokenizer(["a cat", "a red dog", "one bird"] * 3, padding=True, return_tensors="pt").input_ids
+    expected = reference.normalize(reference.encode_text(make_clip(dtype=torch.float64), ids, None, None)).detach()
+    monkeypatch.setattr(features, "TEXT_CHUNK", 4)
+    model = adapt(make_clip(dtype=torch.float64), tokenizer)
+    rows = features.frozen_text_features(model.base_model.model, ids)
+    assert not rows.requires_grad
+    torch.testing.assert_close(rows, expected, rtol=0, atol=1e-12)
+    half = features.frozen_text_features(make_clip(dtype=torch.bfloat16), ids)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.double(), expected, rtol=0, atol=0.05)
 
 
 def test_noise_is_repeatable_and_seeded(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
@@ -155,8 +201,6 @@ def test_cluster_counts_distinct_features() -> None:
 
 def test_noise_prompts_are_frozen(clip: torch.nn.Module, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     model = adapt(clip, tokenizer)
-    config = make_config(tokenizer)
-    assert config.num_noise_tokens == 4
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if "anprompt" in name}
     assert {name.split(".")[-2] for name in before} == {
         "anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features", "anprompt_class_ids"

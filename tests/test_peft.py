@@ -23,7 +23,7 @@ from anprompt_peft import ANPromptCLIPModel, ANPromptConfig, ANPromptModel
 from anprompt_peft.method import registration
 from anprompt_peft.method.layer import ANPromptHead, ANPromptLayer, grow_mask
 from conftest import MakeClip
-from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
+from helpers import CLASSES, adapt, logits, make_config, needs_add_adapter, scatter, trainable
 
 LABELS = torch.tensor([0, 2, 1])
 ANPROMPT = PeftType["ANPROMPT"]
@@ -225,6 +225,7 @@ def test_unload_gives_the_base_model_back(make_clip: MakeClip, tokenizer: CLIPTo
     assert logits(again, pixels).shape == (3, 3)
 
 
+@needs_add_adapter
 def test_native_integration(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, pixels: Tensor) -> None:
     """`add_adapter`, `save_pretrained`, `load_adapter`, `set_adapter`, `delete_adapter` of transformers itself."""
     model = make_clip()
@@ -250,6 +251,45 @@ def test_native_integration(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_p
     fresh.delete_adapter("two")
     with torch.no_grad():
         assert not torch.equal(fresh.get_image_features(pixels).pooler_output, base)
+
+
+@pytest.mark.filterwarnings("ignore:Adapter one was active")
+@pytest.mark.parametrize("way", ["peft", pytest.param("transformers", marks=needs_add_adapter)])
+def test_targets_of_a_deleted_adapter_do_not_outlive_it(
+    way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """Asked classes get w and u by the settings of the adapter in place, not of one that bore its name before."""
+    first, second = (make_config(tokenizer, noise_seed=seed, noise_scale=seed) for seed in (1, 2))
+
+    def build(config: ANPromptConfig) -> Any:
+        model = make_clip()
+        if way == "peft":
+            return get_peft_model(model, config, adapter_name="one")
+        model.add_adapter(config, adapter_name="one")
+        return model
+
+    def terms(model: Any) -> dict[str, Tensor]:
+        model.set_classes(asked) if model is not used else None
+        output = model(pixel_values=pixels, labels=LABELS)
+        output.loss.backward()
+        return output.loss_terms
+
+    asked, used = ["red bird", "cow", "dog"], build(first)
+    used.set_classes(asked)
+    before = terms(used)
+    used.delete_adapter("one")
+    if way == "peft":
+        used.add_adapter("one", second)
+    else:
+        used.add_adapter(second, adapter_name="one")
+    used.set_adapter("one")
+    fresh = build(make_config(tokenizer, noise_seed=2, noise_scale=2))
+    fresh.load_state_dict(used.state_dict())
+    after, expected = terms(used), terms(fresh)
+    assert after.keys() == expected.keys() == before.keys()
+    for name, term in expected.items():
+        assert torch.equal(after[name], term), name
+    assert not torch.equal(after["waloss"], before["waloss"])
 
 
 def test_auto_model_from_an_adapter_directory(clip_folder: Path, tmp_path: Path, pixels: Tensor) -> None:
