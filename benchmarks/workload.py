@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import random
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.method.noise import Fitted
@@ -24,15 +27,15 @@ WORDS_PER_NAME = (1, 1, 2, 2, 3, 4)
 TEMPLATE = "a photo of a {}."
 
 
-class WordTokenizer:
-    """One token per word, so that lengths are known and no vocabulary has to be fetched."""
-
-    name_or_path = "one token per word"
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        """Return token ids between BOS and EOS."""
-        words = text.replace(".", " .").split()
-        return {"input_ids": [BOS, *(1 + zlib.crc32(word.encode()) % 40_000 for word in words), EOS]}
+def make_tokenizer(class_names: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token per word, so that lengths are known; words of no class text are unknown to it."""
+    words = dict.fromkeys(f"{TEMPLATE} {' '.join(class_names)}".replace("{}.", ".").split())
+    vocabulary = {"<unk>": 0, **{word: number for number, word in enumerate(words, 1)}, "<bos>": BOS, "<eos>": EOS}
+    tokenizer = Tokenizer(WordLevel(vocabulary, "<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)])
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 @dataclass
@@ -93,7 +96,7 @@ def make_adapted(work: Workload, clip: CLIPModel | None = None, random_targets: 
     config = ANPromptConfig(
         class_names=work.class_names,
         template=TEMPLATE,
-        tokenizer_name_or_path=WordTokenizer(),
+        tokenizer_name_or_path=make_tokenizer(work.class_names),
         init_noise_prompts=not random_targets,
         **settings,
     )
@@ -150,6 +153,5 @@ def optimiser_step(model: Any, loss: Callable[[], Tensor], dtype: str) -> Callab
 
 def class_ids(names: list[str]) -> Tensor:
     """Token ids of the class texts, cut at the longest: int64 [C, L]."""
-    rows = [WordTokenizer()(TEMPLATE.format(name))["input_ids"] for name in names]
-    length = max(map(len, rows))
-    return torch.tensor([row + [EOS] * (length - len(row)) for row in rows])
+    texts = [TEMPLATE.format(name) for name in names]
+    return make_tokenizer(names)(texts, padding=True, return_tensors="pt")["input_ids"]

@@ -1,7 +1,7 @@
 """The inside of a `CLIPEncoderLayer`, decomposed: which rows ask, which are asked, and which go on.
 
 This is the one module that knows how transformers builds that layer; [`decomposes`] checks it against the layer.
-Shapes: B rows (images or texts), L positions, M of them that ask, h heads of width e, d = h * e.
+Shapes: B rows (images or texts), L positions, M of them that ask, P shared ones, h heads of width e, d = h * e.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
+T = TypeVar("T")
 KeysValues = tuple[Tensor, Tensor]
 QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
 
@@ -31,7 +32,7 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def keys_values(layer: CLIPEncoderLayer, hidden: Tensor) -> KeysValues:
-    """Return what positions offer to attention: keys and values, each `[..., L, heads, d / heads]`.
+    """Return what positions offer to attention: keys and values, each `[..., L, h, e]`.
 
     Args:
         layer (`CLIPEncoderLayer`): the layer.
@@ -55,7 +56,7 @@ def queries_keys_values(layer: CLIPEncoderLayer, hidden: Tensor, asking: Tensor 
 def attend(
     layer: CLIPEncoderLayer, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Return attention's mixture `[B, M, d]` of queries `[B, M, heads, d']` over keys and values `[B, L, heads, d']`.
+    """Return attention's mixture `[B, M, d]` of queries `[B, M, h, e]` over keys and values `[B, L, h, e]`.
 
     Args:
         layer (`CLIPEncoderLayer`): the layer.
@@ -68,8 +69,8 @@ def attend(
         values.transpose(1, 2),
         attn_mask=mask,
         scale=layer.self_attn.scale,
-    )
-    return mixed.transpose(1, 2).flatten(2)
+    )  # B, h, M, e
+    return mixed.transpose(1, 2).flatten(2)  # B, M, d
 
 
 def attend_shared(
@@ -81,25 +82,26 @@ def attend_shared(
 
     Args:
         layer (`CLIPEncoderLayer`): the layer.
-        queries (`Tensor`): `[B, M, heads, d']`.
-        keys, values (`Tensor`): `[B, L, heads, d']`.
-        shared (`tuple[Tensor, Tensor]`): keys and values `[1, P, heads, d']`, visible to every query.
+        queries (`Tensor`): `[B, M, h, e]`.
+        keys, values (`Tensor`): `[B, L, h, e]`.
+        shared (`tuple[Tensor, Tensor]`): keys and values `[1, P, h, e]`, visible to every query.
         mask (`Tensor`, *optional*): bool `[M, L]` for the own ones.
     """
     batch, rows = queries.shape[:2]
-    queries = queries.transpose(1, 2) * layer.self_attn.scale
-    folded = queries.transpose(0, 1).flatten(1, 2)
-    shared_keys, shared_values = (each[0].transpose(0, 1) for each in shared)
-    scores_shared = (folded @ shared_keys.mT).unflatten(1, (batch, rows)).transpose(0, 1)
-    scores_own = queries @ keys.permute(0, 2, 3, 1)
+    queries = queries.transpose(1, 2) * layer.self_attn.scale  # B, h, M, e
+    folded = queries.transpose(0, 1).flatten(1, 2)  # h, B * M, e
+    shared_keys, shared_values = (each[0].transpose(0, 1) for each in shared)  # h, P, e
+    scores_shared = (folded @ shared_keys.mT).unflatten(1, (batch, rows)).transpose(0, 1)  # B, h, M, P
+    scores_own = queries @ keys.permute(0, 2, 3, 1)  # B, h, M, L
     if mask is not None:
         scores_own = scores_own.masked_fill(~mask, -torch.inf)
-    weights = torch.cat([scores_shared, scores_own], dim=-1).softmax(dim=-1).to(values.dtype)
+    weights = torch.cat([scores_shared, scores_own], dim=-1).softmax(dim=-1).to(values.dtype)  # B, h, M, P + L
     count = shared_keys.shape[1]
     weights_shared, weights_own = weights[..., :count], weights[..., count:]  # torch.compile gets split() wrong here
-    mixed_shared = (weights_shared.transpose(0, 1).flatten(1, 2) @ shared_values).unflatten(1, (batch, rows))
-    mixed = mixed_shared.transpose(0, 1) + weights_own @ values.transpose(1, 2)
-    return mixed.transpose(1, 2).flatten(2)
+    folded = weights_shared.transpose(0, 1).flatten(1, 2)  # h, B * M, P
+    mixed_shared = (folded @ shared_values).unflatten(1, (batch, rows)).transpose(0, 1)  # B, h, M, e
+    mixed = mixed_shared + weights_own @ values.transpose(1, 2)
+    return mixed.transpose(1, 2).flatten(2)  # B, M, d
 
 
 def attend_first(layer: CLIPEncoderLayer, hidden: Tensor, count: int) -> Tensor:
@@ -120,11 +122,13 @@ def attend_first(layer: CLIPEncoderLayer, hidden: Tensor, count: int) -> Tensor:
     if not fewer or not _are_plain(attention.k_proj, attention.v_proj):
         return attend(layer, *queries_keys_values(layer, hidden, slice(0, count)))
     rows = layer.layer_norm1(hidden)
-    queries = _heads(layer, attention.q_proj(rows[:, :count])) * attention.scale
-    of_keys, of_values = (each.weight.unflatten(0, (heads, width)) for each in (attention.k_proj, attention.v_proj))
-    scores = torch.einsum("bmhe,hed->bhmd", queries, of_keys).flatten(1, 2) @ rows.mT
-    mixed = (scores.softmax(dim=-1).to(rows.dtype) @ rows).unflatten(1, (heads, count))
-    return torch.einsum("bhmd,hed->bmhe", mixed, of_values).flatten(2) + attention.v_proj.bias
+    queries = _heads(layer, attention.q_proj(rows[:, :count])) * attention.scale  # B, M, h, e
+    key_weight = attention.k_proj.weight.unflatten(0, (heads, width))  # h, e, d
+    value_weight = attention.v_proj.weight.unflatten(0, (heads, width))
+    queries = torch.einsum("bmhe,hed->bhmd", queries, key_weight).flatten(1, 2)  # B, h * M, d
+    weights = (queries @ rows.mT).softmax(dim=-1).to(rows.dtype)  # B, h * M, L
+    mixed = (weights @ rows).unflatten(1, (heads, count))  # B, h, M, d
+    return torch.einsum("bhmd,hed->bmhe", mixed, value_weight).flatten(2) + attention.v_proj.bias  # B, M, d
 
 
 def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, fused_activation: bool) -> Tensor:
@@ -142,7 +146,8 @@ def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, fused_activat
     apart = fused_activation and type(mlp.activation_fn) is QuickGELUActivation
     if not apart or is_hooked(mlp, mlp.activation_fn) or not _are_plain(mlp.fc1, mlp.fc2):
         return hidden + mlp(normed)
-    inner = _scaled_linear(mlp.fc1, normed.flatten(0, -2), QUICK_GELU_SLOPE, mlp.fc1.bias * QUICK_GELU_SLOPE)
+    rows = normed.flatten(0, -2)  # B * L, d
+    inner = _scaled_linear(mlp.fc1, rows, QUICK_GELU_SLOPE, mlp.fc1.bias * QUICK_GELU_SLOPE)  # B * L, 4 d
     activated = F.silu(inner, inplace=not inner.requires_grad)
     return hidden + _scaled_linear(mlp.fc2, activated, 1 / QUICK_GELU_SLOPE, mlp.fc2.bias).view_as(hidden)
 
@@ -159,7 +164,7 @@ def is_hooked(*modules: nn.Module) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
-def checkpointed(layer: CLIPEncoderLayer, run: Callable[..., Any], *tensors: Tensor) -> Any:
+def checkpointed(layer: CLIPEncoderLayer, run: Callable[..., T], *tensors: Tensor) -> T:
     """Return `run(*tensors)`, which is computed again in the backward pass if the layer is to be checkpointed."""
     if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
         return layer._gradient_checkpointing_func(run, *tensors)

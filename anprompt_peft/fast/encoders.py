@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +22,6 @@ from .image_cache import digest
 from .state import head_of, state_of
 from .text import TextPrefix, run_text, text_prefix
 from .vision import run_vision
-
-IMAGES_AT_ONCE = 8
 
 
 @dataclass
@@ -94,21 +92,7 @@ def runs_decomposed(clip: CLIPModel) -> bool:
     )
 
 
-def _encode_images(clip: CLIPModel, pixel_values: Tensor, with_frozen: bool, **settings: Any) -> ImageFeatures:
-    grouped = state_of(clip).savings.image_groups and pixel_values.device.type == "cpu"
-    groups = pixel_values.split(IMAGES_AT_ONCE) if grouped else (pixel_values,)
-    encoded = [_encode_group(clip, group, with_frozen, **settings) for group in groups]
-    if len(encoded) == 1:
-        return encoded[0]
-    features, prompts, frozen = ([getattr(each, field.name) for each in encoded] for field in fields(ImageFeatures))
-    return ImageFeatures(
-        torch.cat(features),
-        None if prompts[0] is None else torch.cat(prompts),
-        None if frozen[0] is None else torch.cat(frozen),
-    )
-
-
-def _encode_group(
+def _encode_images(
     clip: CLIPModel, pixel_values: Tensor, with_frozen: bool, interpolate_pos_encoding: bool = False
 ) -> ImageFeatures:
     tower, state, mixing = clip.vision_model, state_of(clip), _config(clip).prompt_mixing
@@ -244,7 +228,7 @@ def _weights(*modules: nn.Module) -> list[Tensor]:
     return [weight for module in modules for weight in module.parameters()]
 
 
-def _gradients_if(*tensors: Tensor) -> AbstractContextManager[Any]:
+def _gradients_if(*tensors: Tensor) -> AbstractContextManager[None]:
     """Record gradients only if one of these wants them, whatever hooks for checkpointing say of embeddings."""
     return torch.set_grad_enabled(torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
 

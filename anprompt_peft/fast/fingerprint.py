@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ class Fingerprint:
         others (hashable values): settings.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], *others: Any) -> None:
+    def __init__(self, tensors: Iterable[Tensor], *others: object) -> None:
         self.tensors = tuple(tensors)
         self.state = [(each.data_ptr(), each.dtype, each.device, _version(each)) for each in self.tensors]
         self.others = others
@@ -46,7 +45,7 @@ def optimizer_steps() -> int:
     return _optimizer_steps[0]
 
 
-def _count_step(*_: Any) -> None:
+def _count_step(*_: object) -> None:
     _optimizer_steps[0] += 1
 
 

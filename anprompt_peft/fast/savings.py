@@ -22,8 +22,6 @@ class Savings:
         ragged_text (`bool`): texts of equal length are computed together, without padding.
         activation (`bool`): QuickGELU takes one operation, its scalings being done by the products around it, and
             keeps one tensor for the backward pass instead of two.
-        image_groups (`bool`): on a CPU, images pass the vision encoder 8 at a time, so that what one operation leaves
-            is still in the processor's cache for the next.
         text_chunk (`int`, *optional*): computes that many texts at a time and again in the backward pass, to bound
             the memory of many classes.
     """
@@ -36,7 +34,6 @@ class Savings:
     text_opening: bool = True
     ragged_text: bool = True
     activation: bool = True
-    image_groups: bool = True
     text_chunk: int | None = None
 
     def __post_init__(self) -> None:

@@ -32,10 +32,10 @@ class Bucket:
     """Neighbouring rows of one length.
 
     Attributes:
-        rows (`slice`): of the chunk's rows.
-        tokens (`slice`): of the chunk's packed tokens.
+        rows (`slice`): the b of the chunk's R rows.
+        tokens (`slice`): the b * length of the chunk's T packed tokens.
         length (`int`): tokens per row.
-        visible (`Tensor`, *optional*): bool `[rows, 1, 1, length]`, what a row's end sees, if not all of its row.
+        visible (`Tensor`, *optional*): bool `[b, 1, 1, length]`, what a row's end sees, if not all of its row.
     """
 
     rows: slice
@@ -132,11 +132,11 @@ def _chunk(rows: list[int], lengths: list[int], hidden: Tensor, ends: list[int])
         last = [ends[row] for row in members]
         visible = None
         if any(end < length - 1 for end in last):
-            visible = torch.arange(length, device=device) <= torch.tensor(last, device=device)[:, None]
+            visible = torch.arange(length, device=device) <= torch.tensor(last, device=device)[:, None]  # b, length
             visible = visible[:, None, None]
         size = len(members)
         buckets.append(Bucket(slice(start, start + size), slice(token, token + size * length), length, visible))
-        packed.append(hidden[torch.tensor(members, device=device), :length].flatten(0, 1))
+        packed.append(hidden[torch.tensor(members, device=device), :length].flatten(0, 1))  # b * length, d
         packed_ends.extend(token + at * length + end for at, end in enumerate(last))
         start, token = start + size, token + size * length
     return Chunk(
@@ -147,13 +147,13 @@ def _chunk(rows: list[int], lengths: list[int], hidden: Tensor, ends: list[int])
 def _opening_keys(
     layers: list[CLIPEncoderLayer], opening: Tensor, prompts: NewPrompts, savings: Savings
 ) -> Iterator[KeysValues]:
-    """Yield for each layer the keys and values `[1 or n, s + p, heads, d / heads]` of all that precedes own tokens."""
+    """Yield for each layer the keys and values `[1 or n, s + p, h, e]` of all that precedes own tokens."""
     kept = opening[:, :0]
     for at, layer in enumerate(layers):
         new, is_last = prompts[at], at == len(layers) - 1
         kept = kept if new is None else new.expand(opening.shape[0], -1, -1)
         count = kept.shape[1]
-        hidden = torch.cat([opening[:, :1], kept, opening[:, 1:]], dim=1)
+        hidden = torch.cat([opening[:, :1], kept, opening[:, 1:]], dim=1)  # 1 or n, s + p, d
         if is_last and savings.last_layer:
             yield keys_values(layer, hidden)
             return
@@ -162,7 +162,7 @@ def _opening_keys(
         asking = torch.cat([positions[:1], positions[1 + count :]]) if unread else positions
         queries, keys, values = queries_keys_values(layer, hidden, asking)
         yield keys, values
-        mixed = attend(layer, queries, keys, values, asking[:, None] >= positions)
+        mixed = attend(layer, queries, keys, values, asking[:, None] >= positions)  # 1 or n, M, d
         hidden = finish(layer, hidden[:, asking], mixed, savings.activation)
         skipped = 0 if unread else count
         opening = torch.cat([hidden[:, :1], hidden[:, 1 + skipped :]], dim=1)
@@ -188,7 +188,7 @@ def _run_layer(
     opening_values: Tensor,
 ) -> Tensor:
     asking = chunk.ends if ends_only else ALL
-    queries, keys, values = queries_keys_values(layer, hidden, asking)
+    queries, keys, values = queries_keys_values(layer, hidden, asking)  # T, h, e; queries R, h, e at the ends
     opening = opening_keys, opening_values
     mixed = [_attend_bucket(layer, queries, keys, values, opening, bucket, ends_only) for bucket in chunk.buckets]
     return finish(layer, hidden[asking], torch.cat(mixed), fused_activation)
@@ -204,17 +204,17 @@ def _attend_bucket(
     at_ends: bool,
 ) -> Tensor:
     shape = (-1, bucket.length)
-    keys, values = keys[bucket.tokens].unflatten(0, shape), values[bucket.tokens].unflatten(0, shape)
+    keys, values = (each[bucket.tokens].unflatten(0, shape) for each in (keys, values))  # b, length, h, e
     if at_ends:
-        queries, mask = queries[bucket.rows][:, None], bucket.visible
+        queries, mask = queries[bucket.rows][:, None], bucket.visible  # b, 1, h, e
     else:
-        queries = queries[bucket.tokens].unflatten(0, shape)
+        queries = queries[bucket.tokens].unflatten(0, shape)  # b, length, h, e
         mask = torch.ones(bucket.length, bucket.length, dtype=torch.bool, device=keys.device).tril()
     if opening[0].shape[0] == 1:
         return attend_shared(layer, queries, keys, values, opening, mask).flatten(0, 1)
     before = opening[0].shape[1]
     keys, values = (
         torch.cat([each[bucket.rows], own], dim=1) for each, own in zip(opening, (keys, values), strict=True)
-    )
+    )  # b, s + p + length, h, e
     mask = None if mask is None else F.pad(mask, (before, 0), value=True)
     return attend(layer, queries, keys, values, mask).flatten(0, 1)

@@ -67,16 +67,16 @@ def _run_layer(
         of_prompts = queries_keys_values(layer, kept, slice(0, 0) if unread else ALL)
         queries, keys, values = (
             _with_prompts(each, more) for each, more in zip((queries, keys, values), of_prompts, strict=True)
-        )
+        )  # B, L + p, h, e; queries B, L, h, e if the prompts are unread
     tokens = hidden.shape[1]
-    asked = hidden if unread else _with_prompts(hidden, kept)
+    asked = hidden if unread else _with_prompts(hidden, kept)  # B, L or L + p, d
     hidden = finish(layer, asked, attend(layer, queries, keys, values), fused_activation)
     return hidden[:, :tokens], hidden[:, tokens:]
 
 
 def _run_last(layer: CLIPEncoderLayer, hidden: Tensor, kept: Tensor, fused_activation: bool) -> tuple[Tensor, Tensor]:
     """Return what leaves a layer at the class token, `[B, 1, d]`, and at the prompts."""
-    asked = _with_prompts(hidden[:, :1], kept)
+    asked = _with_prompts(hidden[:, :1], kept)  # B, 1 + p, d
     mixed = attend_first(layer, torch.cat([asked, hidden[:, 1:]], dim=1), asked.shape[1])
     hidden = finish(layer, asked, mixed, fused_activation)
     return hidden[:, :1], hidden[:, 1:]
