@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, requires
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
@@ -110,7 +111,8 @@ def installed_with(extras: set[str]) -> set[str]:
 def modules_of(extras: set[str]) -> tuple[set[str], set[str]]:
     """The top-level modules that are there and those that are not in an install with these extras."""
     distributions = installed_with(extras) | {"pip", "setuptools"}
-    there, absent = set(), set()
+    there: set[str] = set()
+    absent: set[str] = set()
     for module, providers in packages_distributions().items():
         provided = any(canonicalize_name(provider) in distributions for provider in providers)
         (there if provided else absent).add(module)
@@ -229,7 +231,7 @@ def run_command(command: str, folder: Path, environment: dict[str, str], hidden:
 
 
 def _settle(folder: str, log: str, environment: dict[str, str], hidden: Sequence[str]) -> None:
-    import sitecustomize
+    sitecustomize: Any = import_module("sitecustomize")
 
     os.chdir(folder)
     os.environ.update(environment, HIDDEN_MODULES=",".join(hidden))
@@ -304,7 +306,6 @@ def objects() -> dict[str, Any]:
         "data": ClipTransform(processor).apply(photos["train"]),
         "labels": torch.tensor([0, 1, 2]),
         "model": model,
-        "peft_model": model,
         "pixel_values": torch.randn(3, 3, 32, 32),
         "processor": processor,
         "step": 1,

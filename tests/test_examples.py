@@ -1,9 +1,8 @@
-"""The examples and the quickstart, on the embedded digits at reduced size, and the site."""
+"""The examples, on the embedded digits at reduced size, and the site."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,23 +36,6 @@ def test_trainer_example(digits: Path, tmp_path: Path) -> None:
     assert f"{metrics['eval_accuracy']:g}" in card
     model = AutoPeftModel.from_pretrained(tmp_path / "out")
     assert model.class_names[:2] == ["eight", "five"], "folders come in alphabetical order"
-
-
-def test_quickstart_runs_as_printed(digits: Path, tmp_path: Path) -> None:
-    """All its Python, one block after the other, on ten digits per class instead of all."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 4
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "digits").symlink_to(digits)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    program = "\n".join(blocks).replace("shots=16", "shots=4")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "eval_accuracy" in done.stdout
-    assert "trainable params" in done.stdout
 
 
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
