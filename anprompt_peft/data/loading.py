@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Features, IterableDataset, Value, load_dataset
+from datasets import ClassLabel, Features, IterableDataset, Value, config, load_dataset
 from datasets import Image as ImageFeature
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled
 
 from ..method.class_texts import check_class_names
 from .columns import UNLABELLED, label_column, map_stream, with_labels
@@ -114,17 +113,17 @@ def _loader(
 
 
 def _ask_hub(name: str, revision: str | None, token: str | bool | None) -> None:
-    """Ask the Hub once for a revision, or for a name that looks like a missing folder's.
+    """Ask the Hub once for a revision, or for a name that looks like a missing folder's and is not cached.
 
-    `load_dataset` would take any other revision from its cache, and try again for minutes where nothing answers.
+    `load_dataset` would take any other revision from its cache, and try again for long where nothing answers.
     """
+    if revision is None and any(Path(config.HF_DATASETS_CACHE).glob(glob.escape(name))):
+        return
     what = name if revision is None else f"revision {revision!r} of {name}"
+    no_folder = f"There is no folder {name}, and " if revision is None else ""
     try:
         HfApi(token=token).dataset_info(name, revision=revision)
     except Exception as error:  # the Hub's, or its HTTP client's, which changed with its versions
-        if revision is None and isinstance(error, OfflineModeIsEnabled):
-            return  # the cache may have it, and load_dataset does not wait for it
-        no_folder = f"There is no folder {name}, and " if revision is None else ""
         raise FileNotFoundError(f"{no_folder}{what} cannot be had from the Hub: {error}") from error
 
 
