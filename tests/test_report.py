@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPTokenizer, TrainingArguments
 
 import chromium
-from anprompt_peft.evaluation import base_to_new
+from anprompt_peft.evaluation import balanced_accuracy, base_to_new, gain, macro_f1
 from anprompt_peft.evaluation.tables import class_rows, confused_block, confused_pairs, confusions, count_confusions
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import (
@@ -157,7 +157,7 @@ def test_examples_without_probabilities_or_right_images() -> None:
     labels, predicted = np.array([0, 0, 1]), np.array([1, 1, 0])
     first, _ = confusions(Predictions("test", ["a", "b"], labels, predicted), limit=5)
     assert (first.mistake.row, first.mistake.source, first.mistake.read, first.right) == (0, "", None, None)
-    assert "No image of b was read right." in render_report(
+    assert "No image of b was classified correctly." in render_report(
         ReportData("t", [Predictions("test", ["a", "b"], labels, predicted)])
     )
 
@@ -478,17 +478,118 @@ def test_images_are_small_pngs_with_words() -> None:
         image.load()
         assert max(image.size) <= 160
         assert (attributes.get("class") == "tiny") == (image.size == (32, 32))
-        assert re.match(r"row \d+: an image of .+, read as .+", str(attributes["alt"]))
+        assert re.match(r"row \d+: an image of .+, predicted as .+", str(attributes["alt"]))
 
 
 def test_figures_are_those_of_the_evaluation() -> None:
     data = make_report()
-    text = " ".join("".join(Elements(render_report(data)).text).split())
+    text = text_of(data)
     for parts in (data.predictions, data.zero_shot):
         base, new = (part.hits[None] for part in parts)
         result = base_to_new(base, new)
         for estimate in (result.base, result.new, result.harmonic_mean):
             assert str(estimate) in text
+
+
+def text_of(data: ReportData) -> str:
+    """A page's text, with single spaces."""
+    return " ".join("".join(Elements(render_report(data)).text).split())
+
+
+def right_in(count: int, name: str = "test", images: int = 1000) -> Predictions:
+    """Predictions of which the first `count` are right."""
+    labels = np.arange(images) % 2
+    return Predictions(name, ["a", "b"], labels, np.where(np.arange(images) < count, labels, 1 - labels))
+
+
+@pytest.mark.parametrize(
+    ("ours", "before", "shown_as", "interval", "is_below"),
+    [
+        (831, 696, "+13.5 points over zero-shot CLIP, 83.1 against 69.6 %", "+1", False),
+        (664, 696, "-3.2 points below zero-shot CLIP, 66.4 against 69.6 %", "-4", True),
+        (696, 696, "+0.0 points against zero-shot CLIP, 69.6 against 69.6 %", "+0.0 to +0.0", False),
+    ],
+)
+def test_the_gain_comes_first(ours: int, before: int, shown_as: str, interval: str, is_below: bool) -> None:
+    """Below the title there is nothing before it, and a loss is said in the same place."""
+    data = ReportData("A title", [right_in(ours)], [right_in(before)], notes=["A note."], settings={"seed": 1})
+    assert f" A title {shown_as} 95 % interval of the difference: {interval}" in text_of(data)
+    assert ('<div class="below">' in render_report(data)) == is_below
+
+
+def test_gains_of_both_halves_come_first() -> None:
+    data = ReportData(
+        "A title", [right_in(900, "base"), right_in(600, "new")], [right_in(700, "base"), right_in(650, "new")]
+    )
+    text = text_of(data)
+    before, after = 2 * 70 * 65 / 135, 2 * 90 * 60 / 150
+    shown_as = [
+        "A title base +20.0 points over zero-shot CLIP, 90.0 against 70.0 %",
+        "new -5.0 points below zero-shot CLIP, 60.0 against 65.0 %",
+        f"harmonic mean {after - before:+.1f} points over zero-shot CLIP, {after:.1f} against {before:.1f} %",
+    ]
+    places = [text.index(part) for part in shown_as]
+    assert places == sorted(places)
+    assert places[-1] < text.index("Accuracy on base and new classes")
+    low, high = re.findall(r"difference: (\S+) to (\S+)", text)[0]
+    result = gain(
+        data.predictions[0].hits[None], data.predictions[1].hits[None], data.zero_shot[0].hits, data.zero_shot[1].hits
+    )
+    assert (low, high) == (f"{result.base.low:+.1f}", f"{result.base.high:+.1f}")
+
+
+def test_without_zero_shot_there_is_no_gain() -> None:
+    assert "points" not in text_of(ReportData("A title", [right_in(600)]))
+
+
+def test_settings_come_after_the_results_and_folded() -> None:
+    page = render_report(make_report())
+    folded = page.index("<details>\n<summary><h2>Settings and versions</h2></summary>")
+    assert page.index('<table class="results">') < folded < page.index("some/clip") < page.index(torch.__version__)
+
+
+def test_imbalanced_parts_show_balanced_figures() -> None:
+    """Beside the accuracy of both methods, for the imbalanced part alone."""
+    labels = np.array([0] * 8 + [1] * 2)
+    uneven = [Predictions("new", ["a", "b"], labels, np.array(predicted)) for predicted in ([0] * 10, [0] * 9 + [1])]
+    even = [right_in(6, "base", 10), right_in(8, "base", 10)]
+    text = text_of(ReportData("t", [even[0], uneven[0]], [even[1], uneven[1]]))
+    assert re.findall(r"balanced accuracy (\S+), macro-F1 (\S+)", text) == [
+        (f"{balanced_accuracy(part):.1f}", f"{macro_f1(part):.1f}") for part in (uneven[1], uneven[0])
+    ]
+    assert "Classes of new have 2 to 8 images." in text
+    assert "Classes of base" not in text
+    assert "balanced" not in text_of(ReportData("t", even[:1], even[1:]))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("/home/alice/models/tiny_clip", "tiny_clip"),
+        ("/home/alice/models/", "models"),
+        (Path("/home/alice/run"), "run"),
+        ("C:\\Users\\alice\\clip", "clip"),
+        ("C:/Users/alice/clip", "clip"),
+        ("\\\\server\\alice\\home\\clip", "clip"),
+        (["/home/alice/a", "b"], "a, b"),
+        ({"data": "/home/alice/photos"}, "data photos"),
+        ("openai/clip", "openai/clip"),
+        ("outputs/alice", "outputs/alice"),
+        ("/", "/"),
+        ("a / b", "a / b"),
+    ],
+)
+def test_local_folders_are_hidden(given: Any, expected: str) -> None:
+    assert shown(given) == expected
+    page = render_report(ReportData("t", settings={"given": given}, provenance={"made": given}))
+    assert ("alice" in page) == ("alice" in expected)
+
+
+def test_examples_hide_local_folders() -> None:
+    part = Predictions("test", ["a", "b"], np.array([0]), np.array([1]), sources=["/home/alice/a/1.jpg"])
+    page = render_report(ReportData("t", [part]))
+    assert "row 0, 1.jpg" in page
+    assert "alice" not in page
 
 
 @pytest.mark.parametrize("classes", [2, 20, 21, 200])
@@ -501,7 +602,7 @@ def test_large_results_are_shortened_but_complete(classes: int) -> None:
     few = classes <= 20
     assert matrix.count("<tr>") - 1 == (classes if few else 10)
     assert bars.count('class="fill"') == min(classes, 20)
-    assert re.findall(r"(\d+) in between", bars) == ([] if few else [str(classes - 20)])
+    assert re.findall(r"(\d+) more in the table", bars) == ([] if few else [str(classes - 20)])
     assert ("<span>others</span>" in matrix) == (not few)
     counts = count_confusions(data.predictions[0])
     if not few:
@@ -519,7 +620,7 @@ def test_large_results_are_shortened_but_complete(classes: int) -> None:
 def test_perfect_and_empty_results_render() -> None:
     part = make_predictions(30, 300)
     perfect = Predictions("test", part.class_names, part.labels, part.labels)
-    assert "No image was misread." in render_report(ReportData("t", [perfect]))
+    assert "No image was misclassified." in render_report(ReportData("t", [perfect]))
     page = Elements(render_report(ReportData("Nothing")))
     assert [tag for tag, _ in page.found if tag in ("h1", "h2", "section")] == ["h1"]
 
@@ -651,8 +752,8 @@ def test_page_renders(classes: int, halves: int, page: chromium.Page, tmp_path: 
     parts = ["base", "new"] if halves == 2 else ["test"]
     assert page.evaluate("[...document.querySelectorAll('h1, h2')].map(heading => heading.innerText)") == [
         "A report & more",
-        "What was trained",
-        "Base classes against new ones" if halves == 2 else "Accuracy",
+        "Accuracy on base and new classes" if halves == 2 else "Accuracy",
+        "Settings and versions",
         "Loss terms",
         "Class features and noise prompts in 2-D",
         *(

@@ -42,7 +42,7 @@ def harmonic_mean(base: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def base_to_new(base_correct: np.ndarray, new_correct: np.ndarray, seed: int = 0) -> BaseToNew:
-    """Summarise which test images each run got right.
+    """Summarise which test images each run classified correctly.
 
     A figure is the mean over the runs; H is the mean of the runs' own harmonic means. The intervals are percentiles
     of a bootstrap that resamples runs and test images, so they cover the choice of shots and of test images. A single
@@ -109,7 +109,8 @@ def gain(
 def _resampled_accuracies(correct: np.ndarray, runs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the accuracies `[resamples, S]` of resampled runs on resampled images.
 
-    Images that the same runs got right are alike, so only their number is drawn; a data set of any size fits.
+    Images that the same runs got right are interchangeable, so only their number is drawn: memory does not grow
+    with the data set.
     """
     images = correct.shape[1]
     patterns, counts = np.unique(correct, axis=1, return_counts=True)

@@ -61,7 +61,7 @@ class Predictions:
 
     @property
     def hits(self) -> np.ndarray:
-        """Whether each image was read right, bool `[n]`."""
+        """Whether each image was classified correctly, bool `[n]`."""
         return self.labels == self.predicted
 
 

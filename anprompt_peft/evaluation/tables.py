@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
-from .intervals import Estimate, base_to_new
+from .intervals import BaseToNew, Estimate, base_to_new, gain
 from .predictions import Predictions
 
 IMBALANCED = 1.5
@@ -16,7 +16,7 @@ IMBALANCED = 1.5
 
 @dataclass(frozen=True)
 class ClassRow:
-    """How the images of one class were read; `mistaken_for` is the most frequent wrong answer and its count."""
+    """How the images of one class were classified; `mistaken_for` is the most frequent wrong answer and its count."""
 
     name: str
     images: int
@@ -26,13 +26,13 @@ class ClassRow:
 
     @property
     def accuracy(self) -> float:
-        """Share 0..1 of the images read right; only for a class with images."""
+        """Share 0..1 of the images classified correctly; only for a class with images."""
         return self.right / self.images
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image: its row, and the probabilities (0..1) of the class read and of the true class, if known."""
+    """One image: its row, and the probabilities (0..1) of the predicted and of the true class, if known."""
 
     row: int
     source: str
@@ -42,7 +42,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Images of one class read as another, with the most confident mistake beside an image of that other class."""
+    """Images of one class predicted as another, with the most confident mistake beside an image of that class."""
 
     actual: str
     read_as: str
@@ -55,15 +55,17 @@ class Confusion:
 def estimates(parts: Sequence[Predictions]) -> dict[str, Estimate]:
     """Return the accuracy of each part by name and, for two, their harmonic mean, with intervals over the images."""
     hits = [part.hits[None] for part in parts]
-    if len(parts) == 1:
-        return {parts[0].name: base_to_new(hits[0], hits[0]).base}
-    base, new = hits
-    result = base_to_new(base, new)
-    return {parts[0].name: result.base, parts[1].name: result.new, "harmonic mean": result.harmonic_mean}
+    return _by_name(parts, base_to_new(hits[0], hits[-1]))
+
+
+def gains(parts: Sequence[Predictions], zero_shot: Sequence[Predictions]) -> dict[str, Estimate]:
+    """Return the same figures' gains over zero-shot CLIP on the same images, in points, with paired intervals."""
+    hits, before = [part.hits[None] for part in parts], [part.hits for part in zero_shot]
+    return _by_name(parts, gain(hits[0], hits[-1], before[0], before[-1]))
 
 
 def balanced_accuracy(part: Predictions) -> float:
-    """Return the mean, over the classes that have images, of the share of their images read right, in per cent."""
+    """Return the mean recall over the classes that have images, in per cent."""
     return 100 * float(recall_score(part.labels, part.predicted, labels=np.unique(part.labels), average="macro"))
 
 
@@ -89,7 +91,7 @@ def is_imbalanced(part: Predictions) -> bool:
 
 
 def count_confusions(part: Predictions) -> np.ndarray:
-    """Return how many images of class i were read as class j, int `[C, C]`."""
+    """Return how many images of class i were predicted as class j, int `[C, C]`."""
     return confusion_matrix(part.labels, part.predicted, labels=np.arange(len(part.class_names)))
 
 
@@ -139,8 +141,14 @@ def confusions(part: Predictions, limit: int) -> list[Confusion]:
     ]
 
 
+def _by_name(parts: Sequence[Predictions], result: BaseToNew) -> dict[str, Estimate]:
+    if len(parts) == 1:
+        return {parts[0].name: result.base}
+    return {parts[0].name: result.base, parts[1].name: result.new, "harmonic mean": result.harmonic_mean}
+
+
 def _example(part: Predictions, true: int, read: int) -> Example:
-    """Return the image of class `true` that was read as `read` with the highest probability, or the first one."""
+    """Return the image of class `true` that was predicted as `read` with the highest probability, or the first one."""
     rows = np.flatnonzero((part.labels == true) & (part.predicted == read))
     row = int(rows[0] if part.probabilities is None else rows[part.probabilities[rows, read].argmax()])
     shares = (None, None) if part.probabilities is None else part.probabilities[row, [read, true]].tolist()

@@ -82,6 +82,12 @@ def update_card(
     return write(card, path)
 
 
+def hyper_parameters(config: ANPromptConfig) -> dict[str, Any]:
+    """Return the choices that shape an adapter, by name."""
+    names = (field.name for field in fields(config))
+    return {name: getattr(config, name) for name in names if name not in TOLD_ELSEWHERE}
+
+
 def name_repository(card: ModelCard, repo_id: str) -> None:
     """Let the card's code load the adapter from `repo_id`. Text outside the generated part is not touched."""
     card.text = GENERATED.sub(lambda part: ADAPTER.sub(f'adapter = "{repo_id}"', part[0], count=1), card.text, count=1)
@@ -175,11 +181,7 @@ def _body(
         adapter=adapter,
         here=HERE,
         not_on_hub=NOT_ON_HUB,
-        choices={
-            name: getattr(config, name)
-            for name in (field.name for field in fields(config))
-            if name not in TOLD_ELSEWHERE
-        },
+        choices=hyper_parameters(config),
         versions={name: version(name) for name in PACKAGES},
     )
     return body.replace("<!--", "&lt;!--")

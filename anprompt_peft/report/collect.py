@@ -9,26 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..publish.card import hyper_parameters
 from ..tuner import adapted_clip
 from .data import Geometry
-
-ESSENTIALS = (
-    "template",
-    "num_virtual_tokens",
-    "num_noise_tokens",
-    "latent_dim",
-    "text_layers",
-    "vision_layers",
-    "noise_source",
-    "noise_scale",
-    "noise_draws",
-    "noise_seed",
-    "alpha",
-    "similarity_weight",
-    "waloss_weight",
-    "projection_rank",
-    "prototype_rank",
-)
 
 
 @torch.no_grad()
@@ -66,7 +49,7 @@ def read_geometry(model: Any) -> Geometry:
 
 
 def describe_adapter(model: Any) -> dict[str, Any]:
-    """Return what the active adapter is: base model, classes, size, and the settings that shape it.
+    """Return what the active adapter is: base model, classes, template, size, and hyper-parameters.
 
     Args:
         model (`PeftModel` or `ANPromptCLIPModel`): with an active adapter.
@@ -82,8 +65,9 @@ def describe_adapter(model: Any) -> dict[str, Any]:
     return {
         "base model": config.base_model_name_or_path or clip.name_or_path,
         "classes": config.class_names,
+        "template": config.template,
         "adapter parameters": f"{size:,}",
-        **{name: getattr(config, name) for name in ESSENTIALS},
+        **hyper_parameters(config),
     }
 
 

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 TERMS = ("loss", "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss")
 NAMES = (*TERMS, *(f"eval_{term}" for term in TERMS))
 WIDTH, HEIGHT = 480, 320
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 40
 DECADES = 4
 MARKED = 40
 
@@ -65,19 +67,6 @@ class LossChart:
     clipped: bool
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Maps the values `low` to `high`, which differ, linearly onto the places `start` to `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-
 def loss_table(history: Sequence[Mapping[str, Any]]) -> LossTable | None:
     """Collect the loss terms of Trainer's log, `None` if it holds none.
 
@@ -108,13 +97,18 @@ def loss_chart(table: LossTable) -> LossChart:
     positive = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
     bottom = max(min(positive), max(positive) / 10**DECADES)
     times = [row[table.time] for row in table.rows]
-    x_axis = Axis(*_widened(min(times[0], 0), times[-1]), LEFT, WIDTH - RIGHT)
-    y_axis = Axis(*_widened(math.log10(bottom), math.log10(max(positive)), 0.04), HEIGHT - BOTTOM, TOP)
+    across = _widened(min(times[0], 0), times[-1])
+    up = _widened(math.log10(bottom), math.log10(max(positive)), 0.04)
+
+    def place(at: float, value: float, text: str) -> Point:
+        x = np.interp(at, across, (LEFT, WIDTH - RIGHT))
+        y = np.interp(math.log10(value), up, (HEIGHT - BOTTOM, TOP))
+        return Point(float(x), float(y), text)
 
     def curve(name: str) -> Curve:
         series = [(row[table.time], row[name]) for row in table.rows if name in row]
         points = [
-            Point(x_axis(at), y_axis(math.log10(max(value, bottom))), f"{name} {value:.4g} at {table.time} {at:g}")
+            place(at, max(value, bottom), f"{name} {value:.4g} at {table.time} {at:g}")
             for at, value in series
             if math.isfinite(value)
         ]
@@ -122,8 +116,8 @@ def loss_chart(table: LossTable) -> LossChart:
 
     return LossChart(
         [curve(name) for name in table.columns],
-        [Point(x_axis(at), HEIGHT - BOTTOM, f"{at:g}") for at in linear_ticks(x_axis.low, x_axis.high)],
-        [Point(LEFT, y_axis(math.log10(value)), f"{value:g}") for value in log_ticks(y_axis.low, y_axis.high)],
+        [place(at, 10 ** up[0], f"{at:g}") for at in linear_ticks(*across)],
+        [place(across[0], value, f"{value:g}") for value in log_ticks(*up)],
         bottom,
         min(values) < bottom,
     )

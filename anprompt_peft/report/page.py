@@ -6,7 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -33,7 +33,7 @@ MEANINGS = {
 
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
-    """Write a report as one HTML file without scripts and without outside references, whole or not at all.
+    """Write a report atomically, as one HTML file without scripts and without references to anything outside it.
 
     Args:
         data (`ReportData`): what to show.
@@ -60,12 +60,14 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, shown=shown, thumbnail=thumbnail)
+    environment.filters.update(percent=percent, shown=shown, thumbnail=thumbnail, without_folder=without_folder)
     losses = curves.loss_table(data.history)
     before: Sequence[Predictions | None] = data.zero_shot or [None] * len(data.predictions)
     return environment.get_template("template.html").render(
         data=data,
+        gains=tables.gains(data.predictions, data.zero_shot) if data.zero_shot else {},
         results=_results(data),
+        sizes={part.name: tables.class_sizes(part) for part in data.predictions if tables.is_imbalanced(part)},
         losses=losses,
         chart=losses and curves.loss_chart(losses),
         geometry=data.geometry and _geometry(data.geometry),
@@ -82,8 +84,10 @@ def percent(share: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a setting as short text: long lists are cut, with their length told."""
+    """Return a setting as short text: long lists end after eight items, and absolute paths lose their folders."""
     match value:
+        case str() | os.PathLike():
+            return without_folder(os.fspath(value))
         case None:
             return "none"
         case float():
@@ -96,6 +100,12 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def without_folder(text: str) -> str:
+    """Return the last name of an absolute path, which says nothing about the machine; other text as it is."""
+    is_absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).is_absolute()
+    return PureWindowsPath(text).name or text if is_absolute else text
+
+
 def thumbnail(image: Image.Image) -> str:
     """Return an image, shrunk to at most 160 pixels a side, as a PNG `data:` address."""
     small = image.convert("RGB")
@@ -106,10 +116,20 @@ def thumbnail(image: Image.Image) -> str:
 
 
 def _results(data: ReportData) -> dict[str, dict[str, Any]]:
-    if not data.predictions:
-        return {}
+    """Return, by method, its accuracies with intervals, and its balanced figures for imbalanced parts."""
     methods = {"zero-shot CLIP": data.zero_shot, "ANPrompt": data.predictions}
-    return {method: tables.estimates(parts) for method, parts in methods.items() if parts}
+    return {
+        method: {
+            "accuracy": tables.estimates(parts),
+            "balanced": {
+                part.name: (tables.balanced_accuracy(part), tables.macro_f1(part))
+                for part in parts
+                if tables.is_imbalanced(part)
+            },
+        }
+        for method, parts in methods.items()
+        if parts
+    }
 
 
 def _geometry(geometry: Geometry) -> dict[str, Any]:
