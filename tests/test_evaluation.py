@@ -142,7 +142,7 @@ def interrupted_write(folder: Path) -> None:
         raise KeyboardInterrupt
 
 
-def test_folders_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_folders_are_written_atomically(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     with whole_folder(folder) as fresh:
         (fresh / "a").write_text("one")

@@ -635,7 +635,7 @@ def test_settings_are_short_text() -> None:
     assert shown([str(number) for number in range(100)]) == "0, 1, 2, 3, 4, 5, 6, 7, … (100 in all)"
 
 
-def test_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An unreadable image and a full disk leave the older report as it was, and nothing beside it."""
     path = tmp_path / "made" / "report.html"
     good = make_report()

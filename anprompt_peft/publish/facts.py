@@ -1,4 +1,4 @@
-"""What only the author of an adapter knows about it; saved in the adapter's configuration and told by its card."""
+"""What only the author of an adapter knows about it; saved in its configuration and shown on its card."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """Facts about an adapter that the model cannot know. What is left out, the card does not mention.
+    """Facts about an adapter that the model cannot know. The card omits what is left out.
 
     Args:
         license (`str`, *optional*): the Hub's identifier of the adapter's licence, for example `"apache-2.0"`.

@@ -66,10 +66,10 @@ def push_folder(
     create_pr: bool = False,
     tags: list[str] | None = None,
 ) -> CommitInfo:
-    """Push a saved adapter to the Hub, in one commit: a push that breaks off leaves the repository as it was.
+    """Push a saved adapter to the Hub, in one commit: an interrupted push leaves the repository unchanged.
 
-    Adapters and the card are pushed and nothing else, no optimiser state for example. The card's code is made to load
-    the adapter from the repository, and text that the author wrote into the card on the Hub is kept.
+    Only adapters and the card are pushed, no optimizer state for example. The card's code then loads the adapter from
+    the repository. Text that the author wrote into the card on the Hub is kept.
 
     Args:
         folder (`str` or `Path`): what `save_pretrained` wrote.
@@ -111,10 +111,10 @@ def push_folder(
 
 
 class CardCallback(TrainerCallback):
-    """Gives every push of Trainer the card, with the repository's name in its code.
+    """Writes the card before every push of Trainer, with the repository's name in its code.
 
-    Trainer alone pushes the card at the end, and nothing tells the model which repository that is. With this callback
-    the pushes during training (`hub_strategy="every_save"`) have it too.
+    Without it, Trainer pushes the card at the end only, and the model does not know the repository's name. With it,
+    pushes during training (`hub_strategy="every_save"`) include the card too.
     """
 
     def on_push_begin(

@@ -20,7 +20,7 @@ class PublishMixin:
     _hf_peft_config_loaded: bool
 
     def describe_training(self, facts: TrainingFacts) -> None:
-        """Attach what only the author knows to the active adapter; it is saved with it and told by its card."""
+        """Attach what only the author knows to the active adapter; it is saved with it and shown on its card."""
         self.active_config.training_facts = facts.to_dict()
 
     def create_or_update_model_card(self, output_dir: str | Path) -> None:
@@ -50,9 +50,9 @@ def hand_over(tuner_cls: type[Any]) -> None:
     """Let `PeftModel` leave the card and the push of this tuner's adapters to this module.
 
     `get_peft_model` and `PeftModel.from_pretrained` build a stock `PeftModel`, whose `save_pretrained` writes a
-    generic card (with the base model's local path) and whose `push_to_hub` puts another one over it. The two methods
-    are wrapped: for a model whose `base_model` is a `tuner_cls` they do what this module says, for any other method of
-    PEFT they run as they were. Calling this again does nothing.
+    generic card (with the base model's local path) and whose `push_to_hub` overwrites it with another. Both methods
+    are wrapped: models whose `base_model` is a `tuner_cls` get this module's, all others PEFT's own. Calling this
+    again does nothing.
 
     Args:
         tuner_cls (`type`): the tuner.

@@ -1,4 +1,4 @@
-"""A look at a result: one self-contained HTML page about a training run or an evaluation."""
+"""The report: one self-contained HTML page about a training run or an evaluation."""
 
 from ..evaluation.predictions import Predictions
 from ..evaluation.predictions import predict_labelled as predict

@@ -46,7 +46,7 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """Everything a report shows. What is left out is left out of the page.
+    """Everything a report shows. The page omits what is left out.
 
     Args:
         title (`str`): the page's heading.
@@ -55,7 +55,8 @@ class ReportData:
         history (`Sequence[Mapping]`): records such as Trainer's `log_history`, with loss terms by name (`loss`,
             `cross_entropy_class`, ..., and `eval_*`) and an `epoch` or `step`. Other records and entries are ignored.
         geometry (`Geometry`, *optional*): for the picture of the text features.
-        settings (`Mapping`): what was trained, most important first: base model, adapter settings, seed.
+        settings (`Mapping`): what was trained, most important first: base model, adapter settings, seed. Of absolute
+            paths only the last name is shown.
         provenance (`Mapping`): from [`~anprompt_peft.provenance.provenance`].
         notes (`Sequence[str]`): sentences a reader must know to understand the figures.
 
