@@ -140,8 +140,13 @@ def test_a_run_leaves_all_that_the_result_needs(trained: tuple[Path, Answer]) ->
     assert answer.code == 0
     files = {path.name for path in folder.iterdir() if path.is_file()}
     card, report = "README.md", "report.html"
-    described = {"run.yaml", "results.json", "base-new.json", card, report, "preprocessor_config.json"}
-    assert files == {WEIGHTS, "adapter_config.json", *described}
+    described = {"run.yaml", "results.json", "base-new.json", card, report}
+    processor = {"processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert files == {WEIGHTS, "adapter_config.json", *described, *processor}
+    saved, base = (CLIPProcessor.from_pretrained(place) for place in (folder, TINY_CLIP))
+    assert saved.image_processor.to_dict() == base.image_processor.to_dict()
+    assert saved.tokenizer("zero").input_ids == base.tokenizer("zero").input_ids
+    assert saved.tokenizer.model_max_length == base.tokenizer.model_max_length
     record = json.loads((folder / "results.json").read_text())
     assert {"versions", "git_commit", "hardware", "history", "seconds"} <= set(record)
     assert record["seeds"] == [1]
@@ -587,6 +592,19 @@ def test_predictions_are_the_models(classes: list[str] | None, adapter: Path, di
         assert [share for _, share in ranking] == pytest.approx(values, abs=1e-6)
 
 
+@pytest.mark.parametrize("saved", ["processor", "image processor"])
+def test_images_are_prepared_as_the_folder_says(saved: str, adapter: Path, digits: Path, tmp_path: Path) -> None:
+    image, copy = digits / "test" / "six", shutil.copytree(adapter, tmp_path / "copy")
+    for path in copy.glob("*processor_config.json"):
+        path.unlink()
+    before = rankings(call("predict", copy, image, "--jsonl"))
+    assert before == rankings(call("predict", adapter, image, "--jsonl"))
+    processor = CLIPProcessor.from_pretrained(TINY_CLIP)
+    processor.image_processor.image_mean = [0.9, 0.9, 0.9]
+    (processor if saved == "processor" else processor.image_processor).save_pretrained(copy)
+    assert rankings(call("predict", copy, image, "--jsonl")) != before
+
+
 def test_files_folders_and_globs_become_a_table(adapter: Path, digits: Path) -> None:
     one = digits / "test" / "one" / "000.png"
     answer = call("predict", adapter, one, digits / "test" / "two", digits / "test" / "*" / "001.png", "--top-k", 1)
@@ -956,7 +974,10 @@ def test_from_images_to_a_published_adapter(digits: Path, tmp_path: Path) -> Non
             answers = pool.submit(use_hub, digits, tmp_path).result()
         assert hub.unknown == []
         published = hub.repos["alice/digits"].find("main")
-        pushed = hub.repos["alice/again"].find("v1")
+        pushed, again = hub.repos["alice/again"].find("v1"), hub.repos["alice/again"].find("main")
+        assert hub.repos["alice/again"].private
+        assert again is not None
+        assert set(again.files) == {".gitattributes"}, "only the branch is pushed to"
     assert published is not None
     assert pushed is not None
     uploaded = {"README.md", "adapter_config.json", WEIGHTS}

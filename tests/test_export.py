@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import math
@@ -353,10 +354,15 @@ def test_the_page_runs_as_printed(clip_folder: Path, serve: ModuleType, tmp_path
     model: Any = scatter(get_peft_model(clip, ANPromptConfig(class_names=CLASSES)).eval())
     model.save_pretrained(tmp_path / "my-adapter")
     picture(40, 30).save(tmp_path / "photo.jpg")
+    (tmp_path / "photos").mkdir()
+    picture(40, 30).save(tmp_path / "photos" / "a.jpg")
     others, code = blocks()
     (tmp_path / "page.py").write_text("\n".join(others))
     ran = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert [line.split(":")[0] for line in ran.stdout.splitlines()] == CLASSES
+    *scores, predicted, classified = ran.stdout.splitlines()
+    assert [line.split(":")[0] for line in scores] == CLASSES
+    assert predicted.startswith("photos/a.jpg: ")
+    assert {row["label"] for row in ast.literal_eval(classified)} == set(CLASSES)
 
     (tmp_path / "serve.py").write_text(code)
     bare = """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -36,7 +35,6 @@ from conftest import IMAGE_SIZE
 from helpers import CLASSES, needs_add_adapter, scatter
 from hub_server import HubServer, Repo
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "publish.py"
 BASE = "alice/clip"
 RUN_CODE = "import os, runpy, sys; [(os.chdir(folder), runpy.run_path('printed.py')) for folder in sys.argv[1:]]"
 ADAPTER_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
@@ -432,20 +430,6 @@ def test_only_the_adapter_of_a_folder_is_pushed(hub: HubServer, client: Run, tmp
 def save(folder: Path) -> None:
     """Save a new adapter."""
     new_adapter().save_pretrained(folder)
-
-
-def publish(*arguments: str) -> None:
-    """Run the example script."""
-    assert runpy.run_path(str(EXAMPLE))["main"](list(arguments)) == 0
-
-
-def test_publish_example(hub: HubServer, client: Run, tmp_path: Path) -> None:
-    client(save, tmp_path / "adapter")
-    client(publish, str(tmp_path / "adapter"), "--repo", "alice/example", "--private", "--revision", "v1")
-    repo = hub.repos["alice/example"]
-    assert repo.private
-    assert set(files(repo)) == {".gitattributes"}
-    assert set(files(repo, "v1")) == {".gitattributes", *ADAPTER_FILES}
 
 
 def load_processor() -> None:

@@ -15,7 +15,7 @@ import torch
 from peft import get_peft_model
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.serve import Prediction, predict
@@ -474,6 +474,7 @@ def test_the_page_runs_as_printed(
     scatter(get_peft_model(base, make_config(tokenizer, tokenizer_name_or_path=None))).save_pretrained(
         tmp_path / "my-adapter"
     )
+    CLIPProcessor.from_pretrained(clip_folder).save_pretrained(tmp_path / "my-adapter")
     (tmp_path / "photos" / "more").mkdir(parents=True)
     random_image(1).save(tmp_path / "photos" / "more" / "a.jpg")
     (tmp_path / "photos" / "b.jpg").write_text("no image")

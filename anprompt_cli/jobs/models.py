@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
-from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from transformers.utils import logging as transformers_logging
 
 from anprompt_peft.files import hub_id  # also registers the method
@@ -79,6 +79,6 @@ def load_adapter(name: str, revision: str | None, device: Device) -> tuple[Any, 
     config = read_config(folder)
     clip, processor = load_clip(str(config.get("base_model_name_or_path")), config.get("revision"))
     model = PeftModel.from_pretrained(clip, folder).eval().to(choose_device(device))
-    if (folder / IMAGE_PROCESSOR_NAME).is_file():
+    if any((folder / file).is_file() for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         return model, CLIPImageProcessorPil.from_pretrained(folder)
     return model, processor.image_processor

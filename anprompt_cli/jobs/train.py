@@ -219,7 +219,8 @@ def _write(output: Path, model: Any, processor: Any, results: dict[str, Any], re
     with TemporaryDirectory(dir=output, prefix=".new-") as scratch:
         folder = Path(scratch)
         model.save_pretrained(scratch)
-        processor.image_processor.save_pretrained(scratch)  # its tokenizer would make AutoPeftModel fail
+        processor.save_pretrained(scratch)
+        processor.image_processor.save_pretrained(scratch)  # a file of its own, which version 0.1.0 reads
         write_report(report, folder / REPORT)
         (folder / RESULTS).write_text(to_json(results), encoding="utf-8")
         for path in sorted(folder.iterdir(), key=lambda path: path.name == RESULTS):
