@@ -1,4 +1,4 @@
-"""Frozen vision work on disk: the same results, asked for once, bounded, and never half-written."""
+"""Frozen vision work cached on disk: the same results, computed once, bounded, and written atomically."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_results_are_the_same_and_the_frozen_layers_run_once_per_image(
     assert calls == [2, 1]
 
 
-def test_images_that_come_twice_in_a_batch(model: Any, pixels: Tensor, tmp_path: Path) -> None:
+def test_an_image_twice_in_a_batch(model: Any, pixels: Tensor, tmp_path: Path) -> None:
     twice = pixels.double()[[0, 0, 1]]
     expected = gradients(model, twice)
     model.set_image_cache(tmp_path)
@@ -95,7 +95,7 @@ def test_adapters_and_training_share_the_files(
     assert len(files(tmp_path)) == 3
 
 
-def test_inference_leaves_nothing(model: Any, pixels: Tensor, tmp_path: Path) -> None:
+def test_inference_caches_nothing(model: Any, pixels: Tensor, tmp_path: Path) -> None:
     model.set_image_cache(tmp_path)
     model.eval()(pixel_values=pixels.double())
     assert not files(tmp_path)
@@ -132,7 +132,7 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
         assert torch.equal(kept[name], expected)
 
 
-def test_a_full_folder_drops_what_this_run_has_not_used(tmp_path: Path) -> None:
+def test_a_full_folder_evicts_what_this_run_has_not_used(tmp_path: Path) -> None:
     images = torch.arange(12.0)[:, None, None].expand(-1, 2, 50)
     ImageCache(tmp_path).fetch(images[:4], "", compute)
     size = files(tmp_path)[0].stat().st_size

@@ -1,4 +1,4 @@
-"""What the frozen layers make of an image, kept on disk for images that come again with the same pixels."""
+"""The output of the frozen layers, cached on disk for images that are used again with the same pixels."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ CLOCK_SLACK = 1.0  # seconds by which a file's times may lag behind the clock
 class ImageCache:
     """Tensors by image in a folder, a safetensors file each, for any number of runs and processes.
 
-    A file is named by a digest of the image's pixels and of all else that its tensors depend on, so nothing in it can
-    be out of date. Files are written whole or not at all. In a full folder, files that this run has not used make
-    room, the longest unused first; when there are none, further images are computed every time, and a warning says so.
+    A file is named by a digest of the image's pixels and of all else that its tensors depend on, so no file
+    can be out of date. Files are written atomically. When the folder is full, files that this run has not used are
+    deleted, least recently used first; when there are none, further images are not cached, and a warning says so.
 
     Args:
-        folder (`str` or `Path`): is made if it is not there.
-        max_bytes (`int`): most bytes in the folder; a batch more for every other process that writes to it.
+        folder (`str` or `Path`): created if it does not exist.
+        max_bytes (`int`): limit of the folder's size; other processes that write to it may each exceed it by a batch.
 
     Raises:
-        ValueError: if `max_bytes` is no positive whole number.
+        ValueError: if `max_bytes` is not a positive integer.
         NotADirectoryError: if `folder` is a file.
     """
 
@@ -50,7 +50,7 @@ class ImageCache:
     def fetch(
         self, images: Tensor, depends_on: str, compute: Callable[[Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """Return what `compute` makes of a batch, from disk for all images that were there before.
+        """Return `compute(images)`, read from disk for all images that are cached.
 
         Args:
             images (`Tensor`): `[B, ...]`.
@@ -89,7 +89,7 @@ class ImageCache:
             if room < len(content):
                 warnings.warn(
                     f"The image cache in {self.folder} has reached {self.max_bytes:,} bytes: further images are "
-                    "computed every time. Raise max_bytes, or do without it where images do not come again.",
+                    "computed every time. Raise max_bytes, or use no cache if images are not used again.",
                     stacklevel=2,
                 )
                 return
