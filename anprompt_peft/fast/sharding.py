@@ -60,5 +60,7 @@ def in_shards(encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     shard = -(-count // group.size())
     filled = torch.cat([rows, rows[:1].expand(shard * group.size() - count, *rows.shape[1:])])
     features = encode(filled[group.rank() * shard :][:shard])
+    if not hasattr(collectives, "all_gather_single"):  # older releases of torch
+        return collectives.all_gather_tensor_autograd(features.contiguous(), 0, group)[:count]
     gathered = collectives.all_gather_single(features.contiguous(), 0, group)
     return collectives.wait_tensor(gathered)[:count]
