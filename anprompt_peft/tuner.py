@@ -19,6 +19,7 @@ from .clip import PromptedCLIPModel
 from .fast.blocks import decomposes
 from .fast.state import State
 from .method.config import ANPromptConfig
+from .method.features import evaluating
 from .method.layer import ANPromptHead, ANPromptLayer
 from .method.noise import fit
 from .method.registration import PREFIX
@@ -251,9 +252,9 @@ def _not_a_clip(model: Any) -> str:
 
 def _probe(clip: CLIPModel) -> bool:
     """Whether the layers of both encoders are built as savings need them; warns if CLIP's own forward must be used."""
-    known = all(
-        decomposes(tower.encoder.layers[-1].get_base_layer()) for tower in (clip.text_model, clip.vision_model)
-    )
+    towers = (clip.text_model, clip.vision_model)
+    with evaluating(clip):  # dropout would tell any two passes apart
+        known = all(decomposes(tower.encoder.layers[-1].get_base_layer()) for tower in towers)
     if not known:
         warnings.warn(
             f"transformers {transformers.__version__} builds CLIP's encoder layers in a way unknown here: training is "

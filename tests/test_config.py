@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,143 @@ def test_a_failed_injection_leaves_the_config_as_it_was(
         get_peft_model(clip, config)
     assert {**vars(config), "tokenizer": None, "base_model_name_or_path": None} == before
     assert config.tokenizer is tokenizer_before
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    documented = {
+        "template": "a photo of a {}.", "num_virtual_tokens": 5, "num_noise_tokens": 4, "latent_dim": None,
+        "text_layers": None, "vision_layers": None, "noise_integration": "concat", "noise_map": "fixed",
+        "projection_rank": None, "prototype_rank": None, "prompt_mixing": 1.0, "noise_source": None,
+        "descriptions": None, "noise_scale": 0.1, "noise_draws": 4, "noise_seed": 0, "alpha": 0.7,
+        "similarity_weight": 0.5, "waloss_weight": 1.0, "inference_logits": "auto", "init_noise_prompts": True,
+        "tokenizer_name_or_path": None, "training_facts": None, "class_names": ["cat", "dog"],
+    }  # fmt: skip
+    config = ANPromptConfig(class_names=["cat", "dog"])
+    own = [each.name for each in fields(ANPromptConfig) if each.name in ANPromptConfig.__annotations__]
+    assert {name: getattr(config, name) for name in own} == documented
+
+
+EDGES: list[dict[str, Any]] = [
+    {"alpha": 0.0, "prompt_mixing": 0.0, "noise_scale": 0.0, "similarity_weight": 0.0, "waloss_weight": 0.0},
+    {"alpha": 1, "prompt_mixing": 1, "noise_scale": 1e9, "noise_seed": 2**32 - 1},
+    {"num_virtual_tokens": 0, "noise_draws": 1, "latent_dim": 1, "projection_rank": 1, "prototype_rank": 1},
+    {"num_virtual_tokens": 0, "num_noise_tokens": 0, "inference_logits": "class"},
+    {"num_virtual_tokens": 1, "num_noise_tokens": 0, "inference_logits": "prototype"},
+    {"num_virtual_tokens": 3, "num_noise_tokens": 3, "noise_integration": "add"},
+    {"noise_source": ["gaussian", "text"]},
+    {"class_names": ("cat", "dog"), "template": ("{}", "a {}")},
+]
+
+
+@pytest.mark.parametrize("edge", EDGES, ids=[str(edge) for edge in EDGES])
+def test_values_at_the_edge_are_allowed(edge: dict[str, Any]) -> None:
+    config = ANPromptConfig(**{"class_names": ["cat", "dog"], **edge})
+    assert config.class_names == ["cat", "dog"]
+    for name, value in edge.items():
+        assert getattr(config, name) == (list(value) if name == "class_names" else value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "num_virtual_tokens", "num_noise_tokens", "noise_draws", "noise_seed", "latent_dim", "projection_rank",
+        "prototype_rank", "alpha", "prompt_mixing", "noise_scale", "similarity_weight", "waloss_weight",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [True, -1, "1", [1]])
+def test_numbers_are_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))} must be a(n integer|\s?finite number), "):
+        ANPromptConfig(**{"class_names": ["cat", "dog"], name: value})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "allowed"),
+    [
+        ({"noise_seed": 2**32}, "an integer, between 0 and 4294967295"),
+        ({"alpha": 1.01}, "a finite number, between 0 and 1"),
+        ({"waloss_weight": -0.5}, "a finite number, at least 0"),
+        ({"noise_draws": 0}, "an integer, at least 1"),
+        ({"latent_dim": 0}, "an integer, at least 1"),
+        ({"num_noise_tokens": -1}, "an integer, at least 0"),
+    ],
+)
+def test_messages_name_what_is_allowed(wrong: dict[str, Any], allowed: str) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"^{name}={value!r} must be {allowed}\.$"):
+        ANPromptConfig(**{"class_names": ["cat", "dog"], **wrong})
+
+
+def test_sources_default_to_text_and_to_descriptions_where_there_are_any() -> None:
+    described: dict[str, Any] = {"cat": "fur", "dog": ["a bark", "a tail"]}
+
+    def sources(**settings: Any) -> list[str]:
+        return [*ANPromptConfig(class_names=["cat", "dog"], **settings).noise_sources]
+
+    assert sources() == ["text"]
+    assert sources(descriptions=described) == ["text", "descriptions"]
+    assert sources(descriptions=described, noise_source="gaussian") == ["gaussian"]
+    config = ANPromptConfig(class_names=["cat", "dog"], descriptions=described)
+    assert config.descriptions == {"cat": ["fur"], "dog": ["a bark", "a tail"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        ({}, 9),
+        ({"num_virtual_tokens": 0}, 4),
+        ({"num_noise_tokens": 0}, 5),
+        ({"num_virtual_tokens": 3, "num_noise_tokens": 3, "noise_integration": "add"}, 3),
+    ],
+)
+def test_number_of_prompts(settings: dict[str, Any], count: int) -> None:
+    assert ANPromptConfig(class_names=["cat", "dog"], **settings).num_prompts == count
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"), [(1, [12]), (12, [*range(1, 13)]), ([12], [12]), ((1, 3), [1, 3]), ([7, 2, 5], [2, 5, 7])]
+)
+def test_layers(layers: Any, expected: list[int]) -> None:
+    assert resolve_layers("text_layers", layers, 12) == expected
+
+
+@pytest.mark.parametrize("layers", [0, 13, True, [0], [13], [1, True], [], [1, 1], [1.5]])
+def test_wrong_layers(layers: Any) -> None:
+    with pytest.raises(ValueError, match=r"^text_layers=.*between 1 and 12"):
+        resolve_layers("text_layers", layers, 12)
+
+
+def test_ranks_may_be_as_large_as_what_they_apply_to(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """Widths 32 and 48, joint 24; a smaller latent dim is the bound of `projection_rank` alone."""
+    for fits in ({"projection_rank": 24, "prototype_rank": 24}, {"latent_dim": 40, "projection_rank": 32}):
+        make_config(tokenizer, **fits).resolve(clip.config)
+    for wrong, bound in (({"latent_dim": 10, "projection_rank": 11}, 10), ({"prototype_rank": 25}, 24)):
+        with pytest.raises(ValueError, match=f"between 1 and {bound}"):
+            make_config(tokenizer, **wrong).resolve(clip.config)
+    config = make_config(tokenizer, latent_dim=10, prototype_rank=24)
+    config.resolve(clip.config)
+    assert config.latent_dim == 10
+
+
+def test_the_tokenizer_is_a_name_or_an_object(tokenizer: CLIPTokenizer) -> None:
+    named = ANPromptConfig(class_names=["cat", "dog"], tokenizer_name_or_path="some/clip")
+    assert (named.tokenizer, named.tokenizer_name_or_path) == (None, "some/clip")
+    given_ = copy.copy(tokenizer)
+    given_.name_or_path = "other/clip"
+    config = ANPromptConfig(class_names=["cat", "dog"], tokenizer_name_or_path=given_)
+    assert config.tokenizer is given_
+    assert config.tokenizer_name_or_path == "other/clip"
+    given_.name_or_path = ""
+    assert ANPromptConfig(class_names=["cat", "dog"], tokenizer_name_or_path=given_).tokenizer_name_or_path is None
+
+
+def test_the_base_model_is_recorded_as_the_plain_clip_it_is(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path
+) -> None:
+    get_peft_model(clip, make_config(tokenizer)).save_pretrained(str(tmp_path))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["auto_mapping"] == {"base_model_class": "CLIPModel", "parent_library": "transformers"}
+    config = make_config(tokenizer)
+    config.save_pretrained(str(tmp_path))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["auto_mapping"] is None
+    assert saved["init_noise_prompts"] is True

@@ -11,6 +11,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip import modeling_clip
 
 import reference
+from anprompt_peft.fast.savings import Savings
 from conftest import MakeClip
 from helpers import CLASSES, LABELS, adapt, assert_exact, trainable
 from oracle import reference_adapter, reference_outputs
@@ -59,13 +60,24 @@ def reference_clip(model: Any) -> CLIPModel:
     return plain
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("variant", VARIANTS)
+WAYS = [
+    *((variant, attention, Savings()) for variant in VARIANTS for attention in ("sdpa", "eager")),
+    *((variant, "sdpa", Savings.none()) for variant in ("default", "layers differ, with gaps", "low rank")),
+]
+
+
+@pytest.mark.parametrize(
+    ("variant", "attention", "savings"),
+    WAYS,
+    ids=["-".join((variant, way, *(() if saved.text_end else ("plain",)))) for variant, way, saved in WAYS],
+)
 def test_classes_and_losses(
-    variant: str, attention: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+    variant: str, attention: str, savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
+    """Plain is CLIP's own forward, layer by layer."""
     settings = VARIANTS[variant]
     model = adapt(make_clip(attention, torch.float64), tokenizer, **settings)
+    model.set_savings(savings)
     output = model(pixel_values=pixels.double(), labels=LABELS)
 
     plain, adapter = reference_clip(model), reference_adapter(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import CLIPTokenizer
 
 import reference
 from anprompt_peft.method import features, noise
+from anprompt_peft.method.class_texts import ClassSet, tokenize_classes
 from anprompt_peft.method.perturb import (
     drop_letter,
     insert_letter,
@@ -137,7 +139,9 @@ def test_the_frozen_clip_is_asked_without_dropout_and_left_as_it_was(
     assert {training for _, training in modes} == {True, False}
     ids = tokenizer(["a photo of a cat."], return_tensors="pt").input_ids
     assert not torch.equal(clip.get_text_features(ids).pooler_output, clip.get_text_features(ids).pooler_output)
-    model = get_peft_model(clip, make_config(tokenizer))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "transformers .* builds CLIP's encoder layers in a way unknown here")
+        model = get_peft_model(clip, make_config(tokenizer))
     assert [module.training for module, _ in modes] == [training for _, training in modes]
     for name in ("anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features"):
         assert torch.equal(getattr(model.visual_projection, name)["default"], getattr(expected, name)["default"])
@@ -209,3 +213,57 @@ def test_noise_prompts_are_frozen(clip: torch.nn.Module, tokenizer: CLIPTokenize
     model.train()(pixel_values=pixels, labels=torch.tensor([0, 1, 2])).loss.backward()
     optimizer.step()
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers() if name in before)
+
+
+def test_two_templates_are_averaged_and_normalised() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.6, 0.8]])
+    half = 0.5**0.5
+    torch.testing.assert_close(features.ensemble(rows, 2), torch.tensor([[half, half], [0.6, 0.8]]))
+    assert features.ensemble(rows, 1) is rows
+
+
+def test_normalize_by_hand() -> None:
+    batch = torch.tensor([[[3.0, 4.0], [0.0, -2.0]], [[5.0, 12.0], [1.0, 0.0]]])
+    expected = torch.tensor([[[0.6, 0.8], [0.0, -1.0]], [[5 / 13, 12 / 13], [1.0, 0.0]]])
+    torch.testing.assert_close(features.normalize(batch), expected)
+
+
+def test_class_means_by_hand() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [0.0, 1.0]])
+    expected = features.normalize(torch.tensor([[1.0, 1.0], [0.6, 0.8], [0.0, 1.0]]))
+    torch.testing.assert_close(noise.class_means(rows, torch.tensor([0, 1, 0, 2]), 3), expected)
+
+
+def test_draws_of_several_sources_count_alike(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    """Fewer descriptions than draws are all taken; a class with more gets as many as there are draws."""
+    described = {"cat": ["fur"], "dog": ["a red dog", "one dog"], "small fish": ["a", "b", "c", "d", "e", "f"]}
+    config = make_config(tokenizer, noise_source=["descriptions", "gaussian"], descriptions=described, noise_draws=4)
+    config.resolve(make_clip().config)
+    clip = make_clip(dtype=torch.float64)
+    input_ids = tokenize_classes(CLASSES, config.templates, tokenizer, clip.config)
+    classes = ClassSet(tuple(CLASSES), tuple(config.templates), input_ids, tokenizer)
+    clean, perturbed, draws = noise.text_targets(clip, classes, config)
+    assert draws.shape == (1 + 2 + 4 + 3 * 4, 24)
+    assert not draws.requires_grad
+    owners = [0, 1, 1, 2, 2, 2, 2, *[0] * 4, *[1] * 4, *[2] * 4]
+    for index in range(3):
+        rows = draws[[at for at, owner in enumerate(owners) if owner == index]]
+        torch.testing.assert_close(perturbed[index], reference.normalize(rows.mean(dim=0)), rtol=0, atol=1e-12)
+    lengths = torch.stack([clean, perturbed]).norm(dim=-1), draws.norm(dim=-1)
+    assert all(torch.allclose(length, torch.ones_like(length)) for length in lengths)
+
+
+def test_noise_needs_weights(tokenizer: CLIPTokenizer, clip: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"on the meta device\. Load it first"):
+        get_peft_model(clip.to("meta"), make_config(tokenizer))
+
+
+def test_clusters_are_the_means_of_what_lies_together() -> None:
+    """Found from every start: of three tight groups far apart."""
+    centers = torch.tensor([[10.0, 0.0], [0.0, 10.0], [-10.0, -10.0]], dtype=torch.float64)
+    points = (centers[:, None] + torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.75]])).flatten(0, 1)
+    for seed in range(5):
+        found = noise.cluster(points, 3, seed)
+        expected = (centers + torch.tensor([0.0, 0.25]))[[2, 1, 0]]
+        torch.testing.assert_close(found[found[:, 0].argsort()], expected, rtol=0, atol=1e-12)
+        assert noise.cluster(points.float(), 3, seed).dtype == torch.float32

@@ -14,12 +14,14 @@ import peft
 import pytest
 import torch
 from peft import AutoPeftModel, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from anprompt_peft import ANPromptCLIPModel, ANPromptConfig, ANPromptModel
+from anprompt_peft.fast.savings import Savings
 from anprompt_peft.method import registration
 from anprompt_peft.method.layer import ANPromptHead, ANPromptLayer, grow_mask
 from conftest import MakeClip
@@ -36,6 +38,37 @@ def test_registration_is_idempotent() -> None:
     assert list(PeftType).count(ANPROMPT) == 1
     registration.register(ANPromptConfig, ANPromptModel)
     assert pickle.loads(pickle.dumps(ANPROMPT)) is ANPROMPT
+
+
+def test_registration_fills_the_tables_of_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = (
+        (PEFT_TYPE_TO_CONFIG_MAPPING, ANPromptConfig),
+        (PEFT_TYPE_TO_TUNER_MAPPING, ANPromptModel),
+        (PEFT_TYPE_TO_PREFIX_MAPPING, "anprompt_"),
+    )
+    for table, _ in tables:
+        monkeypatch.delitem(table, ANPROMPT)
+    registration.register(ANPromptConfig, ANPromptModel)
+    for table, expected in tables:
+        assert table[ANPROMPT] is expected or table[ANPROMPT] == expected
+
+
+def test_peft_type_is_a_full_member_of_the_enum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built again, as on the first call."""
+    for table in ("_member_map_", "_value2member_map_"):
+        monkeypatch.setattr(PeftType, table, {k: v for k, v in getattr(PeftType, table).items() if k != "ANPROMPT"})
+    monkeypatch.setattr(PeftType, "_member_names_", [name for name in PeftType._member_names_ if name != "ANPROMPT"])
+    assert "ANPROMPT" not in PeftType.__members__
+    member = registration.peft_type()
+    try:
+        assert registration.peft_type() is member is PeftType["ANPROMPT"] is PeftType("ANPROMPT")
+        assert getattr(PeftType, "ANPROMPT") is member  # noqa: B009
+        assert list(PeftType)[-1] is member
+        assert (member.name, member.value, str.__str__(member), repr(member)) == (
+            "ANPROMPT", "ANPROMPT", "ANPROMPT", "<PeftType.ANPROMPT: 'ANPROMPT'>"
+        )  # fmt: skip
+    finally:
+        type.__setattr__(PeftType, "ANPROMPT", ANPROMPT)
 
 
 def test_only_the_adapter_is_trainable_and_saved(clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
@@ -137,6 +170,7 @@ def test_several_adapters(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_pat
     assert both.active_adapters == ["two"]
     assert torch.equal(logits(both, pixels), logits(alone["two"], pixels))
     assert not any(".one" in name for name in both.state_dict())
+    assert list(both.visual_projection.configs) == ["two"]
 
 
 def test_adding_a_second_adapter_uses_the_frozen_clip(
@@ -205,6 +239,22 @@ def test_disabled_is_the_base_model_bit_for_bit(make_clip: MakeClip, tokenizer: 
         assert torch.equal(logits(model, pixels), base.logits_per_image)
         assert set(model(pixel_values=pixels, labels=LABELS).loss_terms) == {"cross_entropy_class"}
     assert not torch.equal(logits(model, pixels), base.logits_per_image)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_disabled_heeds_masks_as_the_base_model_does(
+    attention: str, make_clip: MakeClip, tokenizer: CLIPTokenizer
+) -> None:
+    """Masks that hide words before the end of the text, too."""
+    clip, model = make_clip(attention), adapt(make_clip(attention), tokenizer)
+    tokens = tokenizer(["a photo of one red bird.", "a cat"], padding=True, return_tensors="pt")
+    hiding = tokens.attention_mask.clone()
+    hiding[:, 2] = 0
+    with torch.no_grad(), model.disable_adapter():
+        for mask in (tokens.attention_mask, hiding):
+            ours, base = (each.get_text_features(tokens.input_ids, attention_mask=mask) for each in (model, clip))
+            assert torch.equal(ours.pooler_output, base.pooler_output)
+        assert not torch.equal(clip.get_text_features(tokens.input_ids).pooler_output, base.pooler_output)
 
 
 def test_unload_gives_the_base_model_back(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
@@ -344,15 +394,26 @@ def test_gradient_checkpointing(
         torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=1e-12)
 
 
+RANKS = {"latent_dim": 40, "noise_map": "learned", "projection_rank": 2, "prototype_rank": 2, "prompt_mixing": 0.9}
+
+
+@pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["fast", "plain"])
+@pytest.mark.parametrize("parts", [{}, RANKS], ids=["full", "ranks"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_base(
-    dtype: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+    dtype: torch.dtype,
+    parts: dict[str, Any],
+    savings: Savings,
+    make_clip: MakeClip,
+    tokenizer: CLIPTokenizer,
+    pixels: Tensor,
 ) -> None:
     """The adapter trains in float32 on a half precision base, or follows it when PEFT is told so."""
-    exact = adapt(make_clip(), tokenizer)(pixel_values=pixels, labels=LABELS)
+    exact = adapt(make_clip(), tokenizer, **parts)(pixel_values=pixels, labels=LABELS)
     for autocast_adapter_dtype, adapter_dtype in ((True, torch.float32), (False, dtype)):
-        base = make_clip(dtype=dtype)
-        model = get_peft_model(base, make_config(tokenizer), autocast_adapter_dtype=autocast_adapter_dtype).eval()
+        base, config = make_clip(dtype=dtype), make_config(tokenizer, **parts)
+        model = get_peft_model(base, config, autocast_adapter_dtype=autocast_adapter_dtype).eval()
+        model.set_savings(savings)
         assert {weight.dtype for weight in trainable(model).values()} == {adapter_dtype}
         assert model.visual_projection.anprompt_class_ids["default"].dtype == torch.int64
         output = scatter(model)(pixel_values=pixels, labels=LABELS)
@@ -441,3 +502,6 @@ def test_unknown_masks_are_refused() -> None:
     assert grow_mask(None, 3) is None
     with pytest.raises(NotImplementedError, match=r"of the form \(4,\).*attn_implementation='sdpa'"):
         grow_mask(torch.ones(4), 3)
+    block_mask: Any = object()
+    with pytest.raises(NotImplementedError, match=r"of the form object\. .*'flash_attention_2'\.$"):
+        grow_mask(block_mask, 3)
