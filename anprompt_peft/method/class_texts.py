@@ -84,7 +84,7 @@ def load_tokenizer(tokenizer: Any, name_or_path: str | None) -> Any:
             "No tokenizer: the base model has no name_or_path to load one from. Pass "
             "tokenizer_name_or_path=<Hub id, directory or tokenizer object> to ANPromptConfig."
         )
-    return AutoTokenizer.from_pretrained(name_or_path)
+    return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
 
 
 def tokenize_classes(
