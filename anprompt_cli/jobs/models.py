@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from transformers.utils import logging as transformers_logging
 
@@ -46,7 +46,7 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
     if not folder.is_dir() and hub_id(name) is None:
         raise ValueError(f"There is no folder {name}, and a model on the Hub is called namespace/name.")
     try:
-        kind = AutoConfig.from_pretrained(name, revision=revision).model_type
+        kind = PreTrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type")
         if kind != "clip":
             raise ValueError(
                 f"{name} is a model of type {kind!r}, and ANPrompt adapts those of type 'clip'. Use a CLIP with both "
