@@ -161,7 +161,8 @@ def test_a_run_leaves_all_that_the_result_needs(trained: tuple[Path, Answer]) ->
             assert figure["low"] <= figure["value"] <= figure["high"]
             assert f"{figure['value']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]" in row
     base = record["accuracy_percent"]["ANPrompt"]["base"]["value"]
-    assert f"{base:g}" in (folder / card).read_text()
+    before = record["accuracy_percent"]["zero-shot CLIP"]["base"]["value"]
+    assert f"| {base:g} | {before:g} |" in (folder / card).read_text()
     assert str(folder) not in (folder / card).read_text() + (folder / "adapter_config.json").read_text()
     assert "confusion" in (folder / report).read_text().lower()
     assert list(AutoPeftModel.from_pretrained(folder).class_names) == NAMES[:5]
@@ -980,7 +981,8 @@ def test_from_images_to_a_published_adapter(digits: Path, tmp_path: Path) -> Non
         assert set(again.files) == {".gitattributes"}, "only the branch is pushed to"
     assert published is not None
     assert pushed is not None
-    uploaded = {"README.md", "adapter_config.json", WEIGHTS}
+    processor = {"processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    uploaded = {"README.md", "adapter_config.json", WEIGHTS, *processor}
     assert set(published.files) - {".gitattributes"} == set(pushed.files) - {".gitattributes"} == uploaded
     assert pushed.message == "Second"
     assert "base_model: alice/tiny" in published.files["README.md"].decode()

@@ -432,6 +432,33 @@ def save(folder: Path) -> None:
     new_adapter().save_pretrained(folder)
 
 
+def push_with_processor(folder: Path, repo_id: str) -> np.ndarray:
+    """Push an adapter with the processor in its folder, and return its answers."""
+    model = new_adapter()
+    model.save_pretrained(folder)
+    CLIPProcessor.from_pretrained(BASE).save_pretrained(folder)
+    (folder / "training_args.bin").touch()
+    push_folder(folder, repo_id)
+    return answers(model)
+
+
+def load_all(repo_id: str) -> tuple[np.ndarray, bool]:
+    """Load adapter, base model and processor from one repository; whether the processor is the base model's."""
+    ours, base = (CLIPProcessor.from_pretrained(name) for name in (repo_id, BASE))
+    same = ours.image_processor.to_dict() == base.image_processor.to_dict()
+    same &= ours.tokenizer("a cat").input_ids == base.tokenizer("a cat").input_ids
+    return answers(AutoPeftModel.from_pretrained(repo_id).eval()), same
+
+
+def test_a_processor_beside_the_adapter_is_pushed(hub: HubServer, client: Run, tmp_path: Path) -> None:
+    expected = client(push_with_processor, tmp_path, "alice/complete")
+    processor = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(files(hub.repos["alice/complete"])) == {".gitattributes", *ADAPTER_FILES, *processor}
+    found, same = client(load_all, "alice/complete")
+    assert np.array_equal(found, expected)
+    assert same
+
+
 def load_processor() -> None:
     """Have the processor in the cache."""
     CLIPProcessor.from_pretrained(BASE)

@@ -35,7 +35,7 @@ from ..errors import Interrupted
 from ..options import TrainOptions
 from .interrupt import Interruption
 from .labelled import count_by_class, left_out, public_name
-from .measuring import ADAPTED, Measured, describe, measure
+from .measuring import ADAPTED, ZERO_SHOT, Measured, describe, measure
 from .models import load_clip, quieten
 from .plan import Images, adapter_config, begin, draw_images, training_arguments
 
@@ -182,6 +182,7 @@ def _facts(
 ) -> TrainingFacts:
     data, seed = public_name(options.data), options.seed
     trained_on = f"{len(images.train)} images of {len(images.class_names)} classes"
+    figures = measured.estimates() if measured else {ADAPTED: {}}
     metrics = [
         Metric(
             "accuracy",
@@ -191,8 +192,9 @@ def _facts(
             split=images.split,
             seeds=[seed],
             interval=(estimate.low, estimate.high),
+            baseline=figures[ZERO_SHOT][name].value,
         )
-        for name, estimate in (measured.estimates()[ADAPTED] if measured else {}).items()
+        for name, estimate in figures[ADAPTED].items()
     ]
     return TrainingFacts(
         training_data=f"{trained_on} from {data}, split {options.train_split}.",

@@ -19,6 +19,10 @@ from . import card as model_card
 
 TRAINERS_FOLDER = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+|last-checkpoint")
 FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+PROCESSOR = (
+    "processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +72,9 @@ def push_folder(
 ) -> CommitInfo:
     """Push a saved adapter to the Hub, in one commit: an interrupted push leaves the repository unchanged.
 
-    Only adapters and the card are pushed, no optimizer state for example. The card's code then loads the adapter from
-    the repository. Text that the author wrote into the card on the Hub is kept.
+    Only adapters, the card and, if it was saved beside the adapter, the processor are pushed, no optimizer state for
+    example. The card's code then loads the adapter from the repository. Text that the author wrote into the card on
+    the Hub is kept.
 
     Args:
         folder (`str` or `Path`): what `save_pretrained` wrote.
@@ -136,11 +141,12 @@ class CardCallback(TrainerCallback):
 def _adapter_files(folder: Path) -> list[Path]:
     folders = [folder, *(sub for sub in folder.glob("*/") if not TRAINERS_FOLDER.fullmatch(sub.name))]
     files = sorted(sub / name for sub in folders for name in FILES if (sub / name).is_file())
+    processor = [folder / name for name in PROCESSOR if (folder / name).is_file()]
     if not files or not (folder / model_card.NAME).is_file():
         raise FileNotFoundError(
             f"{folder} holds no adapter with a card ({model_card.NAME}). Give a folder that save_pretrained wrote."
         )
-    return files
+    return [*files, *processor]
 
 
 def _card_to_push(api: HfApi, path: Path, repo_id: str, revision: str | None, tags: list[str] | None) -> Any:
