@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from sklearn.metrics import precision_recall_fscore_support
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from anprompt_peft.data import ClipTransform, class_names_of
 from anprompt_peft.data.images import IMAGE
-from anprompt_peft.evaluation import Estimate
+from anprompt_peft.evaluation import Estimate, balanced_accuracy, class_sizes, is_imbalanced, macro_f1
 from anprompt_peft.evaluation.tables import ClassRow, class_rows, estimates
 from anprompt_peft.report import Predictions, describe_adapter, predict
 
@@ -22,8 +20,7 @@ from ..text import aligned
 from .labelled import public_name, sources
 
 ZERO_SHOT, ADAPTED = "zero-shot CLIP", "ANPrompt"
-BALANCED = {"balanced accuracy": "balanced_accuracy_percent", "macro-F1": "macro_f1_percent"}
-IMBALANCED = 1.5
+BALANCED = {"balanced accuracy": balanced_accuracy, "macro-F1": macro_f1}
 
 
 @dataclass(frozen=True)
@@ -50,10 +47,9 @@ class Measured:
     def balanced(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return balanced accuracy and macro-F1 in per cent, by method and part: every class counts the same."""
         methods = {ZERO_SHOT: self.zero_shot, ADAPTED: self.adapted}
-        figures = {method: {part.name: _balanced(part) for part in parts} for method, parts in methods.items()}
         return {
-            measure: {method: {name: both[at] for name, both in parts.items()} for method, parts in figures.items()}
-            for at, measure in enumerate(BALANCED)
+            measure: {method: {part.name: figure(part) for part in parts} for method, parts in methods.items()}
+            for measure, figure in BALANCED.items()
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,8 +59,13 @@ class Measured:
             for method, figures in self.estimates().items()
         }
         classes = {name: {row.name: _counts(row) for row in rows} for name, rows in self.class_rows().items()}
-        balanced = {BALANCED[measure]: methods for measure, methods in self.balanced().items()}
-        return {"accuracy_percent": accuracies, **balanced, "classes": classes}
+        balanced = self.balanced()
+        return {
+            "accuracy_percent": accuracies,
+            "balanced_accuracy_percent": balanced["balanced accuracy"],
+            "macro_f1_percent": balanced["macro-F1"],
+            "classes": classes,
+        }
 
     def summary(self) -> str:
         """Return the gain over zero-shot CLIP, then the accuracies, and balanced figures of imbalanced classes."""
@@ -82,9 +83,7 @@ class Measured:
 
     def imbalance(self) -> dict[str, tuple[int, int]]:
         """Return the fewest and most images of a class, for parts in which they differ by more than half."""
-        sizes = {part.name: np.unique(part.labels, return_counts=True)[1] for part in self.adapted}
-        ranges = {name: (int(counts.min()), int(counts.max())) for name, counts in sizes.items()}
-        return {name: (low, high) for name, (low, high) in ranges.items() if high > IMBALANCED * low}
+        return {part.name: class_sizes(part) for part in self.adapted if is_imbalanced(part)}
 
     def notes(self) -> list[str]:
         """Return what a reader of the figures must know."""
@@ -147,14 +146,6 @@ def describe(model: Any) -> dict[str, Any]:
     """Return what the report says about the active adapter, without the folder that the base model is in."""
     settings = describe_adapter(model)
     return {**settings, "base model": public_name(settings["base model"])}
-
-
-def _balanced(part: Predictions) -> tuple[float, float]:
-    """Return the mean recall and the mean F1 over the classes that have images, in per cent."""
-    _, recall, f1, _ = precision_recall_fscore_support(
-        part.labels, part.predicted, labels=np.unique(part.labels), average="macro", zero_division=0
-    )
-    return 100 * float(recall), 100 * float(f1)
 
 
 def _counts(row: ClassRow) -> dict[str, int | None]:
