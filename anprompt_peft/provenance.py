@@ -22,8 +22,10 @@ def provenance(*packages: str) -> dict[str, Any]:
     Args:
         packages (`str`): further installed packages whose versions matter.
     """
+    versions = {name: version(name) for name in (*PACKAGES, *packages)}
+    versions["torch"] = str(torch.__version__)  # with the build, such as +cpu
     return {
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in (*PACKAGES, *packages)}},
+        "versions": {"python": platform.python_version(), **versions},
         "git_commit": git_commit(),
         "hardware": {
             "processor": _processor(),
