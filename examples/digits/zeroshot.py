@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
+from anprompt_peft.method.features import evaluating
+
 
 @torch.no_grad()
 def class_logits(
@@ -29,17 +31,13 @@ def class_logits(
         raise ValueError("no images to classify")
     if "{}" not in template:
         raise ValueError(f"template {template!r} has no {{}} for the class name")
-    was_training = model.training
-    model.eval()
-    try:
-        captions = [template.format(name) for name in class_names]
-        text = processor(text=captions, padding=True, truncation=True, return_tensors="pt").to(model.device)
-        parts = []
+    captions = [template.format(name) for name in class_names]
+    text = processor(text=captions, padding=True, truncation=True, return_tensors="pt").to(model.device)
+    parts = []
+    with evaluating(model):
         for start in range(0, len(images), batch_size):
             batch = processor(images=list(images[start : start + batch_size]), return_tensors="pt").to(model.device)
             parts.append(model(**text, **batch).logits_per_image.cpu())
-    finally:
-        model.train(was_training)
     return torch.cat(parts)
 
 
