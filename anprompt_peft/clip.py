@@ -246,18 +246,18 @@ class PromptedCLIPModel(CLIPModel):
         return self.anprompt_state.savings
 
     def set_image_cache(self, folder: str | Path | None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        """Keep on disk what CLIP's frozen vision layers make of images, for training on images that come again.
+        """Cache the frozen work on images on disk, for training without random augmentation.
 
         With labels, the layers before the first prompt and the frozen branch then run once per image and not once per
-        epoch. Images count as the same if their pixel values are: without random augmentation, that is. Results are
-        those of a model without it, to rounding (an image's first batch decides on its last bits).
+        epoch. Images are the same if their pixel values are, so random augmentation defeats it. Results are those of
+        a model without it, up to rounding (a cached image has the last bits of its first batch).
 
         Another base model, device type, dtype or version of torch has files of its own in the folder, so adapters,
-        runs and processes may share it. On a GPU every step waits for the pixels to come to the host. It takes part
-        where layers are taken apart (see [`set_savings`]), and needs the vision encoder to be frozen.
+        runs and processes may share it. On a GPU every step waits for the pixels to reach the host. It works where
+        layers are decomposed (see [`set_savings`]), and needs the vision encoder to be frozen.
 
         Args:
-            folder (`str` or `Path`, *optional*): where; `None` does without.
+            folder (`str` or `Path`, *optional*): where; `None` turns it off.
             max_bytes (`int`): most bytes in it; ViT-B/16 in float32 takes 0.6 MB per image.
 
         Raises:

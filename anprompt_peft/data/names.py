@@ -65,7 +65,7 @@ class ClassHalves:
         return to_json(asdict(self))
 
     def save(self, path: str | Path) -> None:
-        """Write the halves to a JSON file, whole or not at all."""
+        """Write the halves atomically to a JSON file."""
         with whole_file(Path(path)) as fresh:
             fresh.write_text(self.to_json(), encoding="utf-8")
 

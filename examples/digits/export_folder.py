@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> Counter[str]:
 
 
 def export(folder: Path, limit: int | None = None) -> Counter[str]:
-    """Write the splits `train` and `test`, whole or not at all.
+    """Write the splits `train` and `test` atomically.
 
     Args:
         folder: must be absent or empty.
