@@ -1,4 +1,4 @@
-"""Writes the adapted image side with a fixed set of classes to one ONNX file, for serving without PyTorch."""
+"""Exports the adapted image encoder with a fixed set of classes to one ONNX file, for serving without PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import CLIPModel
 
 from ..clip import ANPromptOutput
 from ..fast import Savings
@@ -24,16 +26,16 @@ Logits = Literal["fused", "class", "prototype"]
 
 ONNX_PACKAGES = ("onnx", "onnxscript")
 OPSETS = range(18, 25)
-"""Versions of ONNX's operators that PyTorch writes and ONNX Runtime was seen to read."""
+"""Operator set versions that PyTorch writes and ONNX Runtime was tested with."""
 MAX_BYTES = 7 * 2**28
-"""Largest size of weights in bytes, short of the 2 GiB that protobuf allows one file."""
+"""Upper limit of the weights in bytes; protobuf allows 2 GiB per file."""
 
 
 class ImageSide(nn.Module):
     """The image encoder, the prototype and the text features of fixed classes.
 
     Args:
-        clip (`ANPromptCLIPModel`): the adapted model, in evaluation mode. It loses its text encoder.
+        clip (`ANPromptCLIPModel`): the adapted model, in evaluation mode. Its text encoder is removed.
         pixels (`Tensor`): `[B, 3, H, W]`, any images.
         logits (`"fused"`, `"class"` or `"prototype"`, *optional*): defaults to those the model returns.
     """
@@ -57,26 +59,31 @@ class ImageSide(nn.Module):
 
 @torch.no_grad()
 def export_onnx(
-    model: Any, processor: Any, path: str | os.PathLike[str], *, logits: Logits | None = None, opset: int | None = None
+    model: PeftModel | CLIPModel,
+    processor: Any,
+    path: str | os.PathLike[str],
+    *,
+    logits: Logits | None = None,
+    opset: int | None = None,
 ) -> None:
-    """Export the image side of an adapted model, for its current classes, to an ONNX file.
+    """Export the image encoder of an adapted model, with its current classes, to an ONNX file.
 
     The graph maps `pixel_values`, float32 `[batch, 3, H, W]` with any batch size, to `logits`, float32 `[batch, C]`,
-    and `image_embeds`, float32 `[batch, d]`, normalised. It holds no text encoder: the classes are those of
-    `model.class_names` now. A copy is exported, in float32 on the CPU, whatever the model's dtype and device are; the
-    model itself stays as it is.
+    and `image_embeds`, float32 `[batch, d]`, normalised. It holds no text encoder: the classes are fixed to the
+    current `model.class_names`. A copy is exported, in float32 on the CPU, whatever the model's dtype and device are;
+    the model itself is not changed.
 
-    The file's metadata say in JSON all a server needs: `class_names` in the order of the logits, `templates`,
+    The file's metadata tell a server in JSON all that it needs: `class_names` in the order of the logits, `templates`,
     `logits`, `preprocessing` (`size`, `resample` as Pillow numbers it, `crop_size`, `rescale_factor`, `image_mean`,
     `image_std`, in this order), `base_model` (a Hub id or null) and `versions`.
 
     Args:
         model (`PeftModel` or `ANPromptCLIPModel`): the adapted model, with one active adapter.
-        processor (`CLIPProcessor` or CLIP image processor): what prepared the images in training.
-        path (path): the file to write, whole or not at all. An existing file is replaced.
+        processor (`CLIPProcessor` or CLIP image processor): the one that prepared the images in training.
+        path (path): the file, written atomically. An existing file is replaced.
         logits (`"fused"`, `"class"` or `"prototype"`, *optional*): defaults to those the model itself returns in
             evaluation mode.
-        opset (`int`, *optional*): version of ONNX's operators, 18 to 24; defaults to what PyTorch recommends.
+        opset (`int`, *optional*): version of ONNX's operator set, 18 to 24; defaults to what PyTorch recommends.
 
     Raises:
         ImportError: if a package that PyTorch needs for this is missing.
@@ -112,14 +119,14 @@ def export_onnx(
 
 
 def preprocessing(processor: Any, pixel_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Return in plain numbers how a processor makes pixel values `[3, H, W]` of an RGB image.
+    """Return the numbers with which a processor turns an RGB image into pixel values `[3, H, W]`.
 
     Args:
         processor (`CLIPProcessor` or CLIP image processor): the processor.
         pixel_shape (`tuple[int, int, int]`): the pixel values that the model takes.
 
     Raises:
-        ValueError: if the processor makes other pixels, or makes them in another way.
+        ValueError: if the pixel values have another shape, or the processor does anything else with the image.
     """
     processor = getattr(processor, "image_processor", processor)
     settings = processor.to_dict()
