@@ -233,6 +233,7 @@ def test_unload_gives_the_labels_back(labels: list[str] | None, make_clip: MakeC
     assert_labels(adapt(base, tokenizer), CLASSES)
 
 
+@needs_add_adapter
 def test_labels_follow_transformers_own_verbs(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     clip.add_adapter(make_config(tokenizer, class_names=OTHER), "other")
     assert_labels(clip, OTHER)
