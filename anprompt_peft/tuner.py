@@ -54,7 +54,7 @@ class ANPromptModel(BaseTuner):
     Example:
 
         ```py
-        >>> from transformers import CLIPConfig, CLIPModel
+        >>> from transformers import CLIPModel
         >>> from peft import get_peft_model
         >>> from anprompt_peft import ANPromptConfig
 
