@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "training": {"method", "fast", "publish", "data"},
     "evaluation": {"method", "tuner"},
     "serve": {"method", "fast", "clip", "tuner", "data", "files", "provenance"},
-    "report": {"tuner", "evaluation", "files"},
+    "report": {"tuner", "evaluation", "publish", "files"},
     "__main__": set(),
 }
 
