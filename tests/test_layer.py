@@ -161,6 +161,14 @@ def test_buffers_are_empty_until_they_are_filled(make_clip: MakeClip, tokenizer:
     assert filled.anprompt_class_ids["default"].shape == (6, 48)
 
 
+@pytest.mark.parametrize("inference_mode", [False, True])
+def test_an_adapter_for_inference_is_frozen(inference_mode: bool, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    model = new(clip, tokenizer, projection_rank=2, inference_mode=inference_mode)
+    adapter = {name for name, _ in model.named_parameters() if "anprompt_" in name}
+    assert len(adapter) == 2 + 4 + 4 * 2
+    assert set(trainable(model)) == (set() if inference_mode else adapter)
+
+
 def test_class_ids_are_the_tokens_and_end_of_text_behind_them(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     ids = new(clip, tokenizer).visual_projection.anprompt_class_ids["default"]
     for row, name in zip(ids.tolist(), CLASSES, strict=True):

@@ -129,15 +129,14 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         noise_width = dim if adapter_name in self.anprompt_noise_map else _latent_dim(config)
         num_classes = len(config.class_names)
         empty = self.base_layer.weight.new_full
-        device = torch.device("cpu") if self.base_layer.weight.is_meta else self.base_layer.weight.device
         for name, shape in (
             ("anprompt_noise_prompts", (config.num_noise_tokens, noise_width)),
             ("anprompt_clean_features", (num_classes, dim)),
             ("anprompt_perturbed_features", (num_classes, dim)),
         ):
-            getattr(self, name)[adapter_name] = empty(shape, math.nan, device=device)
+            getattr(self, name)[adapter_name] = empty(shape, math.nan)
         ids_shape = (num_classes * len(config.templates), context)
-        self.anprompt_class_ids[adapter_name] = torch.full(ids_shape, -1, device=device)
+        self.anprompt_class_ids[adapter_name] = torch.full(ids_shape, -1, device=self.base_layer.weight.device)
 
     def fill(self, adapter_name: str, fitted: Fitted) -> None:
         """Write what the noise pipeline found into the adapter's buffers.
