@@ -173,6 +173,7 @@ def test_frozen_features_take_many_texts(
     assert not rows.requires_grad
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-12)
     half = features.frozen_text_features(make_clip(dtype=torch.bfloat16), ids)
+    assert not half.requires_grad, "though every weight of a plain CLIP wants gradients"
     assert half.dtype == torch.float32
     torch.testing.assert_close(half.double(), expected, rtol=0, atol=0.05)
 
