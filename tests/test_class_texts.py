@@ -102,6 +102,18 @@ def test_a_tokenizer_is_taken_or_loaded(
             load_tokenizer(None, nothing)
 
 
+def test_what_is_no_tokenizer_is_refused_with_what_to_pass() -> None:
+    """A processor holds one; anything else gets told both ways."""
+
+    class Processor:
+        tokenizer = "its tokenizer"
+
+    with pytest.raises(ValueError, match=r"^Processor is no tokenizer\. Pass its \.tokenizer\.$"):
+        load_tokenizer(Processor(), None)
+    with pytest.raises(ValueError, match=r"^int is no tokenizer\. Pass a tokenizer, or where to load one from\.$"):
+        load_tokenizer(3, "ignored")
+
+
 def test_rows_end_with_the_longest_text(tokenizer: CLIPTokenizer, config: CLIPConfig) -> None:
     texts = ["a cat", "a photo of one red bird", "dog"]
     rows = [tokenizer(text)["input_ids"] for text in texts]

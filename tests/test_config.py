@@ -356,7 +356,10 @@ def test_the_tokenizer_is_a_name_or_an_object(tokenizer: CLIPTokenizer) -> None:
     assert config.tokenizer is given_
     assert config.tokenizer_name_or_path == "other/clip"
     given_.name_or_path = ""
-    assert ANPromptConfig(class_names=["cat", "dog"], tokenizer_name_or_path=given_).tokenizer_name_or_path is None
+    for nameless in (given_, object()):
+        config = ANPromptConfig(class_names=["cat", "dog"], tokenizer_name_or_path=nameless)
+        assert config.tokenizer is nameless
+        assert config.tokenizer_name_or_path is None
 
 
 def test_the_base_model_is_recorded_as_the_plain_clip_it_is(
