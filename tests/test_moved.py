@@ -67,8 +67,11 @@ def test_a_fresh_process_imports_little_and_finds_old_paths() -> None:
     """scikit-learn takes a second and 120 MB; only the one function that clusters needs it."""
     heavy = ("sklearn", "datasets", "onnx", "onnxruntime", "matplotlib")
     program = f"""
-import sys, anprompt_peft
-print([name for name in {heavy} if name in sys.modules])
+import sys, peft
+from transformers import CLIPModel
+theirs = set(sys.modules)
+import anprompt_peft
+print([name for name in {heavy} if name in sys.modules.keys() - theirs])
 from anprompt_peft.names import halves
 import anprompt_peft.data.names
 print(halves is anprompt_peft.data.names.halves)
