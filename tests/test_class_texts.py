@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +102,22 @@ def test_a_tokenizer_is_taken_or_loaded(
     for nothing in (None, ""):
         with pytest.raises(ValueError, match="Pass tokenizer_name_or_path="):
             load_tokenizer(None, nothing)
+
+
+def test_code_that_lies_beside_a_tokenizer_is_not_run(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}))
+    program = f"""
+from pathlib import Path
+from transformers import CLIPTokenizer
+Path({str(tmp_path / "was run")!r}).touch()
+class Own(CLIPTokenizer): pass
+"""
+    (tmp_path / "own.py").write_text(program)
+    assert load_tokenizer(None, str(tmp_path))("a cat")["input_ids"] == tokenizer("a cat")["input_ids"]
+    assert not (tmp_path / "was run").exists()
 
 
 def test_what_is_no_tokenizer_is_refused_with_what_to_pass() -> None:

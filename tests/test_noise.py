@@ -197,11 +197,11 @@ def test_long_perturbed_texts_are_cut_but_class_texts_are_not(make_clip: MakeCli
 
 
 def test_cluster_counts_distinct_features() -> None:
-    points = torch.eye(5)[[0, 0, 1, 1, 2]]
-    assert noise.cluster(points, 3, seed=0).shape == (3, 5)
+    points = torch.eye(6)[[0, 0, 1, 1, 2]]
+    assert noise.cluster(points, 3, seed=0).shape == (3, 6)
     with pytest.raises(ValueError, match=r"distinct perturbed features \(3\)"):
         noise.cluster(points, 4, seed=0)
-    assert noise.cluster(points, 0, seed=0).shape == (0, 5)
+    assert noise.cluster(points, 0, seed=0).shape == (0, 6)
 
 
 def test_noise_prompts_are_frozen(clip: torch.nn.Module, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
