@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
 from dataclasses import fields
@@ -86,7 +87,7 @@ def test_every_field_is_documented() -> None:
     assert own
     for each in own:
         assert each.metadata["help"]
-        assert f"        {each.name} (" in (ANPromptConfig.__doc__ or "")
+        assert f"\n    {each.name} (" in (inspect.getdoc(ANPromptConfig) or "")
 
 
 @pytest.mark.parametrize(
