@@ -156,7 +156,9 @@ class PromptedCLIPModel(CLIPModel):
         check_template(templates)
         if tokenizer is None:
             config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
-        tokenizer = load_tokenizer(tokenizer or config.tokenizer, None)
+            tokenizer = config.tokenizer
+        else:
+            tokenizer = load_tokenizer(tokenizer, None)
         input_ids = tokenize_classes(class_names, templates, tokenizer, self.config).to(self.device)
         self.anprompt_state.class_weights = None
         self.anprompt_state.classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer)
@@ -207,7 +209,7 @@ class PromptedCLIPModel(CLIPModel):
 
         Text features are computed from scratch in every training step, by default all of them on every process. With
         this, each of W processes encodes 1/W of them. Loss and gradients stay the same. It takes effect in training
-        mode with gradients, from `anprompt_peft.distributed.SHARD_FROM` texts on, and changes nothing where there is
+        mode with gradients, from `anprompt_peft.fast.sharding.SHARD_FROM` texts on, and changes nothing where there is
         one process.
 
         Call it only where all processes train one and the same model, with the same classes and in step, as with
