@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "tuner": {"method", "fast", "clip", "publish"},
     "data": {"method", "files"},
     "training": {"method", "fast", "publish", "data"},
-    "evaluation": {"method", "tuner"},
+    "evaluation": {"method", "clip", "tuner", "data", "training", "files", "provenance"},
     "serve": {"method", "fast", "clip", "tuner", "data", "files", "provenance"},
     "report": {"tuner", "evaluation", "publish", "files"},
     "__main__": set(),

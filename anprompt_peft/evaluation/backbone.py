@@ -1,0 +1,74 @@
+"""The frozen CLIP that all methods start from; its features are computed once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+from ..method.features import at_least_float32, ensemble, evaluating, frozen_text_features, normalize
+from .task import ClassTexts, ImageSet
+
+
+class Backbone:
+    """A frozen CLIP with its processor. It keeps the features that it was asked for.
+
+    Args:
+        clip (`CLIPModel`): without adapters; its parameters are frozen.
+        processor (`CLIPProcessor`): its tokenizer and image processor.
+    """
+
+    def __init__(self, clip: CLIPModel, processor: Any) -> None:
+        self.clip: Any = clip.eval().requires_grad_(False)
+        self.processor = processor
+        self._images: WeakKeyDictionary[ImageSet, Tensor] = WeakKeyDictionary()
+        self._texts: dict[str, Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is and its features are."""
+        return self.clip.device
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor of cosine similarities, exp of CLIP's parameter."""
+        return float(self.clip.logit_scale.exp())
+
+    def copy(self) -> Any:
+        """Return a CLIP of its own for a method that changes it, frozen, in evaluation mode."""
+        return copy.deepcopy(self.clip)
+
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Return the token ids of n texts, int64 `[n, L]`, padded and cut to the longest that CLIP takes."""
+        tokenized = self.processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        return tokenized["input_ids"].to(self.device)
+
+    def image_features(self, images: ImageSet) -> Tensor:
+        """Return the normalised features of all images, at least float32 `[n, d]`."""
+        if images not in self._images:
+            with evaluating(self.clip), torch.no_grad():
+                rows = [
+                    self.clip.get_image_features(batch.to(self.device, self.clip.dtype)).pooler_output
+                    for batch in images.batches()
+                ]
+            self._images[images] = normalize(at_least_float32(torch.cat(rows)))
+        return self._images[images]
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Return the normalised features of n texts, at least float32 `[n, d]`."""
+        if missing := [text for text in dict.fromkeys(texts) if text not in self._texts]:
+            self._texts.update(zip(missing, frozen_text_features(self.clip, self.tokens(missing)), strict=True))
+        return torch.stack([self._texts[text] for text in texts])
+
+    def class_features(self, classes: ClassTexts) -> Tensor:
+        """Return per class the normalised mean of its texts' features, at least float32 `[C, d]`."""
+        return ensemble(self.text_features(classes.texts), len(classes.templates))
+
+    def zero_shot_logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        """Return the frozen CLIP's logits, at least float32 `[n, C]`."""
+        return self.logit_scale * self.image_features(images) @ self.class_features(classes).T

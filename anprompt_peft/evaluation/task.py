@@ -1,0 +1,152 @@
+"""What is measured: images with labels, classes as they are written, and tasks made of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+
+from ..data import class_names_of
+from ..data.columns import labels_of
+from ..data.images import IMAGE
+from ..data.transform import ClipTransform
+
+KEPT_BYTES = 4 * 10**9
+BATCH = 100
+
+ImageChange = Callable[[Image.Image], Image.Image]
+"""Makes another image of an image, a blurred one, say."""
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """C classes that compete, and how they are written.
+
+    Args:
+        names (`tuple[str, ...]`): which classes they are, in the order of the labels.
+        templates (`tuple[str, ...]`): T texts with `{}` for the name.
+        written (`tuple[str, ...]`, *optional*): C names as the texts spell them, misspelt ones, say. Default: `names`.
+
+    Raises:
+        ValueError: if there are not as many written names as classes, or no template.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    written: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "written", self.written or self.names)
+        if len(self.written) != len(self.names):
+            raise ValueError(f"{len(self.written)} written names do not fit {len(self.names)} classes.")
+        if not self.templates:
+            raise ValueError("templates is empty: give at least one text with {} for the class name.")
+
+    @property
+    def texts(self) -> list[str]:
+        """The `C * T` texts, those of one class after the other."""
+        return [template.replace("{}", name) for name in self.written for template in self.templates]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """n labelled images, decoded and transformed once.
+
+    Args:
+        dataset (`Dataset`): with columns `image` and `label`, a `ClassLabel`.
+        transform (`ClipTransform`): without augmentation.
+        augmentation (`ClipTransform`, *optional*): for training, with it.
+        change (`Callable`, *optional*): applied to every image before the transform.
+    """
+
+    dataset: Dataset
+    transform: ClipTransform
+    augmentation: ClipTransform | None = None
+    change: ImageChange | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return tuple(class_names_of(self.dataset))
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Positions in [`class_names`], int64 `[n]`."""
+        return torch.from_numpy(labels_of(self.dataset)).long()
+
+    def changed(self, change: ImageChange) -> ImageSet:
+        """Return the same images, each with a change made to it before it is transformed."""
+        return replace(self, change=change)
+
+    def pixels(self, rows: Tensor | None = None, augment: bool = False) -> Tensor:
+        """Return the pixel values of some images, or of all: float32 `[m, 3, H, W]`, on the CPU.
+
+        Args:
+            rows (`Tensor`, *optional*): int64 `[m]`.
+            augment (`bool`): random crops and mirroring, drawn from torch's random numbers.
+
+        Raises:
+            ValueError: if augmentation is asked of images that have none.
+        """
+        if augment and self.augmentation is None:
+            raise ValueError("these images have no augmentation: give ImageSet a ClipTransform with augment=True.")
+        if self._kept is not None and not augment:
+            return self._kept if rows is None else self._kept[rows]
+        return self._transformed(torch.arange(len(self)) if rows is None else rows, augment)
+
+    def batches(self, size: int = BATCH) -> Iterator[Tensor]:
+        """Yield the pixel values of all images in order, `[<= size, 3, H, W]` at a time."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self.pixels(rows)
+
+    @cached_property
+    def _kept(self) -> Tensor | None:
+        width, height = self.transform.crop
+        if len(self) * 3 * width * height * 4 > KEPT_BYTES:
+            return None
+        return torch.cat([self._transformed(rows, False) for rows in torch.arange(len(self)).split(BATCH)])
+
+    def _transformed(self, rows: Tensor, augment: bool) -> Tensor:
+        images = self.dataset.with_format(None)[rows.tolist()][IMAGE]
+        if self.change is not None:
+            images = [self.change(image) for image in images]
+        transform = self.augmentation if augment and self.augmentation else self.transform
+        return transform({IMAGE: images})["pixel_values"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images to measure on, and the classes that compete for them.
+
+    Args:
+        name (`str`): base, new, test, or the name of a target.
+        images (`ImageSet`): their labels are positions in the classes.
+        classes (`ClassTexts`): the C classes.
+    """
+
+    name: str
+    images: ImageSet
+    classes: ClassTexts
+
+
+@dataclass(frozen=True)
+class Task:
+    """A few images to learn from, and parts to measure on.
+
+    Args:
+        shots (`ImageSet`): their labels are positions in the classes.
+        classes (`ClassTexts`): the classes to learn.
+        parts (`tuple[Part, ...]`): at least one.
+    """
+
+    shots: ImageSet
+    classes: ClassTexts
+    parts: tuple[Part, ...]
