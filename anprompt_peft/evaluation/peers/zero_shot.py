@@ -1,0 +1,40 @@
+"""CLIP as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..task import ClassTexts, ImageSet
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """The frozen CLIP, without learning: cosine similarity of images and class texts.
+
+    A class is the normalised mean of its texts' normalised features (Radford et al., 2021, section 3.1.4).
+
+    Args:
+        templates (`tuple[str, ...]`): used with the task's own templates; none leaves those alone.
+    """
+
+    templates: tuple[str, ...] = ()
+
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FrozenCLIP:
+        """Learn nothing."""
+        return FrozenCLIP(backbone, tuple(self.templates))
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenCLIP:
+    """The frozen CLIP with further templates."""
+
+    backbone: Backbone
+    templates: tuple[str, ...] = ()
+
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        """Return CLIP's logits `[n, C]`."""
+        texts = tuple(dict.fromkeys((*classes.templates, *self.templates)))
+        return self.backbone.zero_shot_logits(images, replace(classes, templates=texts)).cpu()
