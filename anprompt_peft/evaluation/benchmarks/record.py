@@ -1,0 +1,84 @@
+"""One data set of a benchmark in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+from datasets import Dataset, Features, Value
+
+from ...data import RGBImage, class_names_of
+from ...data.columns import with_labels
+from ...data.images import IMAGE
+from ...method.class_texts import check_template
+from ..task import ClassTexts
+
+PHOTO = "a photo of a {}."
+
+
+@dataclass(frozen=True, eq=False)
+class BenchmarkData:
+    """A data set with its fixed splits, class names and templates.
+
+    Every split has the columns `image`, an [`RGBImage`], and `label`, a `ClassLabel` with the same names in the order
+    of the label ids.
+
+    Args:
+        name (`str`): for tables.
+        train (`Dataset`): to draw shots from; empty where the data set is only measured on.
+        test (`Dataset`): all of it is measured.
+        templates (`tuple[str, ...]`): zero-shot templates with `{}` for the class name.
+        validation (`Dataset`, *optional*): to draw validation shots from.
+        comparable (`bool`): whether the test set is that of the published tables.
+        note (`str`): what a table should say beside the figures.
+        written (`Mapping[str, str]`): how texts spell a class, where its name is not the spelling. ImageNet has two
+            classes `missile` and two `sunglasses`, whose names must differ.
+
+    Raises:
+        ValueError: if the splits have different classes, a template lacks `{}`, there is nothing to test on, or
+            `written` names an unknown class.
+    """
+
+    name: str
+    train: Dataset
+    test: Dataset
+    templates: tuple[str, ...] = (PHOTO,)
+    validation: Dataset | None = None
+    comparable: bool = True
+    note: str = ""
+    written: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        check_template(list(self.templates))
+        names = class_names_of(self.test)
+        for split, part in (("train", self.train), ("validation", self.validation)):
+            if part is not None and class_names_of(part) != names:
+                raise ValueError(f"{self.name}: the classes of {split} are not those of test, in the same order.")
+        if not len(self.test):
+            raise ValueError(f"{self.name}: the split test is empty, so there is nothing to measure on.")
+        if unknown := sorted(set(self.written) - set(names)):
+            raise ValueError(f"{self.name}: written spells {unknown}, which are no classes of it.")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The C classes in the order of the label ids."""
+        return tuple(class_names_of(self.test))
+
+    def texts(self, names: Sequence[str] | None = None) -> ClassTexts:
+        """Return the texts of some classes, or of all."""
+        chosen = self.class_names if names is None else tuple(names)
+        return ClassTexts(chosen, self.templates, tuple(self.written.get(name, name) for name in chosen))
+
+
+def from_paths(paths: Sequence[str], labels: Sequence[int], names: Sequence[str]) -> Dataset:
+    """Return images in files as a split, which may be empty. No file is opened.
+
+    Args:
+        paths (`Sequence[str]`): n files.
+        labels (`Sequence[int]`): n positions in `names`.
+        names (`Sequence[str]`): the C classes.
+    """
+    files = Dataset.from_dict({IMAGE: list(paths)}, features=Features({IMAGE: Value("string")}))
+    return with_labels(files.cast_column(IMAGE, RGBImage()), np.asarray(labels, dtype=np.int64), names)
