@@ -27,7 +27,7 @@ class Backbone:
         self.clip: Any = clip.eval().requires_grad_(False)
         self.processor = processor
         self._images: WeakKeyDictionary[ImageSet, Tensor] = WeakKeyDictionary()
-        self._texts: dict[str, Tensor] = {}
+        self._texts: dict[tuple[str, ...], Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -60,10 +60,15 @@ class Backbone:
         return self._images[images]
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Return the normalised features of n texts, at least float32 `[n, d]`."""
-        if missing := [text for text in dict.fromkeys(texts) if text not in self._texts]:
-            self._texts.update(zip(missing, frozen_text_features(self.clip, self.tokens(missing)), strict=True))
-        return torch.stack([self._texts[text] for text in texts])
+        """Return the normalised features of n texts, at least float32 `[n, d]`.
+
+        Features are kept for whole lists: the last bits of a text's features depend on the texts beside it, and must
+        not depend on what was asked for before.
+        """
+        key = tuple(texts)
+        if key not in self._texts:
+            self._texts[key] = frozen_text_features(self.clip, self.tokens(key))
+        return self._texts[key]
 
     def class_features(self, classes: ClassTexts) -> Tensor:
         """Return per class the normalised mean of its texts' features, at least float32 `[C, d]`."""
