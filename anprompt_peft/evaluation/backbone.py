@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,25 @@ from transformers import CLIPModel
 
 from ..method.features import at_least_float32, ensemble, evaluating, frozen_text_features, normalize
 from .task import ClassTexts, ImageSet
+
+
+class KeptFeatures:
+    """Features of image sets, computed at most once each.
+
+    Args:
+        encode (`Callable`): pixel values `[m, 3, H, W]`, on the CPU, to features `[m, d]`; called without gradients.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor]) -> None:
+        self.encode = encode
+        self._kept: WeakKeyDictionary[ImageSet, Tensor] = WeakKeyDictionary()
+
+    @torch.no_grad()
+    def of(self, images: ImageSet) -> Tensor:
+        """Return the features of all images, `[n, d]`."""
+        if images not in self._kept:
+            self._kept[images] = torch.cat([self.encode(pixels) for pixels in images.batches()])
+        return self._kept[images]
 
 
 class Backbone:
@@ -26,7 +45,7 @@ class Backbone:
     def __init__(self, clip: CLIPModel, processor: Any) -> None:
         self.clip: Any = clip.eval().requires_grad_(False)
         self.processor = processor
-        self._images: WeakKeyDictionary[ImageSet, Tensor] = WeakKeyDictionary()
+        self._images = KeptFeatures(self.encode_images)
         self._texts: dict[tuple[str, ...], Tensor] = {}
 
     @property
@@ -48,16 +67,16 @@ class Backbone:
         tokenized = self.processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         return tokenized["input_ids"].to(self.device)
 
+    @torch.no_grad()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Return the normalised features of pixel values `[m, 3, H, W]`, at least float32 `[m, d]`."""
+        with evaluating(self.clip):
+            features = self.clip.get_image_features(pixels.to(self.device, self.clip.dtype)).pooler_output
+        return normalize(at_least_float32(features))
+
     def image_features(self, images: ImageSet) -> Tensor:
         """Return the normalised features of all images, at least float32 `[n, d]`."""
-        if images not in self._images:
-            with evaluating(self.clip), torch.no_grad():
-                rows = [
-                    self.clip.get_image_features(batch.to(self.device, self.clip.dtype)).pooler_output
-                    for batch in images.batches()
-                ]
-            self._images[images] = normalize(at_least_float32(torch.cat(rows)))
-        return self._images[images]
+        return self._images.of(images)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Return the normalised features of n texts, at least float32 `[n, d]`.

@@ -26,13 +26,14 @@ class Recipe:
     """How parameters are trained.
 
     The schedule is `constant`, a `cosine` that changes at every step and reaches the final rate after the last one, or
-    a `cosine-per-epoch`: the rate of epoch e of E is the cosine at e / E, warm-up included, as in CoOp and its
-    successors.
+    a `cosine-per-epoch`, as in CoOp and its successors: the rate of epoch e of E, both without the W epochs of the
+    warm-up, is the cosine at e / (E + W).
 
     Args:
         learning_rate (`float`): at the start of the cosine.
         epochs (`int`): passes over the shots.
-        batch_size (`int`): images per step. The last batch of an epoch may be smaller; none is left out.
+        batch_size (`int`, *optional*): images per step, `None` for all. The last batch of an epoch may be smaller;
+            none is left out.
         steps (`int`, *optional*): steps of the whole training, in place of the epochs.
         optimizer (`"sgd"`, `"adam"` or `"adamw"`): all else is torch's default.
         weight_decay (`float`): as the optimizer means it.
@@ -40,7 +41,7 @@ class Recipe:
         epsilon (`float`): of Adam and AdamW.
         schedule (`"constant"`, `"cosine"` or `"cosine-per-epoch"`): see above.
         final_learning_rate (`float`): where the cosine ends.
-        warmup_epochs (`int`): epochs at a constant `warmup_learning_rate` before.
+        warmup_epochs (`float`): epochs at a constant `warmup_learning_rate` before.
         warmup_learning_rate (`float`): their rate.
         clip_norm (`float`): norm to clip gradients to; 0 clips nothing.
         augment (`bool`): random crops and mirroring of the images.
@@ -51,7 +52,7 @@ class Recipe:
 
     learning_rate: float
     epochs: int = 1
-    batch_size: int = 32
+    batch_size: int | None = 32
     steps: int | None = None
     optimizer: OptimizerName = "sgd"
     weight_decay: float = 0.0
@@ -59,7 +60,7 @@ class Recipe:
     epsilon: float = 1e-8
     schedule: Schedule = "cosine"
     final_learning_rate: float = 0.0
-    warmup_epochs: int = 0
+    warmup_epochs: float = 0
     warmup_learning_rate: float = 1e-5
     clip_norm: float = 0.0
     augment: bool = False
@@ -76,14 +77,18 @@ class Recipe:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
 
+    def steps_per_epoch(self, images: int) -> int:
+        """Return the number of steps of an epoch over so many images."""
+        return math.ceil(images / (self.batch_size or images))
+
     def steps_for(self, images: int) -> int:
         """Return the number of steps of a training on so many images."""
-        return self.steps or self.epochs * math.ceil(images / self.batch_size)
+        return self.steps or self.epochs * self.steps_per_epoch(images)
 
     def rate(self, step: int, images: int) -> float:
         """Return the learning rate of a step, counted from 0, of a training on so many images."""
-        per_epoch, total = math.ceil(images / self.batch_size), self.steps_for(images)
-        warmup = self.warmup_epochs * per_epoch
+        per_epoch, total = self.steps_per_epoch(images), self.steps_for(images)
+        warmup = round(self.warmup_epochs * per_epoch)
         if step < warmup:
             return self.warmup_learning_rate
         if self.schedule == "constant":
@@ -91,7 +96,7 @@ class Recipe:
         if self.schedule == "cosine":
             progress = (step - warmup) / max(1, total - warmup)
         else:
-            progress = (step // per_epoch) / math.ceil(total / per_epoch)
+            progress = ((step - warmup) // per_epoch) / math.ceil(total / per_epoch)
         span = self.learning_rate - self.final_learning_rate
         return self.final_learning_rate + span * (1 + math.cos(math.pi * progress)) / 2
 
@@ -182,7 +187,9 @@ def train(
     with seeded(seed), tqdm(desc=progress, total=total, unit="step", disable=not progress) as bar:
         while step < total:
             epoch: list[Tensor] = []
-            for rows in torch.randperm(len(shots), generator=order).split(recipe.batch_size)[: total - step]:
+            for rows in torch.randperm(len(shots), generator=order).split(recipe.batch_size or len(shots))[
+                : total - step
+            ]:
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(step, len(shots))
                 loss = loss_of_batch(Batch(shots, rows, parameters[0], recipe.augment))

@@ -1,0 +1,81 @@
+"""Logistic regression on frozen image features: what any adaptation of CLIP has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from ..backbone import Backbone
+from ..task import ClassTexts, ImageSet
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Multinomial logistic regression on the frozen CLIP's normalised image features (Radford et al., 2021, 3.2).
+
+    It minimises `C * sum_i CE(W x_i + b, y_i) + ||W||^2 / 2` with L-BFGS.
+
+    Args:
+        C (`float`): weight of the cross entropies.
+        max_iterations (`int`): of L-BFGS.
+    """
+
+    C: float
+    max_iterations: int
+
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Probe:
+        """Fit the regression; nothing is random in it.
+
+        Raises:
+            ValueError: if there are images of fewer than two classes.
+        """
+        features = backbone.image_features(shots).double().cpu().numpy()
+        probe = LogisticRegression(C=self.C, max_iter=self.max_iterations).fit(features, shots.labels.numpy())
+        weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
+        if len(weight) == 1:  # of two classes scikit-learn states the difference
+            weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+        names = tuple(classes.names[label] for label in probe.classes_)
+        return Probe(backbone, names, weight, bias)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear classifier of the classes it knows by name, and zero-shot CLIP for all others.
+
+    Where both kinds compete, the classes that it knows share among each other the probability that zero-shot CLIP
+    gives to them together: with p of zero-shot CLIP and q of the probe, each a softmax over its classes, class c has
+    `q(c) * sum_k p(k)`, k over the known classes, if it is known, else `p(c)`.
+
+    Args:
+        backbone (`Backbone`): the frozen CLIP.
+        names (`tuple[str, ...]`): the K classes that it knows.
+        weight (`Tensor`): W, float64 `[K, d]`.
+        bias (`Tensor`): b, float64 `[K]`.
+    """
+
+    backbone: Backbone
+    names: tuple[str, ...]
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        """Return logits `[n, C]`; where known and other classes compete they are log-probabilities.
+
+        How a known class is written does not matter.
+        """
+        zero_shot = self.backbone.zero_shot_logits(images, classes).cpu()
+        known = torch.tensor([name in self.names for name in classes.names])
+        if not known.any():
+            return zero_shot
+        rows = [self.names.index(name) for name in classes.names if name in self.names]
+        features = self.backbone.image_features(images).double().cpu()
+        learned = (features @ self.weight[rows].T + self.bias[rows]).to(zero_shot.dtype)
+        if known.all():
+            return learned
+        logits = zero_shot.log_softmax(dim=-1)
+        share = logits[:, known].logsumexp(dim=-1, keepdim=True)
+        logits[:, known] = share + learned.log_softmax(dim=-1)
+        return logits

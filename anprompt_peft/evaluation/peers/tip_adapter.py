@@ -1,0 +1,77 @@
+"""Tip-Adapter: a cache of the shots' features beside zero-shot CLIP (Zhang et al., 2022, arXiv 2207.09519)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..backbone import Backbone
+from ..task import ClassTexts, ImageSet
+from .training import Batch, Recipe, seeded, train
+from .views import features_of, mean_features
+
+
+@dataclass(frozen=True)
+class TipAdapter:
+    """A cache whose keys are the shots' features and whose values are their labels; with a recipe, Tip-Adapter-F.
+
+    `logits = scale * f W^T + alpha * exp(-beta * (1 - f K^T)) L`: features f, class texts W, keys K, one-hot labels L
+    (equations 4 to 6).
+
+    Args:
+        alpha (`float`): weight of the cache.
+        beta (`float`): sharpness of the affinities.
+        views (`int`): augmented views whose mean feature is a key; 0 takes the shot as it is.
+        recipe (`Recipe`, *optional*): trains the keys.
+    """
+
+    alpha: float
+    beta: float
+    views: int
+    recipe: Recipe | None = None
+
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Cache:
+        """Fill the cache, and train its keys if there is a recipe."""
+        with seeded(seed):
+            keys = mean_features(backbone, shots, self.views).clone()
+        labels = F.one_hot(shots.labels, len(classes.names)).to(keys)
+        cache = Cache(backbone, classes.names, keys, labels, self.alpha, self.beta)
+        if self.recipe is not None:
+            texts = backbone.logit_scale * backbone.class_features(classes).T
+            keys.requires_grad_()
+
+            def loss(batch: Batch) -> Tensor:
+                features = features_of(backbone, batch)
+                return F.cross_entropy(features @ texts + cache.scores(features, labels), batch.labels)
+
+            train([keys], loss, shots, self.recipe, seed)
+            keys.requires_grad_(False)
+        return cache
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """Keys of n shots, float `[n, d]`, their one-hot labels `[n, K]` in the order of K names, and alpha and beta."""
+
+    backbone: Backbone
+    names: tuple[str, ...]
+    keys: Tensor
+    labels: Tensor
+    alpha: float
+    beta: float
+
+    def scores(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return what the cache adds to the logits of m features: `[m, C]` for one-hot labels `[n, C]`."""
+        return self.alpha * torch.exp(-self.beta * (1 - features @ self.keys.T)) @ labels
+
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        """Return logits `[n, C]`: zero-shot CLIP's for classes that the cache has no labels for."""
+        columns = torch.zeros(len(self.names), len(classes.names)).to(self.labels)
+        for column, name in enumerate(classes.names):
+            if name in self.names:
+                columns[self.names.index(name), column] = 1
+        added = self.scores(self.backbone.image_features(images), self.labels @ columns)
+        return (self.backbone.zero_shot_logits(images, classes) + added).cpu()
