@@ -1,0 +1,250 @@
+"""Accuracy, flips and calibration over the strength of perturbations, for several methods on the same draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..calibration import adaptive_calibration_error, expected_calibration_error
+from ..peers.protocol import Fitted
+from ..task import Part
+
+
+class Family(Protocol):
+    """A way to perturb a part, in several strengths: [`TextFamily`] or [`ImageFamily`]."""
+
+    @property
+    def name(self) -> str:
+        """For records and headings."""
+
+    @property
+    def kind(self) -> str:
+        """Families of one kind belong together."""
+
+    @property
+    def strengths(self) -> tuple[float, ...]:
+        """Increasing, above 0."""
+
+    @property
+    def unit(self) -> str:
+        """What a strength is."""
+
+    @property
+    def draws(self) -> int:
+        """How often each strength is drawn."""
+
+    def perturbed(self, part: Part, strength: float, draw: int, seed: int) -> Part:
+        """Return the part with other texts or images."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One figure, in per cent.
+
+    Attributes:
+        method (`str`): whose.
+        part (`str`): on which images.
+        family (`str`): how they, or the texts, were perturbed.
+        strength (`float`): how much; 0 is not at all, and has one draw.
+        draw (`int`): which draw.
+        metric (`str`): `accuracy`; `flip rate`, the share of images whose answer is another than at strength 0; `ECE`;
+            or `adaptive ECE`.
+        value (`float`): the figure.
+    """
+
+    method: str
+    part: str
+    family: str
+    strength: float
+    draw: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """What the draws of one strength give, in per cent or points.
+
+    Attributes:
+        strength (`float`): 0 is not perturbed.
+        accuracy (`float`): mean over the draws.
+        worst (`float`): accuracy of the worst draw.
+        deviation (`float`): of the draws' accuracies, with n - 1; 0 for one draw.
+        drop (`float`): points of mean accuracy lost since strength 0.
+        relative_drop (`float`, *optional*): the same in per cent of the accuracy at strength 0, if that is not 0.
+        flip_rate (`float`): mean over the draws.
+        ece (`float`): mean over the draws.
+        adaptive_ece (`float`): mean over the draws.
+    """
+
+    strength: float
+    accuracy: float
+    worst: float
+    deviation: float
+    drop: float
+    relative_drop: float | None
+    flip_rate: float
+    ece: float
+    adaptive_ece: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How one method fares on one part under one family.
+
+    Attributes:
+        method (`str`): whose curve.
+        part (`str`): on which images.
+        family (`str`): which perturbation.
+        kind (`str`): the family's.
+        unit (`str`): what a strength is.
+        area (`float`): below the mean accuracy, from strength 0 to the greatest by the trapezoidal rule, divided by
+            that strength: a mean accuracy in per cent.
+        levels (`tuple[Level, ...]`): strength 0 first.
+    """
+
+    method: str
+    part: str
+    family: str
+    kind: str
+    unit: str
+    area: float
+    levels: tuple[Level, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the curve as JSON values."""
+        return asdict(self)
+
+
+def measure_curves(
+    methods: Mapping[str, Fitted], part: Part, families: Sequence[Family], seed: int = 0, progress: bool = True
+) -> list[Record]:
+    """Measure methods on the same perturbed texts and images.
+
+    Every perturbed part is made once for all methods, so they share its decoded images and what they keep for them.
+
+    Args:
+        methods (`Mapping[str, Fitted]`): by name, zero-shot CLIP among them.
+        part (`Part`): images, and the clean texts of their classes.
+        families (`Sequence[Family]`): how to perturb.
+        seed (`int`): of all random numbers.
+        progress (`bool`): show a progress bar.
+
+    Raises:
+        ValueError: if there is no method or image, or logits do not fit or are not finite.
+    """
+    if not methods or not len(part.images):
+        raise ValueError(f"need at least one method and one image, got {list(methods)} and {len(part.images)} images.")
+    clean = {name: Answers.of(fitted, part) for name, fitted in methods.items()}
+    records: list[Record] = []
+    total = sum(len(family.strengths) * family.draws for family in families)
+    with tqdm(total=total, desc=f"robustness of {part.name}", unit="draw", disable=not progress) as bar:
+        for family in families:
+            for name, answers in clean.items():
+                records += answers.records(answers, name, part.name, family.name, 0, 0)
+            for strength in family.strengths:
+                for draw in range(family.draws):
+                    changed = family.perturbed(part, strength, draw, seed)
+                    for name, fitted in methods.items():
+                        answers = Answers.of(fitted, changed)
+                        records += answers.records(clean[name], name, part.name, family.name, strength, draw)
+                    bar.update()
+    return records
+
+
+def summarise(records: Sequence[Record], families: Sequence[Family]) -> list[Curve]:
+    """Summarise records as one curve per method, part and family, in the order in which the records name them.
+
+    Args:
+        records (`Sequence[Record]`): with strength 0.
+        families (`Sequence[Family]`): at least those of the records.
+    """
+    known = {family.name: family for family in families}
+    grouped: dict[tuple[str, str, str], list[Record]] = {}
+    for record in records:
+        grouped.setdefault((record.part, record.family, record.method), []).append(record)
+    curves = []
+    for (part, family, method), rows in grouped.items():
+        levels = tuple(_levels(rows))
+        area = area_below([level.strength for level in levels], [level.accuracy for level in levels])
+        curves.append(Curve(method, part, family, known[family].kind, known[family].unit, area, levels))
+    return curves
+
+
+def area_below(strengths: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Return the area below accuracies over increasing strengths, divided by the range of strengths.
+
+    Args:
+        strengths (`Sequence[float]`): at least two.
+        accuracies (`Sequence[float]`): as many; the result has their unit.
+    """
+    return float(np.trapezoid(accuracies, strengths)) / (strengths[-1] - strengths[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a method answers for n images: the classes, int `[n]`, and figures about them in per cent."""
+
+    predicted: np.ndarray
+    accuracy: float
+    ece: float
+    adaptive_ece: float
+
+    @classmethod
+    def of(cls, fitted: Fitted, part: Part) -> Answers:
+        """Ask a method.
+
+        Raises:
+            ValueError: if its logits are not `[n, C]`, or not finite.
+        """
+        logits, shape = fitted.logits(part.images, part.classes), (len(part.images), len(part.classes.names))
+        if tuple(logits.shape) != shape or not torch.isfinite(logits).all():
+            raise ValueError(f"logits for {part.name!r} must be finite, of shape {shape}, got {tuple(logits.shape)}.")
+        probabilities, labels = logits.detach().cpu().double().softmax(-1).numpy(), part.images.labels.numpy()
+        predicted = probabilities.argmax(axis=1)
+        return cls(
+            predicted,
+            100 * float((predicted == labels).mean()),
+            expected_calibration_error(probabilities, labels),
+            adaptive_calibration_error(probabilities, labels),
+        )
+
+    def records(
+        self, clean: Answers, method: str, part: str, family: str, strength: float, draw: int
+    ) -> Iterator[Record]:
+        """Yield the figures of these answers beside the clean ones."""
+        figures = {
+            "accuracy": self.accuracy,
+            "flip rate": 100 * float((self.predicted != clean.predicted).mean()),
+            "ECE": self.ece,
+            "adaptive ECE": self.adaptive_ece,
+        }
+        for metric, value in figures.items():
+            yield Record(method, part, family, strength, draw, metric, value)
+
+
+def _levels(rows: Sequence[Record]) -> Iterator[Level]:
+    """Yield the levels of one curve's records, in the order of strength."""
+    clean = None
+    for strength, group in groupby(sorted(rows, key=lambda row: row.strength), key=lambda row: row.strength):
+        values: dict[str, list[float]] = {}
+        for row in group:
+            values.setdefault(row.metric, []).append(row.value)
+        accuracies = np.array(values["accuracy"])
+        accuracy = float(accuracies.mean())
+        clean = accuracy if clean is None else clean
+        yield Level(
+            strength,
+            accuracy,
+            float(accuracies.min()),
+            float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0,
+            clean - accuracy,
+            100 * (clean - accuracy) / clean if clean else None,
+            *(float(np.mean(values[metric])) for metric in ("flip rate", "ECE", "adaptive ECE")),
+        )

@@ -1,0 +1,311 @@
+"""Graded perturbations of class texts that training never sees: none of them is in `method/perturb.py`.
+
+Perturbations of one kind belong together: `typing` (character errors), `form` (case, punctuation, dropped words),
+`meaning` (other words for the same thing: paraphrases, synonyms, descriptions, longer texts), `distraction` (words
+about other things), and `control` (words without meaning).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from textnoisr.noise import CharNoiseAugmenter
+
+from ..task import ClassTexts, Part
+
+TRIES = 50
+DRAWS = 5
+FRAMES = (
+    "in this view one finds {}.",
+    "here we are looking at {}.",
+    "{} fills the frame.",
+    "an example of what people call {}.",
+    "look, {}!",
+    "what appears here is {}.",
+    "visible in the centre: {}.",
+    "a record of {}.",
+    "{} as it looks up close.",
+    "my notes say that it shows {}.",
+    "someone wanted to remember {}.",
+    "the subject must be {}.",
+)
+CLAUSES = (
+    "shown from the usual side",
+    "in ordinary light",
+    "with nothing in front of it",
+    "seen as a whole",
+    "about as large as the frame allows",
+    "on a day like any other",
+    "as most people know it",
+    "without any special effects",
+)
+THINGS = (
+    "a puddle", "a pebble", "a cobweb", "a splinter", "a crumb", "some gravel", "some dust", "a bit of string",
+    "a smear of paint", "a chalk mark", "a patch of shade", "a strip of tape", "a drop of oil", "a heap of sawdust",
+    "a scratch", "a stain",
+)  # fmt: skip
+MARKS = (",", ";", ":", "!", "?", "...", " -")
+
+TextChange = Callable[[ClassTexts, float, random.Random], ClassTexts]
+"""Perturbs class texts with a strength above 0."""
+
+
+@dataclass(frozen=True)
+class TextFamily:
+    """One way to perturb class texts, in several strengths.
+
+    Args:
+        name (`str`): for records and headings.
+        kind (`str`): `typing`, `form`, `meaning`, `distraction` or `control`.
+        strengths (`tuple[float, ...]`): increasing, above 0; what they count is `unit`.
+        unit (`str`): what a strength is, for the axis of a plot.
+        draws (`int`): how often each strength is drawn.
+        change (`Callable`): perturbs texts with a strength and random numbers.
+    """
+
+    name: str
+    kind: str
+    strengths: tuple[float, ...]
+    unit: str
+    change: TextChange
+    draws: int = DRAWS
+
+    def texts(self, classes: ClassTexts, strength: float, draw: int = 0, seed: int = 0) -> ClassTexts:
+        """Return the perturbed texts of the same classes: same `names`, other `written` or `templates`.
+
+        All strengths of a draw share their random numbers. Written names stay non-empty and different from each other
+        and from other classes' clean names, in lower case: one that is not is drawn again, and stays clean if 50 draws
+        are all taken.
+
+        Args:
+            classes (`ClassTexts`): the clean texts.
+            strength (`float`): one of `strengths`, or any other its unit allows; 0 gives back `classes`.
+            draw (`int`): number of the draw.
+            seed (`int`): of all random numbers.
+
+        Raises:
+            ValueError: if the strength is below 0.
+        """
+        if strength < 0:
+            raise ValueError(f"strength={strength} must not be below 0; {self.name} has {self.strengths}.")
+        if not strength:
+            return classes
+        return self.change(classes, strength, random.Random(f"{self.name} {seed} {draw}"))
+
+    def perturbed(self, part: Part, strength: float, draw: int = 0, seed: int = 0) -> Part:
+        """Return the part with perturbed texts and the same images; see [`texts`]."""
+        return replace(part, classes=self.texts(part.classes, strength, draw, seed))
+
+
+def text_families(
+    synonyms: Mapping[str, Sequence[str]] | None = None, descriptions: Mapping[str, Sequence[str]] | None = None
+) -> tuple[TextFamily, ...]:
+    """Return all families of text perturbations.
+
+    Args:
+        synonyms (`Mapping[str, Sequence[str]]`, *optional*): other names by class name, for a family of their own.
+        descriptions (`Mapping[str, Sequence[str]]`, *optional*): phrases such as `"with long ears"` by class name, for
+            a family of their own.
+    """
+    families = [
+        TextFamily("character errors", "typing", (0.05, 0.1, 0.2), "character error rate", misspell),
+        TextFamily("case", "form", (1, 2), "1 title, 2 upper case", change_case, draws=1),
+        TextFamily("punctuation", "form", (1, 2, 4), "marks added", add_marks),
+        TextFamily("dropped words", "form", (0.25, 0.5), "share of words", drop_words),
+        TextFamily("paraphrased template", "meaning", (1,), "1 paraphrased", paraphrase, draws=len(FRAMES)),
+        TextFamily("longer text", "meaning", (1, 2, 4), "clauses added", lengthen),
+        TextFamily("distractors", "distraction", (1, 2, 4), "other things named", distract),
+        TextFamily("random words", "control", (1, 2, 4), "words added", add_random_words),
+    ]
+    if synonyms:
+        families.append(synonym_family(synonyms))
+    if descriptions:
+        families.append(description_family(descriptions))
+    return tuple(families)
+
+
+def misspell(classes: ClassTexts, rate: float, rng: random.Random) -> ClassTexts:
+    """Insert, swap, substitute and delete letters of names and templates, so that `rate` is the character error rate.
+
+    The rate is the expected Levenshtein distance to the clean text over its length, as textnoisr sets it. Errors in a
+    template are the same for all classes.
+    """
+    letters = {"character_set": tuple(string.ascii_lowercase), "seed": rng.getrandbits(32)}
+    noise = CharNoiseAugmenter(rate, **letters)
+    unswapped = CharNoiseAugmenter(rate, actions=("insert", "substitute", "delete"), **letters)
+
+    def spell(text: str) -> str:
+        return str((noise if len(text) > 1 else unswapped).add_noise(text))
+
+    templates = tuple("{}".join(map(spell, template.split("{}"))) for template in classes.templates)
+    return replace(classes, templates=templates, written=_distinct(classes, lambda _, name: spell(name)))
+
+
+def change_case(classes: ClassTexts, strength: float, rng: random.Random) -> ClassTexts:
+    """Write names and templates in title case (1) or upper case (2)."""
+    change = str.title if strength == 1 else str.upper
+    return replace(
+        classes, templates=tuple(map(change, classes.templates)), written=tuple(map(change, classes.written))
+    )
+
+
+def add_marks(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
+    """Add `count` punctuation marks behind words of each template."""
+
+    def punctuate(template: str) -> str:
+        words = template.split()
+        for at in rng.choices(range(len(words)), k=int(count)):
+            words[at] += rng.choice(MARKS)
+        return " ".join(words)
+
+    return replace(classes, templates=tuple(map(punctuate, classes.templates)))
+
+
+def drop_words(classes: ClassTexts, share: float, rng: random.Random) -> ClassTexts:
+    """Leave out a share of the words of templates and, down to one word, of names."""
+
+    def drop(words: list[str], droppable: list[int], most: int) -> str:
+        dropped = set(rng.sample(droppable, min(most, round(share * len(words)))))
+        return " ".join(word for at, word in enumerate(words) if at not in dropped)
+
+    def of_template(template: str) -> str:
+        words = template.split()
+        droppable = [at for at, word in enumerate(words) if "{}" not in word]
+        return drop(words, droppable, len(droppable))
+
+    def of_name(_: int, name: str) -> str:
+        words = name.split()
+        return drop(words, list(range(len(words))), len(words) - 1)
+
+    return replace(classes, templates=tuple(map(of_template, classes.templates)), written=_distinct(classes, of_name))
+
+
+def paraphrase(classes: ClassTexts, strength: float, rng: random.Random) -> ClassTexts:
+    """Put what each template says of the class, from its last article on, into another sentence.
+
+    "a photo of a {}, a type of pet." keeps "a {}, a type of pet".
+    """
+    frames = rng.sample(FRAMES, len(FRAMES))
+    templates = tuple(
+        frames[at % len(frames)].replace("{}", _noun_phrase(template)) for at, template in enumerate(classes.templates)
+    )
+    return replace(classes, templates=templates)
+
+
+def lengthen(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
+    """Add clauses that are true of most images to the end of each template."""
+    templates = (_extended(each, ", ".join(rng.sample(CLAUSES, int(count)))) for each in classes.templates)
+    return replace(classes, templates=tuple(templates))
+
+
+def add_random_words(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
+    """Add words of random letters, the same for all classes, as WaffleCLIP (Roth et al., 2023) does."""
+
+    def words() -> str:
+        return ", ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 7))) for _ in range(int(count)))
+
+    return replace(classes, templates=tuple(_extended(each, f"which has {words()}") for each in classes.templates))
+
+
+def distract(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
+    """Name other things behind each class name, drawn for each class; none of them is in a class name.
+
+    Raises:
+        ValueError: if the class names leave too few of them.
+    """
+    words = {word for name in (*classes.names, *classes.written) for word in name.lower().split()}
+    others = [thing for thing in THINGS if not words.intersection(thing.split()[1:])]
+    if len(others) < count:
+        raise ValueError(f"the class names leave only {len(others)} things as distractors, fewer than {count:g}.")
+    written = (f"{name} next to {' and '.join(rng.sample(others, int(count)))}" for name in classes.written)
+    return replace(classes, written=tuple(written))
+
+
+def synonym_family(synonyms: Mapping[str, Sequence[str]]) -> TextFamily:
+    """Return a family that replaces names by synonyms; a strength is the share of the classes that have any.
+
+    Args:
+        synonyms (`Mapping[str, Sequence[str]]`): other names by class name.
+
+    Raises:
+        ValueError: when it is used, if no class has a synonym.
+    """
+
+    def change(classes: ClassTexts, share: float, rng: random.Random) -> ClassTexts:
+        known = _with_entries(classes, synonyms, "synonyms")
+        chosen = set(rng.sample(known, round(share * len(known))))
+
+        def of(at: int, name: str) -> str:
+            return rng.choice(synonyms[classes.names[at]]) if at in chosen else name
+
+        return replace(classes, written=_distinct(classes, of))
+
+    return TextFamily("synonyms", "meaning", (0.5, 1), "share of the classes that have synonyms", change)
+
+
+def description_family(descriptions: Mapping[str, Sequence[str]]) -> TextFamily:
+    """Return a family that adds descriptions to names; a strength is how many, at most all that a class has.
+
+    Args:
+        descriptions (`Mapping[str, Sequence[str]]`): phrases by class name.
+
+    Raises:
+        ValueError: when it is used, if no class has a description.
+    """
+
+    def change(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
+        written = list(classes.written)
+        for at in _with_entries(classes, descriptions, "descriptions"):
+            known = descriptions[classes.names[at]]
+            written[at] = ", ".join([written[at], *rng.sample(list(known), min(int(count), len(known)))])
+        return replace(classes, written=tuple(written))
+
+    return TextFamily("descriptions", "meaning", (1, 2), "descriptions added", change)
+
+
+def changed_share(clean: ClassTexts, perturbed: ClassTexts) -> float:
+    """Return the share 0..1 of the texts that differ from the clean ones."""
+    pairs = zip(clean.texts, perturbed.texts, strict=True)
+    return sum(ours != theirs for ours, theirs in pairs) / len(clean.texts)
+
+
+def _distinct(classes: ClassTexts, draw: Callable[[int, str], str]) -> tuple[str, ...]:
+    """Draw a spelling for each class's position and name, and again while it is empty or taken."""
+    taken = {"", *map(_folded, classes.written)}
+    drawn: list[str] = []
+    for at, name in enumerate(classes.written):
+        spellings = (draw(at, name) for _ in range(TRIES))
+        free = (text for text in spellings if _folded(text) == _folded(name) or _folded(text) not in taken)
+        drawn.append(next(free, name))
+        taken.add(_folded(drawn[-1]))
+    return tuple(drawn)
+
+
+def _folded(text: str) -> str:
+    """Return what CLIP's tokenizer makes no difference to: lower case, single spaces."""
+    return " ".join(text.lower().split())
+
+
+def _with_entries(classes: ClassTexts, entries: Mapping[str, Sequence[str]], what: str) -> list[int]:
+    """Return the positions of the classes that a mapping knows something about."""
+    known = [at for at, name in enumerate(classes.names) if entries.get(name)]
+    if not known:
+        raise ValueError(f"none of the classes {list(classes.names)} has {what}, only {list(entries)} have.")
+    return known
+
+
+def _noun_phrase(template: str) -> str:
+    """Return the template from the last article before `{}` on, without its last punctuation."""
+    before, after = template.split("{}")
+    articles = list(re.finditer(r"\b(a|an|the) ", before, re.IGNORECASE))
+    return f"{before[articles[-1].start() :] if articles else ''}{{}}{after.rstrip(' .!?')}"
+
+
+def _extended(template: str, clause: str) -> str:
+    """Return the template with a clause before its last punctuation."""
+    text = template.rstrip(" .!?")
+    return f"{text}, {clause}{template[len(text) :]}"
