@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from datasets import ClassLabel, Features, IterableDataset, Value, config, load_dataset
@@ -22,7 +22,7 @@ from .names import readable, readable_names
 
 SPLITS = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
 
-ClassNames = Sequence[str] | Mapping[str, str]
+ClassNames = Sequence[str] | Mapping[str, str] | Callable[[str], str]
 
 
 def load_image_data(
@@ -54,9 +54,10 @@ def load_image_data(
         image_column (`str`, *optional*): needed unless exactly one column has the type `Image`.
         label_column (`str`, *optional*): needed unless exactly one column is a `ClassLabel` or, where none is, holds
             strings or integers.
-        class_names (`list[str]` or `dict[str, str]`, *optional*): better names than [`readable_names`] makes of those
-            in the data. A dict goes from names in the data to better ones and may leave names out. A list has one
-            name for every `ClassLabel` or integer label, in their order; where labels are strings, it lists them.
+        class_names (`list[str]`, `dict[str, str]` or a function, *optional*): better names than [`readable_names`]
+            makes of those in the data. A dict goes from names in the data to better ones and may leave names out; a
+            function makes each name of the one in the data. A list has one name for every `ClassLabel` or integer
+            label, in their order; where labels are strings, it lists them.
 
     Returns:
         `Dataset` or `IterableDataset`, or, without `split`, a dict of them: columns `image`, an [`RGBImage`] decoded
@@ -66,7 +67,7 @@ def load_image_data(
         FileNotFoundError: if there is no such folder, file or revision, or no images or parquet files in the folder.
         ValueError: if columns are missing or ambiguous, labels and class names do not fit, or two names read alike.
     """
-    if class_names is not None and not isinstance(class_names, Mapping):
+    if _is_list(class_names):
         check_class_names(class_names)
     load = partial(_loader(source, name, revision, token), streaming=streaming, token=token)
     loaded = load(split=split)
@@ -153,6 +154,10 @@ def _is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and "string" in feature.dtype
 
 
+def _is_list(class_names: ClassNames | None) -> TypeGuard[Sequence[str]]:
+    return class_names is not None and not isinstance(class_names, Mapping) and not callable(class_names)
+
+
 def _is_integer(feature: Any) -> bool:
     return isinstance(feature, Value) and "int" in feature.dtype
 
@@ -179,9 +184,8 @@ def _names_in_data(
     """The classes as the data name them, in the order of the labels."""
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    listed = class_names is not None and not isinstance(class_names, Mapping)
-    if listed and (_is_text(feature) or _is_integer(feature)):
-        return list(class_names or ())
+    if _is_list(class_names) and (_is_text(feature) or _is_integer(feature)):
+        return list(class_names)
     if _is_text(feature):
         return sorted(read_labels())
     raise ValueError(f"labels of type {feature} need class_names, a list with the name of every label from 0 on.")
@@ -191,6 +195,8 @@ def _chosen_names(raw: list[str], class_names: ClassNames | None) -> list[str]:
     """The names to use for the classes `raw`, in the same order."""
     if class_names is None:
         return readable_names(raw)
+    if callable(class_names):
+        return [class_names(name) for name in raw]
     if isinstance(class_names, Mapping):
         if unknown := set(class_names) - set(raw):
             raise ValueError(f"class_names renames {sorted(unknown)}, which are not among the data's classes {raw}.")

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from ...data import load_image_data, split_data
-from .record import BenchmarkData
+from ...data import load_image_data
+from .catalog import CatalogEntry, find_entry, read_entry
+from .folders import read_folder
+from .hub import read_hub
+from .record import BenchmarkData, hold_out
 
 __all__ = ["BenchmarkData", "load_benchmark_data"]
 
 FOLDER, HUB = "folder", "hub"
 SOURCES = (FOLDER, HUB)
-TEST_SHARE = 0.3
 
 
 def load_benchmark_data(
@@ -40,7 +42,19 @@ def load_benchmark_data(
     text = str(name_or_path)
     if _is_function(text):
         return _call(text)
-    return _own(text)
+    entry = read_entry(text) if text.endswith(".json") else find_entry(text)
+    return _own(text) if entry is None else _of_catalog(entry, root, source)
+
+
+def _of_catalog(entry: CatalogEntry, root: str | Path | None, source: str) -> BenchmarkData:
+    if source == HUB:
+        return read_hub(entry, root)
+    if root is None:
+        raise ValueError(
+            f"{entry.title}: give the folder that holds the catalog's data sets as root, or source='hub'. A folder of "
+            f"your own is asked for as ./{entry.name}."
+        )
+    return read_folder(entry, root)
 
 
 def _is_function(text: str) -> bool:
@@ -72,16 +86,14 @@ def _current_folder() -> Iterator[None]:
 
 
 def _own(source: str) -> BenchmarkData:
-    """Load data of one's own. Without a split `test` it is `validation`, else a share that the note tells of."""
+    """Load data of one's own. The test set is the split `test`, else `validation`, else a share."""
     splits = dict(load_image_data(source))
     if "train" not in splits:
         raise ValueError(f"{source} has no split train, only {', '.join(splits)}.")
     note, validation = "", splits.get("validation")
     if "test" not in splits and validation is not None:
         splits["test"], validation, note = validation, None, "tested on the split validation"
-    if "test" not in splits:
-        drawn = split_data(splits["train"], test=TEST_SHARE, seed=0)
-        splits.update({split: part.flatten_indices() for split, part in drawn.items()})
-        note = f"the split test is {TEST_SHARE:.0%} of the images, drawn with seed 0"
-    name = Path(source).name or source
+    elif "test" not in splits:
+        splits["train"], splits["test"], note = hold_out(splits["train"])
+    name = Path(source).name
     return BenchmarkData(name, splits["train"], splits["test"], validation=validation, comparable=False, note=note)

@@ -9,13 +9,14 @@ from types import MappingProxyType
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from ...data import RGBImage, class_names_of
+from ...data import RGBImage, class_names_of, split_data
 from ...data.columns import with_labels
 from ...data.images import IMAGE
 from ...method.class_texts import check_template
 from ..task import ClassTexts
 
 PHOTO = "a photo of a {}."
+TEST_SHARE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,3 +83,10 @@ def from_paths(paths: Sequence[str], labels: Sequence[int], names: Sequence[str]
     """
     files = Dataset.from_dict({IMAGE: list(paths)}, features=Features({IMAGE: Value("string")}))
     return with_labels(files.cast_column(IMAGE, RGBImage()), np.asarray(labels, dtype=np.int64), names)
+
+
+def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset, str]:
+    """Cut data without a split `test` into train and test, 30 % of each class, and say so in a note."""
+    parts = split_data(dataset, test=TEST_SHARE, seed=0)
+    train, test = (parts[split].flatten_indices() for split in ("train", "test"))
+    return train, test, f"the data have no split test: it is {TEST_SHARE:.0%} of the images, drawn with seed 0"

@@ -1,0 +1,195 @@
+"""The catalog of data sets: what is known about each of them, as data in `catalog.json` and in files of one's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ...files import to_json
+from ...method.class_texts import check_template
+
+Layout = Literal["split-json", "aircraft", "imagenet", "wnid-folders", "numbered-folders"]
+STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class NameRules:
+    """How class names are cleaned. The steps follow each other, and a clean name stays as it is.
+
+    Args:
+        reverse_path (`bool`): `/a/apartment_building/outdoor` becomes `outdoor apartment building`: the parts of the
+            path after a single letter, in reverse order.
+        substitute (`list`): pairs of a regular expression and its replacement.
+        lower (`bool`): make lower case.
+        rename (`dict[str, str]`): whole names, as they are in the data, to better ones; nothing else is done to these.
+    """
+
+    reverse_path: bool = False
+    substitute: list[list[str]] = field(default_factory=list)
+    lower: bool = False
+    rename: dict[str, str] = field(default_factory=dict)
+
+    def clean(self, name: str) -> str:
+        """Return a name as texts should spell it; underscores always become spaces."""
+        if name in self.rename:
+            return self.rename[name]
+        if self.reverse_path and "/" in name:
+            parts = [part for part in name.split("/") if part]
+            name = " ".join(reversed(parts[1:] if len(parts[0]) == 1 else parts))
+        for pattern, replacement in self.substitute:
+            name = re.sub(pattern, replacement, name)
+        name = " ".join(name.replace("_", " ").split())
+        return name.lower() if self.lower else name
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class HubCopy:
+    """A copy of a data set on the Hub, and how its test set relates to that of the published tables.
+
+    Args:
+        repository (`str`): its id.
+        same_test (`bool`): whether its test images are those of the published tables.
+        note (`str`): what a table should say beside the figures.
+        config (`str`, *optional*): its configuration.
+        image (`str`), label (`str`): its columns.
+        train (`str`, *optional*), validation (`str`, *optional*), test (`str`, *optional*): its splits. Without
+            `test`, a share of `train` is held out.
+        names (`str`): `data`: the data name their classes. `position` and `wnid`: they are the lines of ImageNet's
+            `classnames.txt`, by the number of the label or by its name, a WordNet id.
+        leave_out (`list[str]`): classes, by their names in the data, that the published tables do not have.
+        one_frame_of (`list[str]`): columns that together name a video, of which only the middle frame is taken.
+        frame (`str`, *optional*): column with the number of the frame.
+    """
+
+    repository: str
+    same_test: bool
+    note: str
+    config: str | None = None
+    image: str = "image"
+    label: str = "label"
+    train: str | None = "train"
+    validation: str | None = None
+    test: str | None = "test"
+    names: Literal["data", "position", "wnid"] = "data"
+    leave_out: list[str] = field(default_factory=list)
+    one_frame_of: list[str] = field(default_factory=list)
+    frame: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Fetch:
+    """Where to get a part of a data set.
+
+    Args:
+        what (`str`): the part.
+        url (`str`): where it is.
+        to (`str`): where it belongs, below the root of all data sets.
+    """
+
+    what: str
+    url: str
+    to: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.url} -> {self.to}"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CatalogEntry:
+    """What is known about a data set.
+
+    Args:
+        name (`str`): by which it is asked for.
+        title (`str`): for tables.
+        folder (`str`): below the root of all data sets.
+        layout (`str`): how its files lie.
+        images (`str`): folder with the images, below its own folder.
+        templates (`list[str]`): CoOp's zero-shot template, with `{}` for the class name.
+        split (`str`, *optional*): the JSON file with the splits, for the layout `split-json`.
+        classes (`int`, *optional*), counts (`dict[str, int]`): how many classes, and images by split, there should be.
+        names (`NameRules`): how class names are cleaned.
+        hub (`HubCopy`, *optional*): a copy on the Hub.
+        fetch (`list[Fetch]`): where to get it.
+        note (`str`): what a table should say beside the figures.
+
+    Raises:
+        ValueError: if a template lacks `{}`, or the layout `split-json` its file.
+    """
+
+    name: str
+    title: str
+    folder: str
+    layout: Layout
+    images: str
+    templates: list[str]
+    split: str | None = None
+    classes: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+    names: NameRules = field(default_factory=NameRules)
+    hub: HubCopy | None = None
+    fetch: list[Fetch] = field(default_factory=list)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        check_template(self.templates)
+        if self.layout == "split-json" and not self.split:
+            raise ValueError("the layout split-json needs `split`, the name of the JSON file.")
+
+    def to_json(self) -> str:
+        """Return the entry as JSON text that [`read_entry`] reads."""
+        return to_json(_ADAPTER.dump_python(self, mode="json"))
+
+    def how_to_fetch(self) -> str:
+        """Return where to get the data, to follow a message that they are missing."""
+        return f" Get {'; '.join(map(str, self.fetch))}." if self.fetch else ""
+
+
+_ADAPTER = TypeAdapter(CatalogEntry)
+
+
+@cache
+def _catalog() -> Mapping[str, CatalogEntry]:
+    text = (files(__package__) / "catalog.json").read_text(encoding="utf-8")
+    entries = TypeAdapter(list[CatalogEntry]).validate_json(text)
+    return MappingProxyType({entry.name: entry for entry in entries})
+
+
+def catalog() -> Mapping[str, CatalogEntry]:
+    """Return the 11 data sets and ImageNet's 4 variants by name, in the order of the published tables."""
+    return _catalog()
+
+
+def find_entry(name: str) -> CatalogEntry | None:
+    """Return the entry of a name, in which case, hyphens and underscores do not matter, or `None`."""
+    return {_plain(known): entry for known, entry in catalog().items()}.get(_plain(name))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name).lower()
+
+
+def read_entry(path: str | Path) -> CatalogEntry:
+    """Read an entry of one's own, such as an edited one of the catalog, from a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON, or a field is unknown, missing or of the wrong type; the message names it.
+    """
+    try:
+        record: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        return _ADAPTER.validate_json(json.dumps(record))
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, each['loc'])) or 'entry'}: {each['msg']}" for each in error.errors())
+        raise ValueError(f"{path} is no entry of a catalog: {'; '.join(problems)}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
