@@ -46,6 +46,7 @@ class Backbone:
         self.clip: Any = clip.eval().requires_grad_(False)
         self.processor = processor
         self._images = KeptFeatures(self.encode_images)
+        self._unprojected = KeptFeatures(self.encode_unprojected)
         self._texts: dict[tuple[str, ...], Tensor] = {}
 
     @property
@@ -73,6 +74,17 @@ class Backbone:
         with evaluating(self.clip):
             features = self.clip.get_image_features(pixels.to(self.device, self.clip.dtype)).pooler_output
         return normalize(at_least_float32(features))
+
+    @torch.no_grad()
+    def encode_unprojected(self, pixels: Tensor) -> Tensor:
+        """Return what goes into the visual projection, of pixel values `[m, 3, H, W]`: at least float32 `[m, d_v]`."""
+        with evaluating(self.clip):
+            pooled = self.clip.vision_model(pixels.to(self.device, self.clip.dtype)).pooler_output
+        return at_least_float32(pooled)
+
+    def unprojected_features(self, images: ImageSet) -> Tensor:
+        """Return what goes into the visual projection, of all images: at least float32 `[n, d_v]`."""
+        return self._unprojected.of(images)
 
     def image_features(self, images: ImageSet) -> Tensor:
         """Return the normalised features of all images, at least float32 `[n, d]`."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...method.features import at_least_float32, normalize
-from ..backbone import Backbone, KeptFeatures
+from ..backbone import Backbone
 from ..task import BATCH, ClassTexts, ImageSet
 from .training import Batch, Recipe, train
 
@@ -35,26 +35,18 @@ class ProLIP:
         weight = start.clone().requires_grad_()
         texts = backbone.logit_scale * backbone.class_features(classes).T
         penalty = self.regularization * len(classes.names) / len(shots)
-        unprojected = KeptFeatures(lambda pixels: pooled(backbone, pixels))
 
         def loss(batch: Batch) -> Tensor:
             if batch.augment:
                 parts = batch.rows.split(BATCH)
-                seen = torch.cat([pooled(backbone, shots.pixels(rows, augment=True)) for rows in parts])
+                seen = torch.cat([backbone.encode_unprojected(shots.pixels(rows, augment=True)) for rows in parts])
             else:
-                seen = unprojected.of(shots)[batch.rows.to(backbone.device)]
+                seen = backbone.unprojected_features(shots)[batch.rows.to(backbone.device)]
             logits = normalize(seen @ weight.T) @ texts
             return F.cross_entropy(logits, batch.labels) + penalty * (weight - start).pow(2).sum()
 
         train([weight], loss, shots, self.recipe, seed)
-        return Projection(backbone, weight.detach(), unprojected)
-
-
-@torch.no_grad()
-def pooled(backbone: Backbone, pixels: Tensor) -> Tensor:
-    """Return the frozen image encoder's output before the projection, at least float32 `[m, d_v]`."""
-    output = backbone.clip.vision_model(pixels.to(backbone.device, backbone.clip.dtype))
-    return at_least_float32(output.pooler_output)
+        return Projection(backbone, weight.detach())
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +55,8 @@ class Projection:
 
     backbone: Backbone
     weight: Tensor
-    unprojected: KeptFeatures
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return logits `[n, C]`."""
-        features = normalize(self.unprojected.of(images) @ self.weight.T)
+        features = normalize(self.backbone.unprojected_features(images) @ self.weight.T)
         return (self.backbone.logit_scale * features @ self.backbone.class_features(classes).T).cpu()

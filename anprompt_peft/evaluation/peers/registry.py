@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from .protocol import Method
 from .training import Recipe
@@ -68,10 +68,10 @@ def make_method(name: str, **settings: Any) -> Method:
         for key, value in layer.items():
             both = isinstance(value, Mapping) and isinstance(values[key], Mapping)
             values[key] = {**values[key], **value} if both else value
-    hints = get_type_hints(kind)
+    recipes = {key for key, hint in get_type_hints(kind).items() if Recipe in (hint, *get_args(hint))}
     return kind(
         **{
-            key: Recipe(**value) if hints[key] is Recipe and isinstance(value, Mapping) else value
+            key: Recipe(**value) if key in recipes and isinstance(value, Mapping) else value
             for key, value in values.items()
             if key in preset.settings or key in settings
         }

@@ -44,7 +44,8 @@ class Recipe:
         warmup_epochs (`float`): epochs at a constant `warmup_learning_rate` before.
         warmup_learning_rate (`float`): their rate.
         clip_norm (`float`): norm to clip gradients to; 0 clips nothing.
-        augment (`bool`): random crops and mirroring of the images.
+        augment (`bool`): train on random views of the shots, if their task has an augmentation: tasks that mirroring
+            would harm have none.
 
     Raises:
         ValueError: if a value lies outside its range.
@@ -181,6 +182,7 @@ def train(
     if not parameters or not len(shots):
         raise ValueError(f"nothing to train: {len(parameters)} parameters and {len(shots)} shots.")
     optimizer, total = recipe.optimizer_for(parameters), recipe.steps_for(len(shots))
+    augment = recipe.augment and shots.augmentation is not None
     order = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     step = 0
@@ -192,7 +194,7 @@ def train(
             ]:
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.rate(step, len(shots))
-                loss = loss_of_batch(Batch(shots, rows, parameters[0], recipe.augment))
+                loss = loss_of_batch(Batch(shots, rows, parameters[0], augment))
                 optimizer.zero_grad()
                 loss.backward()
                 if recipe.clip_norm:

@@ -23,10 +23,10 @@ def mean_features(backbone: Backbone, shots: ImageSet, views: int) -> Tensor:
 
     Args:
         backbone (`Backbone`): the frozen CLIP.
-        shots (`ImageSet`): with an augmentation if there are views.
+        shots (`ImageSet`): taken as they are if they have no augmentation.
         views (`int`): per shot, drawn from torch's random numbers; 0 takes the shots as they are.
     """
-    if not views:
+    if not views or shots.augmentation is None:
         return backbone.image_features(shots)
     return normalize(
         torch.cat(

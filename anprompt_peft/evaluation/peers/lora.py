@@ -1,0 +1,81 @@
+"""LoRA on the attention of both encoders, through PEFT (Zanella and Ben Ayed, 2024, arXiv 2405.18541: CLIP-LoRA)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ...method.features import at_least_float32, ensemble, normalize
+from ..backbone import Backbone
+from ..task import ClassTexts, ImageSet
+from .training import Batch, Recipe, seeded, train
+from .zero_shot import FrozenCLIP
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank updates `alpha / sqrt(rank) * B A` of attention matrices, trained with the cross entropy.
+
+    Args:
+        rank (`int`): of the updates.
+        alpha (`float`): see above.
+        dropout (`float`): share of an update's inputs that training leaves out.
+        targets (`tuple[str, ...]`): names of CLIP's linear layers, in all layers of both encoders.
+        steps_per_shot (`int`, *optional*): steps of the training for each shot of a class, in place of the recipe's.
+        text_chunk (`int`): class texts that are encoded at a time; more than these are computed a second time on the
+            way back, so that memory stays bounded.
+        recipe (`Recipe`): of the training.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    steps_per_shot: int | None
+    text_chunk: int
+    recipe: Recipe
+
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FrozenCLIP:
+        """Train the updates and merge them into a copy of CLIP."""
+        alpha: Any = self.alpha  # PEFT takes any number
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=alpha,
+            lora_dropout=self.dropout,
+            use_rslora=True,
+            target_modules=list(self.targets),
+        )
+        with seeded(seed):
+            model: Any = get_peft_model(backbone.copy(), config).train()
+        clip, tokens = model.get_base_model(), backbone.tokens(classes.texts)
+
+        def encode(rows: Tensor) -> Tensor:
+            return normalize(at_least_float32(clip.get_text_features(input_ids=rows).pooler_output))
+
+        def loss(batch: Batch) -> Tensor:
+            texts = ensemble(in_chunks(encode, tokens, self.text_chunk), len(classes.templates))
+            images = normalize(at_least_float32(clip.get_image_features(batch.pixels).pooler_output))
+            return F.cross_entropy(backbone.logit_scale * images @ texts.T, batch.labels)
+
+        recipe = self.recipe
+        if self.steps_per_shot is not None:
+            recipe = replace(recipe, steps=self.steps_per_shot * max(1, round(len(shots) / len(classes.names))))
+        train([each for each in model.parameters() if each.requires_grad], loss, shots, recipe, seed)
+        return FrozenCLIP(Backbone(model.merge_and_unload(), backbone.processor))
+
+
+def in_chunks(encode: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
+    """Return `encode(rows)`, for an `encode` that treats every row by itself, one chunk's activations held at a time.
+
+    The random numbers of a chunk are the same both times that it is computed. Up to `size` rows are one plain call.
+    """
+    if len(rows) <= size:
+        return encode(rows)
+    return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in rows.split(size)])
