@@ -1,0 +1,189 @@
+"""Training prompts for a frozen CLIP, and asking it with them: what the prompt methods share.
+
+Shapes: C classes, m images, n learnable tokens, widths d_t and d_v, joint dimension d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..backbone import Backbone, KeptFeatures
+from ..task import ClassTexts, ImageSet
+from .prompted import TEXT_CHUNK, Context, Prompts, encode_images, encode_texts, random_prompts
+from .training import Batch, Recipe, seeded, train
+from .views import features_of
+
+
+class PromptedCLIP:
+    """A frozen CLIP that is given prompts, at least in float32; nothing in it is changed.
+
+    Args:
+        backbone (`Backbone`): the CLIP.
+        context (`Context`, *optional*): how class texts begin. Without one they are the task's own, frozen.
+        chunk (`int`): texts encoded at a time.
+    """
+
+    def __init__(self, backbone: Backbone, context: Context | None = None, chunk: int = TEXT_CHUNK) -> None:
+        self.backbone, self.context, self.chunk = backbone, context, chunk
+        exact = torch.promote_types(backbone.clip.dtype, torch.float32) == backbone.clip.dtype
+        self.model = backbone.clip if exact else backbone.copy().float()
+        self.tokenizer = backbone.processor.tokenizer
+
+    @property
+    def like(self) -> Tensor:
+        """A weight whose device and dtype prompts take."""
+        return self.model.visual_projection.weight
+
+    @property
+    def text_layers(self) -> nn.ModuleList:
+        """The text encoder's layers."""
+        return self.model.text_model.encoder.layers
+
+    @property
+    def vision_layers(self) -> nn.ModuleList:
+        """The vision encoder's layers."""
+        return self.model.vision_model.encoder.layers
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The encoders' widths d_t and d_v."""
+        return self.model.text_embed_dim, self.model.vision_embed_dim
+
+    def text_encoder(self, classes: ClassTexts) -> Callable[[Prompts], Tensor]:
+        """Return what gives the classes' features `[C, d]` for prompts; the texts are tokenised once."""
+        if self.context is None:
+            frozen = self.backbone.class_features(classes)
+            return lambda prompts: frozen
+        ids = self.context.ids(classes.written, self.tokenizer, self.model)
+        return lambda prompts: encode_texts(self.model, ids, prompts.text, self.chunk)
+
+    def encode_batch(self, batch: Batch, prompts: Prompts) -> Tensor:
+        """Return the features of a batch of shots, `[m, d]`."""
+        if prompts.vision:
+            return encode_images(self.model, batch.pixels, prompts.vision)
+        return features_of(self.backbone, batch)
+
+
+class Learner(nn.Module):
+    """Holds learnable tokens that are what the encoders get.
+
+    Args:
+        start (`Prompts`): their first values.
+        like (`Tensor`): whose device and dtype they take.
+    """
+
+    def __init__(self, start: Prompts, like: Tensor) -> None:
+        super().__init__()
+        self.text = nn.ParameterList([nn.Parameter(each.to(like)) for each in start.text])
+        self.vision = nn.ParameterList([nn.Parameter(each.to(like)) for each in start.vision])
+
+    def forward(self) -> Prompts:
+        """Return the prompts."""
+        return Prompts(tuple(self.text), tuple(self.vision))
+
+
+class Features(NamedTuple):
+    """What a loss is computed from: features `[m, d]` and `[C, d]`, normalised, and logits `[m, C]`."""
+
+    image: Tensor
+    text: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FittedPrompts:
+    """Prompts after training, with the CLIP that they were trained for.
+
+    Args:
+        clip (`PromptedCLIP`): the CLIP.
+        prompts (`Prompts`): detached.
+    """
+
+    clip: PromptedCLIP
+    prompts: Prompts
+
+    @cached_property
+    def _images(self) -> KeptFeatures:
+        return KeptFeatures(
+            lambda pixels: encode_images(self.clip.model, pixels.to(self.clip.like), self.prompts.vision)
+        )
+
+    @torch.no_grad()
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        """Return the logits `[n, C]`; the images' features are kept."""
+        kept = self._images.of(images) if self.prompts.vision else self.clip.backbone.image_features(images)
+        text = self.clip.text_encoder(classes)(self.prompts)
+        return (self.clip.backbone.logit_scale * kept @ text.T).cpu()
+
+
+def fit_prompts(
+    clip: PromptedCLIP,
+    learner: nn.Module,
+    shots: ImageSet,
+    classes: ClassTexts,
+    recipe: Recipe,
+    seed: int,
+    loss: Callable[[Batch, Features], Tensor] | None = None,
+    after_epoch: Callable[[int], None] | None = None,
+) -> FittedPrompts:
+    """Train prompts on shots.
+
+    Args:
+        clip (`PromptedCLIP`): the CLIP.
+        learner (`nn.Module`): without input, gives [`Prompts`].
+        shots (`ImageSet`): the images to learn from.
+        classes (`ClassTexts`): their classes.
+        recipe (`Recipe`): how.
+        seed (`int`): of the order of the shots and their augmentation.
+        loss (`Callable`, *optional*): of a batch. Default: the cross entropy of its logits.
+        after_epoch (`Callable`, *optional*): called with the number of each epoch, from 0, when it has ended.
+    """
+    encode, scale = clip.text_encoder(classes), clip.backbone.logit_scale
+
+    def loss_of_batch(batch: Batch) -> Tensor:
+        prompts = learner()
+        image, text = clip.encode_batch(batch, prompts), encode(prompts)
+        features = Features(image, text, scale * image @ text.T)
+        return F.cross_entropy(features.logits, batch.labels) if loss is None else loss(batch, features)
+
+    train(learner.parameters(), loss_of_batch, shots, recipe, seed, after_epoch)
+    return FittedPrompts(clip, detached(learner()))
+
+
+def detached(prompts: Prompts) -> Prompts:
+    """Return a copy of prompts without gradients."""
+    return Prompts(*(tuple(each.detach().clone() for each in tower) for tower in prompts))
+
+
+def deep_prompts(clip: PromptedCLIP, text_depth: int, vision_depth: int, vision_tokens: int, seed: int) -> Learner:
+    """Return prompts of their own for the first layers of one or both encoders.
+
+    The first text prompts start as the context says, all others from N(0, 0.02).
+
+    Args:
+        clip (`PromptedCLIP`): with a context if there are text prompts.
+        text_depth (`int`): layers with text prompts, as many prompts as the context has tokens.
+        vision_depth (`int`): layers with vision prompts.
+        vision_tokens (`int`): vision prompts per layer.
+        seed (`int`): of the random ones.
+
+    Raises:
+        ValueError: if there is to be no prompt in a layer.
+    """
+    if vision_depth and vision_tokens < 1:
+        raise ValueError(f"vision_tokens={vision_tokens} must be at least 1.")
+    text_width, vision_width = clip.widths
+    with seeded(seed):
+        text: list[Tensor] = []
+        if clip.context is not None:
+            text.append(clip.context.initial(clip.tokenizer, clip.model))
+            text += [random_prompts(len(text[0]), text_width) for _ in range(text_depth - 1)]
+        vision = [random_prompts(vision_tokens, vision_width) for _ in range(vision_depth)]
+    return Learner(Prompts(tuple(text), tuple(vision)), clip.like)
