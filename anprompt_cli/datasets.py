@@ -1,0 +1,57 @@
+"""`anprompt datasets check`, `list` and `show`."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from .errors import FAILED
+from .options import DatasetsCheckOptions, DatasetsListOptions, DatasetsShowOptions, command
+
+datasets = typer.Typer(no_args_is_help=True, help="The data sets of the benchmarks: what is known, and what is there.")
+
+
+@datasets.command(no_args_is_help=True)
+@command
+def check(options: DatasetsCheckOptions) -> None:
+    """Tell which data sets lie below a folder, whole and as expected, and where to get the others.
+
+    * `anprompt datasets check /data`
+    * `anprompt datasets check /data --name eurosat --name dtd --all-images`
+    * `anprompt datasets check /data --name my-entry.json --json`
+
+    Exit code 1 if one that is there is not as it should be.
+    """
+    from .jobs.datasets import as_text, check_all
+
+    findings = check_all(options)
+    print(json.dumps(findings, indent=2, ensure_ascii=False) if options.as_json else as_text(findings))
+    if any(each["status"] in ("different", "broken") for each in findings):
+        raise typer.Exit(FAILED)
+
+
+@datasets.command("list")
+@command
+def list_known(options: DatasetsListOptions) -> None:
+    """List the data sets of the catalog: names, folders, sizes, copies on the Hub.
+
+    * `anprompt datasets list`
+    """
+    from .jobs.datasets import known, known_as_text
+
+    print(json.dumps(known(), indent=2, ensure_ascii=False) if options.as_json else known_as_text())
+
+
+@datasets.command(no_args_is_help=True)
+@command
+def show(options: DatasetsShowOptions) -> None:
+    """Print the entry of a data set as JSON, to read it or to change a copy of it.
+
+    * `anprompt datasets show eurosat > my-eurosat.json`
+
+    A file with an entry can be given wherever a name can.
+    """
+    from .jobs.datasets import entry_of
+
+    print(entry_of(options.name).to_json(), end="")
