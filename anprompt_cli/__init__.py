@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from .config_file import State
+from .datasets import datasets
 from .errors import INTERRUPTED, exit_code, message
 from .evaluate import evaluate
 from .info import info
@@ -28,6 +29,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 for command in (train, evaluate, predict, push, info):
     app.command(no_args_is_help=True)(command)
+app.add_typer(datasets, name="datasets")
 
 
 def _show_version(asked: bool) -> None:

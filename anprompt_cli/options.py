@@ -330,6 +330,37 @@ class PushOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetsCheckOptions:
+    """Options of `anprompt datasets check`."""
+
+    root: Annotated[
+        Path, _argument("ROOT", "Folder that holds the folders of the data sets.", exists=True, file_okay=False)
+    ]
+    name: Annotated[
+        list[str] | None,
+        _unset("Data set to check, or a JSON file with an entry; repeat it. Default: the catalog's.", metavar="NAME"),
+    ] = None
+    all_images: Annotated[
+        bool, Option("--all-images", help="Decode every image, and not one of each class in each split.")
+    ] = False
+    as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetsListOptions:
+    """Options of `anprompt datasets list`."""
+
+    as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetsShowOptions:
+    """Options of `anprompt datasets show`."""
+
+    name: Annotated[str, _argument("NAME", "Data set of the catalog, or a JSON file with an entry.")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class InfoOptions(AdapterOptions):
     """Options of `anprompt info`."""
 
