@@ -734,8 +734,12 @@ print(*{{"torch", "transformers", "datasets", "peft", "accelerate", "sklearn", "
 
 def parameters() -> dict[str, dict[str, Any]]:
     """The options of every command by name, without those that typer adds."""
-    commands = typer.main.get_group(app).commands
-    return {name: {option.name: option for option in command.params} for name, command in commands.items()}
+    found, waiting = {}, list(typer.main.get_group(app).commands.items())
+    for name, command in waiting:
+        waiting += [(f"{name} {part}", each) for part, each in getattr(command, "commands", {}).items()]
+        if command.params or not hasattr(command, "commands"):
+            found[name] = {option.name: option for option in command.params}
+    return found
 
 
 def test_help_states_the_defaults_of_the_fields_that_options_set() -> None:

@@ -351,6 +351,8 @@ def check_anprompt(words: list[str], command: str) -> None:
     if names and names[0] != "...":
         subcommand = getattr(root, "commands", {}).get(names[0])
         assert subcommand, f"no such command: {command}"
+        for name in names[1:]:
+            subcommand = getattr(subcommand, "commands", {}).get(name, subcommand)
         options |= {o for parameter in subcommand.params for o in (*parameter.opts, *parameter.secondary_opts)}
     assert set(options_of(shlex.join(words))) <= options | {"--help", "--install-completion"}, command
 
