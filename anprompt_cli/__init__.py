@@ -1,4 +1,4 @@
-"""The command `anprompt`: train, evaluate, predict, push and info.
+"""The command `anprompt`: train, evaluate, predict, push, info and benchmark.
 
 It is a package beside `anprompt_peft` and not in it, because importing that one loads torch, transformers and PEFT.
 Help, shell completion, wrong options and `info` answer without them. A command imports its job from the folder `jobs`,
@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from .benchmark import benchmark
 from .config_file import State
 from .datasets import datasets
 from .errors import INTERRUPTED, exit_code, message
@@ -30,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exce
 for command in (train, evaluate, predict, push, info):
     app.command(no_args_is_help=True)(command)
 app.add_typer(datasets, name="datasets")
+app.add_typer(benchmark, name="benchmark")
 
 
 def _show_version(asked: bool) -> None:

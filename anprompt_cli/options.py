@@ -17,8 +17,10 @@ from typing import Annotated, Any, get_type_hints
 from typer import Argument, Option
 
 from .config_file import use_file
+from .grid_file import use_grid
 
 DATA, CLASSES, TRAINING, RUN, OUTPUT = "Data", "Classes", "Training", "Running", "Output"
+ROBUSTNESS = "Robustness"
 
 
 class Device(StrEnum):
@@ -290,6 +292,23 @@ class EvaluateOptions(RunOptions, DataOptions, AdapterOptions):
     workers: Annotated[
         int, Option(metavar="N", min=0, help="Worker processes that load images.", rich_help_panel=RUN)
     ] = 0
+    robustness: Annotated[
+        bool,
+        Option(
+            "--robustness", help="Measure also under perturbed class texts and images.", rich_help_panel=ROBUSTNESS
+        ),
+    ] = False
+    robustness_images: Annotated[
+        int, Option(metavar="N", min=1, help="At most so many images for it.", rich_help_panel=ROBUSTNESS)
+    ] = 500
+    synonyms: Annotated[
+        Path | None,
+        _unset(
+            'With --robustness, a JSON file with other names of classes: {"cat": ["kitten", "tabby"]}.',
+            ROBUSTNESS,
+            **IS_FILE,
+        ),
+    ] = None
     report: Annotated[Path | None, _unset("Write a report as one HTML file.", dir_okay=False)] = None
     as_json: Json = False
 
@@ -327,6 +346,113 @@ class PushOptions:
     ] = None
     revision: Annotated[str | None, _unset("Branch to push to, created if it does not exist. Default: main.")] = None
     message: Annotated[str | None, _unset("Commit message.")] = None
+
+
+class Protocol(StrEnum):
+    """What is learned and measured: those of `anprompt_peft.evaluation.protocols`."""
+
+    BASE_TO_NEW = "base-to-new"
+    FEW_SHOT = "few-shot"
+    ALL_CLASSES = "all-classes"
+    CROSS_DATA = "cross-data"
+
+
+class Halves(StrEnum):
+    """How classes are cut into base and new."""
+
+    ORDER = "order"
+    RANDOM = "random"
+
+
+class Sampling(StrEnum):
+    """How shots are drawn."""
+
+    COOP = "coop"
+    SEEDED = "seeded"
+
+
+class Source(StrEnum):
+    """Where data sets of the catalog are read from."""
+
+    FOLDER = "folder"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(RunOptions):
+    """Options of `anprompt benchmark`. Nothing is required by typer, as `anprompt benchmark report` needs none."""
+
+    output: Annotated[
+        Path | None, _unset("Folder of the grid: a folder for each cell. Cells that are there are skipped.", OUTPUT)
+    ] = None
+    config: Annotated[
+        Path | None,
+        _unset(
+            "YAML or JSON file with options (`shots: 16`) and with settings of methods (`methods:`).",
+            is_eager=True,
+            callback=use_grid,
+            **IS_FILE,
+        ),
+    ] = None
+    data: Annotated[
+        list[str] | None,
+        _unset(
+            "Data set: a name of the catalog, a folder, an id on the Hub, or module:function; repeat it.",
+            DATA,
+            metavar="NAME",
+        ),
+    ] = None
+    root: Annotated[Path | None, _unset("Folder that holds the catalog's data sets.", DATA, file_okay=False)] = None
+    source: Annotated[
+        Source, Option(help="Read data sets of the catalog below --root, or from the Hub.", rich_help_panel=DATA)
+    ] = Source.FOLDER
+    protocol: Annotated[Protocol, Option(help="What is learned and measured.", rich_help_panel=DATA)] = (
+        Protocol.BASE_TO_NEW
+    )
+    target: Annotated[
+        list[str] | None, _unset("Data set to measure on, of cross-data; repeat it.", DATA, metavar="NAME")
+    ] = None
+    shots: Annotated[int, Option(metavar="N", min=1, help="Images per class.", rich_help_panel=DATA)] = 16
+    halves: Annotated[
+        Halves, Option(help="Base classes: the first half, or drawn with the seed.", rich_help_panel=DATA)
+    ] = Halves.ORDER
+    sampling: Annotated[
+        Sampling, Option(help="Shots: those of CoOp's code, or a stream for each class.", rich_help_panel=DATA)
+    ] = Sampling.COOP
+    method: Annotated[
+        list[str] | None,
+        _unset(
+            "Method: a preset, one named in the file, or module:Class; repeat it. Default: those of the file.",
+            TRAINING,
+            metavar="NAME",
+        ),
+    ] = None
+    robustness: Annotated[
+        list[str] | None,
+        _unset(
+            "Measure under perturbations as well: text, image, or the name of a family; repeat it.",
+            DATA,
+            metavar="NAME",
+        ),
+    ] = None
+    seeds: Annotated[
+        list[str] | None, _unset("Seed, or a range such as 1-3; repeat it. Default: 1-3.", TRAINING, metavar="N")
+    ] = None
+    model: Annotated[str, Option(help="CLIP to adapt: its id on the Hub, or a folder.")] = (
+        "openai/clip-vit-base-patch16"
+    )
+    jobs: Annotated[int, Option(metavar="N", min=1, help="Processes.", rich_help_panel=RUN)] = 1
+    threads: Annotated[int, Option(metavar="N", min=1, help="Threads of each process.", rich_help_panel=RUN)] = 1
+    shard: Annotated[str, Option(metavar="I/N", help="Run one of N parts of the grid.", rich_help_panel=RUN)] = "1/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkReportOptions:
+    """Options of `anprompt benchmark report`."""
+
+    folder: Annotated[Path, _argument("FOLDER", "Folder of a grid.", exists=True, file_okay=False)]
+    reference: Annotated[str, Option(metavar="NAME", help="Method that all others are compared with.")] = "anprompt"
+    html: Annotated[Path | None, _unset("Write the tables and plots as one HTML file.", dir_okay=False)] = None
 
 
 @dataclass(frozen=True, kw_only=True)

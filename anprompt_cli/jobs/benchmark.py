@@ -1,0 +1,97 @@
+"""The jobs of `anprompt benchmark`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anprompt_peft.evaluation.grid import (
+    Cell,
+    Failed,
+    Place,
+    Setup,
+    choose_shard,
+    collect,
+    is_done,
+    make_cells,
+    make_tables,
+    read_results,
+    run_grid,
+    summarise,
+    title_of,
+)
+from anprompt_peft.evaluation.peers import make_method
+
+from ..errors import Interrupted
+from ..options import BenchmarkOptions, BenchmarkReportOptions
+from .models import choose_device, load_clip, quieten
+
+
+def run_benchmark(
+    options: BenchmarkOptions, methods: Mapping[str, tuple[str, dict[str, Any]]], seeds: Sequence[int]
+) -> list[str]:
+    """Run the cells of a grid that are not there, and collect all that are.
+
+    Args:
+        options (`BenchmarkOptions`): with data and output.
+        methods (`Mapping`): by the names in tables, what to make and with which settings.
+        seeds (`Sequence[int]`): of the runs.
+
+    Returns:
+        `list[str]`: what failed and why, one line for each reason.
+
+    Raises:
+        ValueError: if the model, a method or a setting is unknown.
+        Interrupted: by Ctrl-C.
+    """
+    assert options.output is not None
+    assert options.data is not None
+    setup = Setup(
+        options.model,
+        options.protocol,
+        options.shots,
+        options.halves,
+        options.sampling,
+        options.source,
+        tuple(options.target or ()),
+        tuple(options.robustness or ()),
+    )
+    made = {name: make_method(kind, **settings) for name, (kind, settings) in methods.items()}
+    cells = choose_shard(make_cells(setup, options.data, made, seeds), options.shard)
+    root = None if options.root is None else str(options.root)
+    place = Place(options.output, root, str(choose_device(options.device)), options.threads)
+    if any(not is_done(place.output, cell) for cell in cells):
+        quieten()
+        load_clip(options.model)  # says what is wrong with it, once
+    try:
+        failed = run_grid(cells, place, options.jobs)
+    except KeyboardInterrupt:
+        done = sum(is_done(place.output, cell) for cell in cells)
+        raise Interrupted(
+            f"interrupted: {done} of {len(cells)} cells are done. The same command runs the others."
+        ) from None
+    if any(is_done(place.output, cell) for cell in cells):
+        collect(place.output)
+    return [*_reasons(failed)]
+
+
+def report_benchmark(options: BenchmarkReportOptions) -> str:
+    """Return the tables of a grid as Markdown.
+
+    Raises:
+        FileNotFoundError: if the folder has no results.
+        ValueError: if its results do not belong together.
+    """
+    collect(options.folder)
+    blocks = []
+    for summary in summarise(read_results(options.folder)):
+        blocks.append(f"## {title_of(summary)}")
+        blocks += [table.markdown() for table in make_tables(summary, options.reference)]
+    return "\n\n".join(blocks)
+
+
+def _reasons(failed: Sequence[Failed]) -> list[str]:
+    by_error: dict[str, list[Cell]] = {}
+    for each in failed:
+        by_error.setdefault(each.error, []).append(each.cell)
+    return [f"failed: {'; '.join(map(str, cells))}: {error}" for error, cells in by_error.items()]

@@ -1,0 +1,59 @@
+"""Published figures, to stand beside measured ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .summary import Summary
+
+FILE = Path(__file__).with_name("published.json")
+MODEL = "clip-vit-base-patch16"
+PROTOCOL, SHOTS, HALVES, SAMPLING = "base-to-new", 16, "order", "coop"
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper reports for base-to-new with ViT-B/16 and 16 shots: averages over the 11 data sets, in per cent.
+
+    Args:
+        label (`str`): the method's name there.
+        base (`float`): accuracy on base classes.
+        new (`float`): accuracy on new classes.
+        H (`float`): the harmonic mean of the two.
+        source (`str`): the paper.
+        note (`str`): what to know about the row.
+    """
+
+    label: str
+    base: float
+    new: float
+    H: float
+    source: str
+    note: str = ""
+
+
+@cache
+def published() -> Mapping[str, Published]:
+    """Return the published figures by the names of methods here."""
+    rows = json.loads(FILE.read_text(encoding="utf-8"))["methods"]
+    return {name: Published(**row) for name, row in rows.items()}
+
+
+def published_for(summary: Summary) -> Mapping[str, Published]:
+    """Return the figures that may stand beside a summary's averages.
+
+    There are none unless its protocol and model are theirs and all its data sets have the tables' test sets.
+    """
+    setup = summary.setup
+    same = (setup["protocol"], setup["shots"], setup["halves"], setup["sampling"]) == (
+        PROTOCOL,
+        SHOTS,
+        HALVES,
+        SAMPLING,
+    )
+    same = same and str(setup["model"]).rstrip("/").endswith(MODEL) and all(summary.comparable.values())
+    return published() if same else {}

@@ -1,0 +1,184 @@
+"""Runs the cells of a grid that are not there yet, over processes of one machine."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+
+import datasets
+import torch
+from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPProcessor
+from transformers.utils import logging as transformers_logging
+
+from ...provenance import provenance
+from ..backbone import Backbone
+from ..benchmarks.data import BenchmarkData, load_benchmark_data
+from ..benchmarks.shots import draw_shots
+from ..protocols import make_task
+from ..task import ClassTexts, Part, Task
+from .cells import Cell, Setup
+from .measure import measure
+from .store import is_done, write_cell
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where cells are run; it does not change what they are.
+
+    Args:
+        output (`Path`): the grid's folder.
+        root (`str`, *optional*): below which the data sets of the catalog lie.
+        device (`str`): of the model.
+        threads (`int`): of each process.
+    """
+
+    output: Path
+    root: str | None = None
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Failed:
+    """A cell that could not be run, and why: the error in one line, and its traceback."""
+
+    cell: Cell
+    error: str
+    traceback: str
+
+
+def run_grid(cells: Sequence[Cell], place: Place, jobs: int = 1) -> list[Failed]:
+    """Run the cells that are not there yet. A cell that fails does not stop the others.
+
+    A cell's result depends on neither the number of jobs nor the cells beside it. Several calls, also on other
+    machines with the same folder, may run at once.
+
+    Args:
+        cells (`Sequence[Cell]`): see [`make_cells`].
+        place (`Place`): where.
+        jobs (`int`): processes; one runs them in this one.
+
+    Returns:
+        `list[Failed]`: those that failed.
+    """
+    waiting = [cell for cell in cells if not is_done(place.output, cell)]
+    runs = Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")(
+        delayed(run_cell)(cell, place) for cell in waiting
+    )
+    failed = []
+    with tqdm(total=len(cells), initial=len(cells) - len(waiting), unit="cell") as bar:
+        for failure in runs:
+            bar.update()
+            if failure:
+                failed.append(failure)
+                bar.set_postfix(failed=len(failed))
+    return failed
+
+
+def run_cell(cell: Cell, place: Place) -> Failed | None:
+    """Run one cell, unless it is there, and write its folder.
+
+    Returns:
+        `Failed`, *optional*: if it could not be run.
+    """
+    if is_done(place.output, cell):
+        return None
+    try:
+        _settle()
+        with threads(place.threads):
+            _run(cell, place)
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return Failed(cell, text, traceback.format_exc())
+    return None
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Compute with so many threads for a block, in torch and in the libraries below NumPy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        with threadpool_limits(number):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(cell: Cell, place: Place) -> None:
+    backbone = _backbone(cell.setup.model, place.device)
+    data = _data(cell.data, place.root, cell.setup.source)
+    task = _task(cell.setup, cell.data, cell.seed, place)
+    measured = measure(cell, backbone, task)
+    result = {
+        "data": {"name": data.name, "comparable": data.comparable, "note": data.note},
+        "parts": [
+            {"name": part.name, "images": len(part.images), "classes": list(part.classes.names)} for part in task.parts
+        ],
+        "fit_seconds": measured.fit_seconds,
+        "learnable_parameters": measured.learnable_parameters,
+        "rows": measured.rows,
+        "robustness": measured.robustness,
+        "provenance": provenance("joblib", "scipy"),
+    }
+    shots = draw_shots(data, cell.setup.shots, cell.seed, cell.setup.sampling)
+    write_cell(place.output, cell, result, measured.parts, lambda path: shots.save(path, data))
+
+
+@cache
+def _settle() -> None:
+    """Leave the terminal to the grid's progress bar."""
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+
+
+@lru_cache(maxsize=1)
+def _backbone(model: str, device: str) -> Backbone:
+    clip = CLIPModel.from_pretrained(model, dtype=torch.float32).to(device)
+    return Backbone(clip, CLIPProcessor.from_pretrained(model))
+
+
+@lru_cache(maxsize=1)
+def _data(name: str, root: str | None, source: str) -> BenchmarkData:
+    return load_benchmark_data(name, root, source)
+
+
+@lru_cache(maxsize=1)
+def _task(setup: Setup, name: str, seed: int, place: Place) -> Task:
+    data = _data(name, place.root, setup.source)
+    targets = tuple(load_benchmark_data(each, place.root, setup.source) for each in setup.targets)
+    task = make_task(
+        data,
+        _backbone(setup.model, place.device).processor,
+        setup.protocol,
+        setup.shots,
+        seed,
+        halves=setup.halves,
+        sampling=setup.sampling,
+        targets=targets,
+    )
+    return replace(task, parts=_shared(_last_parts(setup, name, place), task.parts))
+
+
+@lru_cache(maxsize=1)
+def _last_parts(setup: Setup, name: str, place: Place) -> dict[tuple[str, ClassTexts], Part]:
+    """Return a place to keep the parts of a data set's last task in."""
+    return {}
+
+
+def _shared(last: dict[tuple[str, ClassTexts], Part], parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Put the last task's parts in place of equal ones, so that their images and features are computed once.
+
+    What is measured depends on the seed through the classes alone.
+    """
+    shared = {(part.name, part.classes): last.get((part.name, part.classes), part) for part in parts}
+    last.clear()
+    last.update(shared)
+    return tuple(shared.values())
