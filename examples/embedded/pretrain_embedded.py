@@ -1,0 +1,388 @@
+"""Pre-train one tiny CLIP for digits and icons, from nothing, on rendered glyphs and their captions.
+
+    python examples/embedded/pretrain_embedded.py --output DIR [--seed 0] [--steps 2800]
+
+It sees the icons of five families and the characters of matplotlib's fonts: no glyph of Phosphor or Remix, and no
+handwriting. Those only measure the finished model, on development concepts and on the digits' "recipe" split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))  # a script's own folder is all that Python adds
+
+import glyphs
+from anprompt_peft.files import to_json, whole_folder
+from anprompt_peft.provenance import provenance
+from captions import DIGIT_TEMPLATES, DIGIT_WORDS, captions_for
+from development import development_figures
+from icon_captions import TEMPLATES, draw_caption
+from icon_drawing import draw_icons, make_bank
+from icons import PRETRAINING, SIZE, Glyph, caption_names, is_drawn
+from icons import glyphs as glyphs_of
+from tokenization import train_tokenizer
+
+MAX_LOGIT_SCALE = math.log(100)
+WEIGHTS = "model.safetensors"
+DRAWN_AT_ONCE = 500  # images
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the result depends on besides the seed."""
+
+    steps: int = 2800
+    icons: int = 192  # of each batch
+    digits: int = 48
+    letters: int = 16
+    icon_pool: int = 80_000  # images drawn beforehand, which the batches are taken from
+    character_pool: int = 24_000
+    noise: float = 0.03  # largest standard deviation, drawn anew in every batch
+    typos: float = 0.25  # share of the captions whose name has one typing error
+    own_name: float = 0.5  # share of the captions that take the concept's own name in any case
+    learning_rate: float = 1.5e-3
+    warmup: float = 0.05  # share of the steps
+    weight_decay: float = 0.1
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 384
+    projection: int = 128
+    patch: int = 8  # pixels
+    context: int = 32  # tokens
+    merges: int = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """n training images, uint8 [n, SIZE, SIZE], and what each shows, int64 [n]: a position among the texts."""
+
+    grey: Tensor
+    kinds: np.ndarray
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How captions of one concept or character are made."""
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    typos: bool = True
+
+
+def icon_glyphs() -> list[Glyph]:
+    """All glyphs of the pre-training."""
+    return [glyph for family in PRETRAINING for glyph in glyphs_of(family) if is_drawn(glyph)]
+
+
+def designers(glyph_list: list[Glyph]) -> np.ndarray:
+    """How many designers have drawn each glyph's concept, int64 [n]; the two releases of Font Awesome are one."""
+    drawn: dict[str, set[str]] = {}
+    for glyph in glyph_list:
+        drawn.setdefault(glyph.concept, set()).add(glyph.family.rstrip(" 56"))
+    return np.array([len(drawn[glyph.concept]) for glyph in glyph_list])
+
+
+def all_texts() -> list[Texts]:
+    """Texts of every character in `glyphs.CHARS`, then of every concept in `caption_names()`."""
+    digits = [Texts((word, digit), DIGIT_TEMPLATES) for word, digit in zip(DIGIT_WORDS, glyphs.DIGITS, strict=True)]
+    letters = [Texts(("",), tuple(captions_for(letter)), typos=False) for letter in glyphs.LETTERS]
+    return [*digits, *letters, *(Texts(names, TEMPLATES) for names in caption_names().values())]
+
+
+def draw_icon_pool(recipe: Recipe, rng: np.random.Generator) -> Images:
+    """Icons, those of concepts that several designers have drawn more often."""
+    icons = icon_glyphs()
+    weights = designers(icons).astype(np.float64)
+    rows = rng.choice(len(icons), size=recipe.icon_pool, p=weights / weights.sum())
+    bank = make_bank(icons)
+    parts = [draw_icons(bank, rows[i : i + DRAWN_AT_ONCE], rng) for i in range(0, len(rows), DRAWN_AT_ONCE)]
+    position = {concept: len(glyphs.CHARS) + i for i, concept in enumerate(caption_names())}
+    kinds = np.array([position[icon.concept] for icon in icons])[rows]
+    return Images(torch.cat([(part * 255).round().to(torch.uint8) for part in parts]), kinds)
+
+
+def draw_character_pool(recipe: Recipe, rng: np.random.Generator) -> tuple[Images, Images]:
+    """Digits and letters, drawn as in the digits example."""
+    bank = glyphs.make_bank()
+    digits = recipe.character_pool * recipe.digits // (recipe.digits + recipe.letters)
+    first = rng.integers(len(glyphs.DIGITS), size=digits)
+    second = rng.integers(len(glyphs.DIGITS), len(glyphs.CHARS), size=recipe.character_pool - digits)
+    digit_images, letter_images = (
+        torch.cat([glyphs.draw(bank, kinds[i : i + DRAWN_AT_ONCE], rng) for i in range(0, len(kinds), DRAWN_AT_ONCE)])
+        for kinds in (first, second)
+    )
+    return Images(digit_images, first), Images(letter_images, second)
+
+
+def make_processor(recipe: Recipe, texts: list[Texts], mean: float, std: float) -> CLIPProcessor:
+    """Tokenizer trained on the captions, and an image processor with the given grey mean and deviation."""
+    corpus = [template.replace("{}", name) for text in texts for name in text.names for template in text.templates]
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": SIZE},
+        crop_size={"height": SIZE, "width": SIZE},
+        image_mean=[mean] * 3,
+        image_std=[std] * 3,
+    )
+    tokenizer = train_tokenizer(corpus, recipe.merges, recipe.context)
+    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def make_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A freshly initialised float32 model, drawn from torch's global random state."""
+    width: dict[str, Any] = {
+        "hidden_size": recipe.hidden,
+        "intermediate_size": recipe.mlp,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "projection_dim": recipe.projection,
+    }
+    text = {
+        **width,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": recipe.context,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**width, "image_size": SIZE, "patch_size": recipe.patch}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection))
+
+
+def contrastive_loss(logits: Tensor, kinds: Tensor) -> Tensor:
+    """Symmetric cross-entropy in which all pairs of equal kind share the target equally.
+
+    Args:
+        logits (`Tensor`): float [n, n], images along rows, captions along columns.
+        kinds (`Tensor`): int64 [n], of each image and of its caption.
+    """
+    positive = (kinds[:, None] == kinds[None, :]).to(logits.dtype)
+    target = positive / positive.sum(dim=1, keepdim=True)
+    cross_entropy = torch.nn.functional.cross_entropy
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+
+
+def text_features(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Features of captions, float32 [n, projection]; the shorter half is encoded apart, which saves padding."""
+    ids = tokenizer(captions, truncation=True)["input_ids"]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    halves = []
+    for rows in (order[: len(order) // 2], order[len(order) // 2 :]):
+        longest = max(len(ids[row]) for row in rows)
+        padded = [ids[row] + [tokenizer.pad_token_id] * (longest - len(ids[row])) for row in rows]
+        halves.append(model.text_model(input_ids=torch.tensor(padded)).pooler_output)
+    back = torch.argsort(torch.tensor(order))
+    return model.text_projection(torch.cat(halves))[back]
+
+
+def image_features(model: CLIPModel, pixels: Tensor) -> Tensor:
+    """Features of images [n, 1, SIZE, SIZE], float32 [n, projection]."""
+    return model.visual_projection(model.vision_model(pixel_values=pixels.expand(-1, 3, -1, -1)).pooler_output)
+
+
+def backward(
+    model: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, captions: list[str], kinds: Tensor, towers: Executor
+) -> float:
+    """Put the loss's gradients into the parameters and return the loss; each tower runs in a thread of its own.
+
+    The towers meet twice a step, so that another program on one of the cores delays a step little.
+    """
+    outputs = [
+        job.result()
+        for job in (
+            towers.submit(image_features, model, pixels),
+            towers.submit(text_features, model, tokenizer, captions),
+        )
+    ]
+    leaves = [output.detach().requires_grad_() for output in outputs]
+    image, text = (torch.nn.functional.normalize(leaf, dim=1) for leaf in leaves)
+    loss = contrastive_loss(model.logit_scale.exp() * image @ text.T, kinds)
+    loss.backward()
+    jobs = [towers.submit(output.backward, leaf.grad) for output, leaf in zip(outputs, leaves, strict=True)]
+    for job in jobs:
+        job.result()
+    return loss.item()
+
+
+def learning_rate_factor(step: int, recipe: Recipe) -> float:
+    """Linear warm-up to 1, then a cosine to 0."""
+    warmup = max(1, round(recipe.steps * recipe.warmup))
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup))) / 2
+
+
+def parameter_groups(model: CLIPModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only: biases, norms and the logit scale go without."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def draw_batch(
+    pools: list[tuple[Images, int]], texts: list[Texts], recipe: Recipe, rng: np.random.Generator
+) -> tuple[Tensor, list[str], Tensor]:
+    """Images as float32 [n, SIZE, SIZE] in 0..1, a caption of each, and their kinds, int64 [n]."""
+    chosen = [(pool, rng.integers(len(pool.kinds), size=n)) for pool, n in pools]
+    grey = torch.cat([pool.grey[torch.from_numpy(rows)] for pool, rows in chosen]).float() / 255
+    kinds = np.concatenate([pool.kinds[rows] for pool, rows in chosen])
+    noise = glyphs.normal(rng, 1, *grey.shape) * glyphs.uniform(rng, 0, recipe.noise, len(grey))[:, None, None]
+    captions = []
+    for kind in kinds.tolist():
+        text = texts[kind]
+        typos = recipe.typos if text.typos else 0.0
+        captions.append(draw_caption(text.names, text.templates, typos, recipe.own_name, rng))
+    return (grey + noise).clamp(0, 1), captions, torch.from_numpy(kinds)
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let torch use one thread in the calling thread: sums then do not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def pretrain(
+    recipe: Recipe, seed: int, watch: Callable[[int, CLIPModel, CLIPProcessor], None] | None = None
+) -> tuple[CLIPModel, CLIPProcessor]:
+    """Train a tokenizer and a model; the same recipe and seed give the same weights on the same machine.
+
+    Args:
+        recipe (`Recipe`): all but the seed.
+        seed (`int`): of everything random.
+        watch (`Callable`, *optional*): called with the number of steps done, the model and the processor.
+    """
+    rng, icon_rng, character_rng = np.random.default_rng(seed).spawn(3)
+    with one_thread_each(), ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as towers:
+        icon_job = towers.submit(draw_icon_pool, recipe, icon_rng)
+        digits, letters = towers.submit(draw_character_pool, recipe, character_rng).result()
+        pools = [(icon_job.result(), recipe.icons), (digits, recipe.digits), (letters, recipe.letters)]
+        return train(pools, recipe, seed, rng, towers, watch)
+
+
+def train(
+    pools: list[tuple[Images, int]],
+    recipe: Recipe,
+    seed: int,
+    rng: np.random.Generator,
+    towers: Executor,
+    watch: Callable[[int, CLIPModel, CLIPProcessor], None] | None,
+) -> tuple[CLIPModel, CLIPProcessor]:
+    """Make and train a model on batches taken from pools of images, so many of each; see `pretrain`."""
+    texts = all_texts()
+    grey = draw_batch(pools, texts, recipe, rng)[0]
+    mean, std = round(grey.mean().item(), 4), round(grey.std().item(), 4)
+    processor = make_processor(recipe, texts, mean, std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make_model(recipe, processor.tokenizer).train()
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
+    progress = tqdm(range(recipe.steps), desc="pre-training", unit="step")
+    for step in progress:
+        images, captions, kinds = draw_batch(pools, texts, recipe, rng)
+        optimizer.zero_grad()
+        loss = backward(model, processor.tokenizer, (images[:, None] - mean) / std, captions, kinds, towers)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if watch is not None:
+            watch(step + 1, model, processor)
+    return model.eval(), processor
+
+
+def save(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
+    """Write model and processor; the weights as float16, and a configuration that makes them float32 on loading."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    half = {name: tensor.half() for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(half, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def keep_every(steps: int, folder: Path) -> Callable[[int, CLIPModel, CLIPProcessor], None]:
+    """Save the model to `folder` and print its development figures every so many steps."""
+
+    def watch(step: int, model: CLIPModel, processor: CLIPProcessor) -> None:
+        if step % steps == 0:
+            save(model, processor, folder)
+            print(step, development_figures(model, processor), flush=True)
+
+    return watch
+
+
+def run(
+    output: Path,
+    recipe: Recipe,
+    seed: int,
+    watch: Callable[[int, CLIPModel, CLIPProcessor], None] | None = None,
+) -> dict[str, Any]:
+    """Pre-train, save, measure what was saved; returns what training.json holds.
+
+    Raises:
+        FileExistsError: if `output` holds anything already.
+    """
+    with whole_folder(output.resolve()) as folder:
+        start = time.perf_counter()
+        model, processor = pretrain(recipe, seed, watch)
+        seconds = round(time.perf_counter() - start, 1)
+        save(model, processor, folder)
+        record = {
+            "seed": seed,
+            "recipe": asdict(recipe),
+            "parameters": model.num_parameters(),
+            "seconds": seconds,
+            "zero_shot_accuracy_development": development_figures(CLIPModel.from_pretrained(folder), processor),
+            **provenance("qtawesome", "tokenizers", "numpy", "scipy", "matplotlib", "pillow"),
+        }
+        (folder / "training.json").write_text(to_json(record))
+    return record
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Pre-train a tiny CLIP on rendered icons and characters.")
+    parser.add_argument("--output", type=Path, required=True, help="directory to make; must be absent or empty")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--keep", type=Path, help="folder to save the unfinished model in, every 300 steps")
+    args = parser.parse_args()
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, not {args.steps}")
+    watch = keep_every(300, args.keep) if args.keep else None
+    try:
+        record = run(args.output, Recipe(steps=args.steps), args.seed, watch)
+    except FileExistsError as error:
+        parser.error(str(error))
+    print(to_json(record), end="")
+
+
+if __name__ == "__main__":
+    main()
