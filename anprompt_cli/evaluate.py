@@ -16,17 +16,20 @@ def evaluate(options: EvaluateOptions) -> None:
     * `anprompt evaluate adapter photos`
     * `anprompt evaluate adapter photos --split validation --classes cat --classes dog`
     * `anprompt evaluate adapter photos --halves adapter/base-new.json --report report.html`
+    * `anprompt evaluate adapter photos --robustness --report report.html`
 
     Images of other classes are left out. Intervals are 95 % and cover the choice of images.
     """
     if options.classes and options.halves:
         raise ValueError("--classes and --halves exclude each other.")
+    if options.synonyms and not options.robustness:
+        raise ValueError("--synonyms needs --robustness.")
     check_data(options.data)
     from .jobs.evaluate import evaluate_adapter
 
-    measured, record = evaluate_adapter(options)
+    tables, record = evaluate_adapter(options)
     print(*record["notes"], sep="\n", file=sys.stderr, end="\n" if record["notes"] else "")
     if options.as_json:
         print(json.dumps(record, indent=2, ensure_ascii=False))
     else:
-        print(measured.summary(), measured.class_table(), sep="\n\n")
+        print(*tables, sep="\n\n")

@@ -11,15 +11,16 @@ from anprompt_peft.report import ReportData, read_geometry, write_report
 
 from ..options import EvaluateOptions
 from .labelled import check_parts, choose_split, left_out, load_splits, public_name, select_parts
-from .measuring import Measured, describe, measure
+from .measuring import describe, measure
 from .models import load_adapter
+from .robustness import robustness_of, robustness_table
 
 
-def evaluate_adapter(options: EvaluateOptions) -> tuple[Measured, dict[str, Any]]:
+def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any]]:
     """Measure an adapter and zero-shot CLIP, and write a report if one is asked for.
 
     Returns:
-        `tuple`: the figures, and the record of them as JSON values.
+        `tuple`: the figures as tables, and the record of them as JSON values.
 
     Raises:
         ValueError: if adapter, split or classes are not there.
@@ -36,6 +37,10 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[Measured, dict[str, Any]
     if others := set(class_names_of(dataset)).difference(*groups.values()):
         print(f"Left out: the images of {len(others)} other classes. --classes can ask for them.", file=sys.stderr)
     measured = measure(model, parts, processor, options.batch_size, options.workers)
+    tables, robustness = [measured.summary(), measured.class_table()], []
+    if options.robustness:
+        robustness = robustness_of(model, parts, processor, options.robustness_images, options.synonyms)
+        tables += map(robustness_table, robustness)
     made, notes = provenance(), [*measured.notes(), *left_out(corrupt)]
     if options.report:
         report = ReportData(
@@ -43,6 +48,7 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[Measured, dict[str, Any]
             predictions=measured.adapted,
             zero_shot=measured.zero_shot,
             geometry=read_geometry(model),
+            robustness=robustness,
             settings=describe(model),
             provenance=made,
             notes=notes,
@@ -53,8 +59,9 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[Measured, dict[str, Any]
         "data": options.data,
         "split": options.split,
         **measured.to_dict(),
+        **({"robustness": [each.to_dict() for each in robustness]} if robustness else {}),
         "left_out": corrupt,
         "notes": notes,
         **made,
     }
-    return measured, record
+    return tables, record

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.predictions import Predictions
+from ..evaluation.robustness import Robustness
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,8 @@ class ReportData:
         history (`Sequence[Mapping]`): records such as Trainer's `log_history`, with loss terms by name (`loss`,
             `cross_entropy_class`, ..., and `eval_*`) and an `epoch` or `step`. Other records and entries are ignored.
         geometry (`Geometry`, *optional*): for the picture of the text features.
+        robustness (`Sequence[Robustness]`): from [`~anprompt_peft.evaluation.robustness.measure_robustness`], one per
+            set of images.
         settings (`Mapping`): what was trained, most important first: base model, adapter settings, seed. Of absolute
             paths only the last name is shown.
         provenance (`Mapping`): from [`~anprompt_peft.provenance.provenance`].
@@ -69,6 +72,7 @@ class ReportData:
     zero_shot: Sequence[Predictions] = ()
     history: Sequence[Mapping[str, Any]] = ()
     geometry: Geometry | None = None
+    robustness: Sequence[Robustness] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()

@@ -15,7 +15,7 @@ from PIL import Image
 from ..evaluation import tables
 from ..evaluation.predictions import Predictions
 from ..files import whole_file
-from . import curves, plane
+from . import curves, plane, robustness
 from .data import Geometry, ReportData
 
 FEW_CLASSES = 20
@@ -73,6 +73,8 @@ def render_report(data: ReportData) -> str:
         geometry=data.geometry and _geometry(data.geometry),
         parts=[_part(part, old) for part, old in zip(data.predictions, before, strict=True)],
         meanings=MEANINGS,
+        robustness=[(measured, robustness.charts(measured)) for measured in data.robustness],
+        strengths=robustness,
         curves=curves,
         plane=plane,
     )

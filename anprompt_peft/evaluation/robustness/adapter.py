@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...method.class_texts import ClassSet, load_tokenizer, tokenize
+from ...method.class_texts import ClassSet, load_tokenizer
 from ...method.features import evaluating
 from ...method.losses import clip_logits
 from ...tuner import adapted_clip
@@ -45,14 +45,17 @@ class FittedAdapter:
             if images not in self._kept:
                 self._kept[images] = self._encode(images)
             image, prototype = self._kept[images]
-            ids = tokenize(classes.texts, self.tokenizer, self.clip.config, truncate=True)
-            text = self.clip.text_embeds(ClassSet(classes.written, classes.templates, ids, self.tokenizer))
+            text = self.clip.text_embeds(ClassSet(classes.written, classes.templates, self._tokens(classes.texts)))
             scale = self.clip.logit_scale.to(text).exp()
             by_class = clip_logits(image, text, scale)
             if prototype is None:
                 return by_class.cpu()
             by_prototype = clip_logits(prototype, text, scale)
             return self._chosen(by_class, by_prototype, classes.names).cpu()
+
+    def _tokens(self, texts: list[str]) -> Tensor:
+        context = self.clip.config.text_config.max_position_embeddings
+        return self.tokenizer(texts, padding=True, truncation=True, max_length=context, return_tensors="pt").input_ids
 
     def _encode(self, images: ImageSet) -> tuple[Tensor, Tensor | None]:
         """Return the normalised features of all images, and their prototypes if there are any, each `[n, d]`."""

@@ -117,14 +117,33 @@ class Curve:
     area: float
     levels: tuple[Level, ...]
 
+
+@dataclass(frozen=True)
+class Robustness:
+    """What [`measure_robustness`] found on one part.
+
+    Attributes:
+        part (`str`): its name.
+        images (`int`): their number.
+        seed (`int`): of all random numbers.
+        records (`tuple[Record, ...]`): every figure.
+        curves (`tuple[Curve, ...]`): their summary, family by family and method by method.
+    """
+
+    part: str
+    images: int
+    seed: int
+    records: tuple[Record, ...]
+    curves: tuple[Curve, ...]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the curve as JSON values."""
+        """Return everything as JSON values."""
         return asdict(self)
 
 
-def measure_curves(
+def measure_robustness(
     methods: Mapping[str, Fitted], part: Part, families: Sequence[Family], seed: int = 0, progress: bool = True
-) -> list[Record]:
+) -> Robustness:
     """Measure methods on the same perturbed texts and images.
 
     Every perturbed part is made once for all methods, so they share its decoded images and what they keep for them.
@@ -155,7 +174,7 @@ def measure_curves(
                         answers = Answers.of(fitted, changed)
                         records += answers.records(clean[name], name, part.name, family.name, strength, draw)
                     bar.update()
-    return records
+    return Robustness(part.name, len(part.images), seed, tuple(records), tuple(summarise(records, families)))
 
 
 def summarise(records: Sequence[Record], families: Sequence[Family]) -> list[Curve]:

@@ -19,6 +19,7 @@ from ..task import ClassTexts, Part
 
 TRIES = 50
 DRAWS = 5
+ERROR_RATES = (0.05, 0.1, 0.2)
 FRAMES = (
     "in this view one finds {}.",
     "here we are looking at {}.",
@@ -112,7 +113,8 @@ def text_families(
             a family of their own.
     """
     families = [
-        TextFamily("character errors", "typing", (0.05, 0.1, 0.2), "character error rate", misspell),
+        TextFamily("misspelt names", "typing", ERROR_RATES, "character error rate", misspell_names, draws=10),
+        TextFamily("misspelt template", "typing", ERROR_RATES, "character error rate", misspell_templates, draws=10),
         TextFamily("case", "form", (1, 2), "1 title, 2 upper case", change_case, draws=1),
         TextFamily("punctuation", "form", (1, 2, 4), "marks added", add_marks),
         TextFamily("dropped words", "form", (0.25, 0.5), "share of words", drop_words),
@@ -128,21 +130,20 @@ def text_families(
     return tuple(families)
 
 
-def misspell(classes: ClassTexts, rate: float, rng: random.Random) -> ClassTexts:
-    """Insert, swap, substitute and delete letters of names and templates, so that `rate` is the character error rate.
+def misspell_names(classes: ClassTexts, rate: float, rng: random.Random) -> ClassTexts:
+    """Insert, swap, substitute and delete letters of the names, so that `rate` is the character error rate.
 
-    The rate is the expected Levenshtein distance to the clean text over its length, as textnoisr sets it. Errors in a
-    template are the same for all classes.
+    That is the expected Levenshtein distance to the clean name over its length, as textnoisr sets it.
     """
-    letters = {"character_set": tuple(string.ascii_lowercase), "seed": rng.getrandbits(32)}
-    noise = CharNoiseAugmenter(rate, **letters)
-    unswapped = CharNoiseAugmenter(rate, actions=("insert", "substitute", "delete"), **letters)
+    spell = _speller(rate, rng)
+    return replace(classes, written=_distinct(classes, lambda _, name: spell(name)))
 
-    def spell(text: str) -> str:
-        return str((noise if len(text) > 1 else unswapped).add_noise(text))
 
-    templates = tuple("{}".join(map(spell, template.split("{}"))) for template in classes.templates)
-    return replace(classes, templates=templates, written=_distinct(classes, lambda _, name: spell(name)))
+def misspell_templates(classes: ClassTexts, rate: float, rng: random.Random) -> ClassTexts:
+    """Do the same to the templates, whose errors are then the same for all classes."""
+    spell = _speller(rate, rng)
+    templates = ("{}".join(map(spell, template.split("{}"))) for template in classes.templates)
+    return replace(classes, templates=tuple(templates))
 
 
 def change_case(classes: ClassTexts, strength: float, rng: random.Random) -> ClassTexts:
@@ -271,6 +272,17 @@ def changed_share(clean: ClassTexts, perturbed: ClassTexts) -> float:
     """Return the share 0..1 of the texts that differ from the clean ones."""
     pairs = zip(clean.texts, perturbed.texts, strict=True)
     return sum(ours != theirs for ours, theirs in pairs) / len(clean.texts)
+
+
+def _speller(rate: float, rng: random.Random) -> Callable[[str], str]:
+    settings = {"noise_level": rate, "character_set": tuple(string.ascii_lowercase), "seed": rng.getrandbits(32)}
+    noise = CharNoiseAugmenter(**settings)
+    unswapped = CharNoiseAugmenter(actions=("insert", "substitute", "delete"), **settings)
+
+    def spell(text: str) -> str:
+        return str((noise if len(text) > 1 else unswapped).add_noise(text))
+
+    return spell
 
 
 def _distinct(classes: ClassTexts, draw: Callable[[int, str], str]) -> tuple[str, ...]:
