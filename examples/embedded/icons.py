@@ -177,7 +177,7 @@ def glyphs(family: Family) -> tuple[Glyph, ...]:
             name = dict(family.renamed).get(key.removesuffix("-line").removesuffix("-fill").replace("-", " "), name)
             name = dict(family.renamed).get(name, name)
             words = name.split()
-            if words[0] in CHARACTERS or len(name) == 1 and name != "x" or name.isdigit():
+            if words[0] in CHARACTERS or (len(name) == 1 and name != "x") or name.isdigit():
                 continue
             found.setdefault((font, int(code, 16)), Glyph(family.name, font, int(code, 16), name, concept_of(name)))
     return tuple(found.values())

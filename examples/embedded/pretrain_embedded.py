@@ -1,6 +1,6 @@
 """Pre-train one tiny CLIP for digits and icons, from nothing, on rendered glyphs and their captions.
 
-    python examples/embedded/pretrain_embedded.py --output DIR [--seed 0] [--steps 2800]
+    python examples/embedded/pretrain_embedded.py --output DIR [--seed 0] [--steps 2400]
 
 It sees the icons of five families and the characters of matplotlib's fonts: no glyph of Phosphor or Remix, and no
 handwriting. Those only measure the finished model, on development concepts and on the digits' "recipe" split.
@@ -48,7 +48,7 @@ DRAWN_AT_ONCE = 500  # images
 class Recipe:
     """Everything that the result depends on besides the seed."""
 
-    steps: int = 2800
+    steps: int = 2400
     icons: int = 192  # of each batch
     digits: int = 48
     letters: int = 16
