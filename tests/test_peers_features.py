@@ -217,7 +217,7 @@ def test_anprompt_learns_what_its_trainer_learns(
     backbone: Backbone, shots: ImageSet, tokenizer: CLIPTokenizer, tmp_path: Path
 ) -> None:
     """Two of the recipe's four epochs have a changed rate; a batch of all images makes the order immaterial."""
-    sizes = {"text_layers": 2, "vision_layers": 2}
+    sizes: dict[str, Any] = {"text_layers": 2, "vision_layers": 2}
     for preset, recipe in (("anprompt", "default"), ("anprompt-paper", "paper")):
         method = make_method(preset, recipe={"epochs": 4, "batch_size": 7, "augment": False}, config=sizes)
         fitted: Any = method.fit(backbone, shots, BASE, 5)
@@ -241,7 +241,7 @@ def test_anprompt_learns_what_its_trainer_learns(
 def test_anprompt_chooses_logits_by_names_and_reads_what_is_written(
     backbone: Backbone, shots: ImageSet, images: ImageSet
 ) -> None:
-    sizes = {"text_layers": 2, "vision_layers": 2, "alpha": 0.6}
+    sizes: dict[str, Any] = {"text_layers": 2, "vision_layers": 2, "alpha": 0.6}
     fitted: Any = make_method("anprompt", recipe={"epochs": 1, "augment": False}, config=sizes).fit(
         backbone, shots, BASE, 0
     )

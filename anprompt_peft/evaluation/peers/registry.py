@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from .protocol import Method
 from .training import Recipe
@@ -45,7 +45,7 @@ METHODS: Mapping[str, Preset] = _presets()
 """The presets by name. Their modules are imported when a method is made."""
 
 
-def make_method(name: str, **settings: Any) -> Method:
+def make_method(name: str, /, **settings: Any) -> Method:
     """Return a method with its preset's settings, and others in their place.
 
     Args:
@@ -68,14 +68,16 @@ def make_method(name: str, **settings: Any) -> Method:
         for key, value in layer.items():
             both = isinstance(value, Mapping) and isinstance(values[key], Mapping)
             values[key] = {**values[key], **value} if both else value
-    recipes = {key for key, hint in get_type_hints(kind).items() if Recipe in (hint, *get_args(hint))}
-    return kind(
-        **{
-            key: Recipe(**value) if key in recipes and isinstance(value, Mapping) else value
-            for key, value in values.items()
-            if key in preset.settings or key in settings
-        }
-    )
+    hints = get_type_hints(kind)
+    given = preset.settings.keys() | settings.keys()
+    return kind(**{key: _typed(value, hints[key]) for key, value in values.items() if key in given})
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """Return what JSON can only state as an object or an array as the recipe or tuple that the hint asks for."""
+    if isinstance(value, Mapping) and Recipe in (hint, *get_args(hint)):
+        return Recipe(**value)
+    return tuple(value) if isinstance(value, list) and get_origin(hint) is tuple else value
 
 
 def _default(setting: dataclasses.Field) -> Any:

@@ -1,0 +1,283 @@
+"""Methods by name, the loop that trains them, and what all of them must keep to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from anprompt_peft import evaluation
+from anprompt_peft.evaluation.backbone import Backbone
+from anprompt_peft.evaluation.peers import METHODS, Batch, Recipe, make_method, seeded, train
+from anprompt_peft.evaluation.task import ImageSet
+from conftest import MakeClip
+from peers import BASE, MIXED, NEW, ONE_STEP, image_set, make_backbone
+
+OWN = """
+from dataclasses import dataclass, field
+from anprompt_peft.evaluation.peers import Recipe
+
+@dataclass(frozen=True)
+class Own:
+    recipe: Recipe = Recipe(learning_rate=0.5, epochs=3)
+    weights: dict = field(default_factory=lambda: {"a": 1, "b": 2})
+    name: str | None = "x"
+
+    def fit(self, backbone, shots, classes, seed):
+        return self
+
+class NoDataclass:
+    def fit(self): ...
+"""
+
+
+TRAINED = {preset.method: name for name, preset in METHODS.items() if preset.settings.get("recipe")}
+"""A preset of every class that is trained."""
+
+
+@pytest.fixture
+def backbone(make_clip: MakeClip, clip_folder: Path) -> Backbone:
+    return make_backbone(make_clip, clip_folder, torch.float32)
+
+
+@pytest.fixture
+def shots(backbone: Backbone) -> ImageSet:
+    return image_set(backbone, [0, 1, 2, 2, 1, 0, 1], BASE.names, augment=True)
+
+
+def quick(name: str) -> Any:
+    """A method with its preset's settings, and a training of two steps or so."""
+    settings = METHODS[name].settings
+    short: dict[str, Any] = {"recipe": {"epochs": 2, "learning_rate": 0.01}} if settings.get("recipe") else {}
+    if "steps_per_shot" in settings:
+        short["steps_per_shot"] = 1
+    return make_method(name, **short)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_to_the_protocol(name: str, backbone: Backbone, shots: ImageSet) -> None:
+    """The same seed gives the same logits bit for bit; backbone, shots and random numbers are left as they were."""
+    images = image_set(backbone, [0, 1, 2, 3], MIXED.names, seed=1)
+    before = {key: value.clone() for key, value in backbone.clip.state_dict().items()}
+    drawn = torch.random.get_rng_state()
+    method = quick(name)
+    fitted = method.fit(backbone, shots, BASE, 1)
+    results = [fitted.logits(images, classes) for classes in (BASE, MIXED, NEW)]
+    assert torch.equal(drawn, torch.random.get_rng_state())
+    for key, value in backbone.clip.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert not any(each.requires_grad or each.grad is not None for each in backbone.clip.parameters())
+    again = method.fit(Backbone(backbone.copy(), backbone.processor), shots, BASE, 1)
+    for logits, classes in zip(results, (BASE, MIXED, NEW), strict=True):
+        assert (logits.dtype, logits.device.type, logits.requires_grad) == (torch.float32, "cpu", False)
+        assert logits.shape == (4, len(classes.names))
+        assert bool(logits.isfinite().all())
+        assert torch.equal(again.logits(images, classes), logits)
+
+
+@pytest.mark.parametrize("name", TRAINED.values())
+def test_what_is_trained_depends_on_the_seed(name: str, backbone: Backbone, shots: ImageSet) -> None:
+    one, other = (quick(name).fit(backbone, shots, BASE, seed).logits(shots, BASE) for seed in (1, 2))
+    assert not torch.equal(one, other)
+
+
+def test_presets_say_where_they_come_from_and_can_be_written_down() -> None:
+    assert {"zero-shot", "zero-shot-ensemble", "linear-probe", "tip-adapter", "tip-adapter-f", "prolip"} <= set(
+        METHODS
+    )
+    assert {"coop", "cocoop", "vpt", "ivlp", "maple", "promptsrc", "lora", "mmrl", "anprompt"} <= set(METHODS)
+    for name, preset in METHODS.items():
+        assert len(preset.source) > 20, name
+        method: Any = make_method(name)
+        written = json.loads(json.dumps(dataclasses.asdict(method)))
+        assert make_method(name, **written) == method
+
+
+def test_settings_stand_over_the_preset() -> None:
+    lora: Any = make_method("lora", rank=4, recipe={"learning_rate": 1e-3, "steps": 7})
+    assert (lora.rank, lora.alpha, lora.targets) == (4, 1.0, ("q_proj", "k_proj", "v_proj"))
+    assert (lora.recipe.learning_rate, lora.recipe.steps, lora.recipe.weight_decay) == (1e-3, 7, 0.01)
+    assert make_method("tip-adapter-f", recipe=None) == make_method("tip-adapter")
+    ours: Any = make_method("anprompt-no-noise", config={"alpha": 0.5, "num_virtual_tokens": 3})
+    assert ours.config == {"alpha": 0.5, "num_virtual_tokens": 3, "num_noise_tokens": 0, "waloss_weight": 0.0}
+    assert make_method("anprompt", recipe=lora.recipe).recipe is lora.recipe  # type: ignore[attr-defined]
+
+
+def test_own_methods_are_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_method.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    own: Any = make_method("own_method:Own", recipe={"epochs": 5}, weights={"b": 3}, name=None)
+    assert own.recipe == Recipe(learning_rate=0.5, epochs=5)
+    assert (own.weights, own.name) == ({"a": 1, "b": 3}, None)
+    assert make_method("own_method:Own") == type(own)()
+    with pytest.raises(ValueError, match=r"own_method must have a dataclass 'NoDataclass' with a method fit"):
+        make_method("own_method:NoDataclass")
+    with pytest.raises(ValueError, match=r"own_method must have a dataclass 'None' with a method fit"):
+        make_method("own_method:None")
+
+
+def test_what_is_unknown_is_named_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"method 'co-op' is unknown. Choose one of \['anprompt', .*or module:Class"):
+        make_method("co-op")
+    with pytest.raises(ValueError, match=r"method 'linear-probe' has no settings \['c'\]. It has \['C', 'max_iterat"):
+        make_method("linear-probe", c=1)
+    with pytest.raises(ValueError, match=r"there is no module 'no_such' in this folder or installed"):
+        make_method("no_such.inner:Own")
+    (tmp_path / "broken_method.py").write_text("import missing_dependency")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="missing_dependency"):
+        make_method("broken_method:Own")
+
+
+def test_names_are_known_without_loading_the_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = "anprompt_peft.evaluation.peers"
+    monkeypatch.setattr(evaluation, "peers", evaluation.peers)
+    for name in [name for name in sys.modules if name.startswith(package)]:
+        monkeypatch.delitem(sys.modules, name)
+    assert list(import_module(package).METHODS) == list(METHODS)
+    loaded = {name for name in sys.modules if name.startswith(f"{package}.")}
+    assert loaded == {f"{package}.{name}" for name in ("protocol", "training", "registry")}
+
+
+# --- the loop
+
+
+def rows_of(recipe: Recipe, shots: ImageSet, seed: int = 0) -> list[list[int]]:
+    """The rows of every step."""
+    weight = torch.zeros(1, requires_grad=True)
+    seen: list[list[int]] = []
+
+    def loss(batch: Batch) -> Tensor:
+        assert batch.labels.tolist() == [shots.labels[row] for row in batch.rows]
+        seen.append(batch.rows.tolist())
+        return weight.sum()
+
+    train([weight], loss, shots, recipe, seed)
+    return seen
+
+
+def test_every_epoch_is_shuffled_anew_and_leaves_no_shot_out(shots: ImageSet) -> None:
+    seen = rows_of(Recipe(0.1, epochs=3, batch_size=3), shots)
+    assert [len(rows) for rows in seen] == [3, 3, 1] * 3
+    epochs = [[*seen[start], *seen[start + 1], *seen[start + 2]] for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert seen == rows_of(Recipe(0.5, epochs=3, batch_size=3), shots)
+    assert seen != rows_of(Recipe(0.1, epochs=3, batch_size=3), shots, seed=1)
+    assert [len(rows) for rows in rows_of(Recipe(0.1, epochs=9, batch_size=3, steps=5), shots)] == [3, 3, 1, 3, 3]
+    assert [len(rows) for rows in rows_of(Recipe(0.1, epochs=2, batch_size=None), shots)] == [7, 7]
+
+
+def test_rates_by_hand() -> None:
+    """10 images in batches of 4: 3 steps per epoch."""
+
+    def rates(**settings: Any) -> list[float]:
+        recipe = Recipe(learning_rate=2.0, batch_size=4, warmup_learning_rate=0.1, **settings)
+        return [recipe.rate(step, 10) for step in range(recipe.steps_for(10))]
+
+    half = math.sqrt(0.5)
+    assert rates(epochs=1, schedule="constant") == [2.0] * 3
+    assert rates(epochs=2, schedule="constant", warmup_epochs=1) == [0.1] * 3 + [2.0] * 3
+    assert rates(steps=4) == pytest.approx([2, 1 + half, 1, 1 - half])
+    assert rates(steps=7, warmup_epochs=1, final_learning_rate=1.0) == pytest.approx(
+        [0.1, 0.1, 0.1, 2, 1.5 + half / 2, 1.5, 1.5 - half / 2]
+    )
+    assert rates(epochs=4, schedule="cosine-per-epoch", warmup_epochs=1) == pytest.approx(
+        [0.1] * 3 + [2.0] * 3 + [1 + half] * 3 + [1] * 3
+    )
+    assert rates(epochs=2, schedule="cosine-per-epoch", warmup_epochs=0.5) == pytest.approx([0.1] * 2 + [2] * 3 + [1])
+
+
+@pytest.mark.parametrize(("optimizer", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
+def test_steps_are_those_of_torchs_optimizers(optimizer: Any, kind: str, shots: ImageSet) -> None:
+    recipe = Recipe(
+        0.1, epochs=3, batch_size=None, optimizer=optimizer, weight_decay=0.2, momentum=0.5, epsilon=0.01,
+        clip_norm=0.3, schedule="cosine-per-epoch",
+    )  # fmt: skip
+    start = torch.tensor([1.0, -2.0])
+    ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
+    losses = train([ours], lambda batch: ours.pow(2).sum(), shots, recipe, 0)
+    extra = {"momentum": 0.5} if kind == "SGD" else {"eps": 0.01}
+    reference = getattr(torch.optim, kind)([theirs], lr=0.1, weight_decay=0.2, **extra)
+    expected = []
+    for rate in (0.1, 0.075, 0.025):
+        loss = theirs.pow(2).sum()
+        reference.zero_grad()
+        loss.backward()
+        assert theirs.grad is not None
+        theirs.grad.mul_(0.3 / (theirs.grad.norm() + 1e-6))
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        expected.append(loss.item())
+    assert losses == pytest.approx(expected)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_one_step_of_gradient_descent(shots: ImageSet) -> None:
+    weight = torch.tensor([3.0], requires_grad=True)
+    epochs: list[int] = []
+    assert train([weight], lambda batch: weight.pow(2).sum(), shots, ONE_STEP, 0, epochs.append) == [9.0]
+    assert weight.item() == pytest.approx(3 - 0.1 * 6)
+    assert epochs == [0]
+
+
+def test_views_are_drawn_from_the_seed_where_there_are_any(backbone: Backbone, shots: ImageSet) -> None:
+    def pixels(images: ImageSet, seed: int, augment: bool = True) -> Tensor:
+        seen = []
+        weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+
+        def loss(batch: Batch) -> Tensor:
+            seen.append(batch.pixels)
+            assert batch.pixels is batch.pixels
+            return weight.sum()
+
+        train([weight], loss, images, Recipe(0.1, epochs=2, batch_size=3, augment=augment), seed)
+        return torch.cat(seen)
+
+    plain = dataclasses.replace(shots, augmentation=None)
+    drawn = pixels(shots, 1)
+    assert drawn.dtype == torch.float64
+    assert torch.equal(drawn, pixels(shots, 1))
+    assert not torch.equal(drawn, pixels(shots, 2))
+    assert not torch.equal(drawn[:7].sum(), drawn[7:].sum())
+    assert torch.equal(pixels(plain, 1), pixels(shots, 1, augment=False))
+
+
+def test_random_numbers_go_on_after_a_seeded_block() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    first = torch.rand(1)
+    with seeded(9):
+        inside = torch.rand(1)
+    assert torch.equal(torch.cat([first, torch.rand(1)]), expected)
+    with seeded(9):
+        assert torch.equal(torch.rand(1), inside)
+
+
+def test_what_cannot_be_trained(shots: ImageSet) -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    with pytest.raises(ValueError, match="nothing to train: 0 parameters and 7 shots"):
+        train([], lambda batch: weight.sum(), shots, ONE_STEP, 0)
+    with pytest.raises(FloatingPointError, match=r"the loss of epoch 1 is nan: lower learning_rate=0\.1"):
+        train([weight], lambda batch: weight.sum() * math.nan, shots, ONE_STEP, 0)
+    unusable: list[tuple[dict[str, Any], str]] = [
+        ({"optimizer": "lion"}, r"optimizer='lion' must be one of \['sgd', 'adam', 'adamw'\]"),
+        ({"schedule": "linear"}, r"schedule='linear' must be one of \['constant'"),
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"learning_rate": -1.0}, r"learning_rate=-1\.0 must not be negative"),
+        ({"clip_norm": math.nan}, "clip_norm=nan must not be negative"),
+    ]
+    for settings, message in unusable:
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(ONE_STEP, **settings)
