@@ -21,6 +21,7 @@ from anprompt_peft.evaluation.grid import (
     title_of,
 )
 from anprompt_peft.evaluation.peers import make_method
+from anprompt_peft.report.benchmark import write_benchmark
 
 from ..errors import Interrupted
 from ..options import BenchmarkOptions, BenchmarkReportOptions
@@ -76,15 +77,18 @@ def run_benchmark(
 
 
 def report_benchmark(options: BenchmarkReportOptions) -> str:
-    """Return the tables of a grid as Markdown.
+    """Return the tables of a grid as Markdown, and write them as a page if one is asked for.
 
     Raises:
         FileNotFoundError: if the folder has no results.
         ValueError: if its results do not belong together.
     """
     collect(options.folder)
+    summaries = summarise(read_results(options.folder))
+    if options.html:
+        write_benchmark(summaries, options.reference, options.html)
     blocks = []
-    for summary in summarise(read_results(options.folder)):
+    for summary in summaries:
         blocks.append(f"## {title_of(summary)}")
         blocks += [table.markdown() for table in make_tables(summary, options.reference)]
     return "\n\n".join(blocks)

@@ -81,12 +81,14 @@ class Summary:
         runs (`Mapping`): by data set and method, the runs by seed.
         comparable (`Mapping[str, bool]`): by data set, whether its test set is that of the published tables.
         notes (`Mapping[str, str]`): by data set, what to say beside the figures.
+        provenance (`Sequence[Mapping]`): the different versions, commits and machines of the runs.
     """
 
     setup: Mapping[str, Any]
     runs: Mapping[tuple[str, str], Mapping[int, Run]]
     comparable: Mapping[str, bool]
     notes: Mapping[str, str]
+    provenance: Sequence[Mapping[str, Any]]
 
     @property
     def data(self) -> list[str]:
@@ -226,6 +228,7 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> Summary:
         runs,
         {names[record["configuration"]["data"]]: record["data"]["comparable"] for record in records},
         {names[record["configuration"]["data"]]: record["data"]["note"] for record in records},
+        list({canonical(record["provenance"]): record["provenance"] for record in records}.values()),
     )
 
 
