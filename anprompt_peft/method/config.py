@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
 from transformers import CLIPConfig
 
+from ..checks import FORMAT_VERSION, check_choice, check_float, check_format, check_int
 from .class_texts import check_class_names, check_descriptions, check_template
 from .registration import peft_type
 
@@ -84,6 +85,8 @@ class ANPromptConfig(PeftConfig):
             where they come with the weights.
         training_facts (`dict`, *optional*):
             What `describe_training` attached: facts for the model card, kept with the adapter.
+        format_version (`int`):
+            Of the saved configuration. A newer one than this package knows is refused.
 
     Raises:
         ValueError: for any value outside its allowed range; the message names the value and the allowed ones.
@@ -125,9 +128,11 @@ class ANPromptConfig(PeftConfig):
     )
     init_noise_prompts: bool = field(default=True, metadata={"help": "Compute the noise prompts on creation."})
     training_facts: dict[str, Any] | None = field(default=None, metadata={"help": "Facts for the model card."})
+    format_version: InitVar[int] = FORMAT_VERSION
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, format_version: int) -> None:
         super().__post_init__()
+        check_format(format_version)
         self.peft_type = peft_type()
         self.target_modules: str | None = None
         self.tokenizer: Any = None
@@ -148,17 +153,17 @@ class ANPromptConfig(PeftConfig):
         self._check_noise()
 
     def _check_numbers(self) -> None:
-        _check_int("num_virtual_tokens", self.num_virtual_tokens, 0)
-        _check_int("num_noise_tokens", self.num_noise_tokens, 0)
-        _check_int("noise_draws", self.noise_draws, 1)
-        _check_int("noise_seed", self.noise_seed, 0, 2**32 - 1)
+        check_int("num_virtual_tokens", self.num_virtual_tokens, 0)
+        check_int("num_noise_tokens", self.num_noise_tokens, 0)
+        check_int("noise_draws", self.noise_draws, 1)
+        check_int("noise_seed", self.noise_seed, 0, 2**32 - 1)
         for name in ("latent_dim", "projection_rank", "prototype_rank"):
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 1)
+                check_int(name, getattr(self, name), 1)
         for name in ("alpha", "prompt_mixing"):
-            _check_float(name, getattr(self, name), 0.0, 1.0)
+            check_float(name, getattr(self, name), 0.0, 1.0)
         for name in ("noise_scale", "similarity_weight", "waloss_weight"):
-            _check_float(name, getattr(self, name), 0.0)
+            check_float(name, getattr(self, name), 0.0)
 
     def _check_choices(self) -> None:
         for name, choices in (
@@ -166,7 +171,7 @@ class ANPromptConfig(PeftConfig):
             ("noise_map", NoiseMap),
             ("inference_logits", InferenceLogits),
         ):
-            _check_choice(name, getattr(self, name), get_args(choices))
+            check_choice(name, getattr(self, name), get_args(choices))
         if self.noise_integration == "add" and self.num_virtual_tokens != self.num_noise_tokens:
             raise ValueError(
                 "noise_integration='add' sums each noise prompt with a learnable token, so it needs as many of one as "
@@ -180,7 +185,7 @@ class ANPromptConfig(PeftConfig):
         if isinstance(self.noise_source, str):
             self.noise_source = [self.noise_source]
         for source in self.noise_source or ():
-            _check_choice("noise_source", source, get_args(NoiseSource))
+            check_choice("noise_source", source, get_args(NoiseSource))
         if self.noise_source is not None and (
             not self.noise_source or len(set(self.noise_source)) < len(self.noise_source)
         ):
@@ -188,6 +193,8 @@ class ANPromptConfig(PeftConfig):
                 f"noise_source={self.noise_source!r} must name one or more different sources of "
                 f"{list(get_args(NoiseSource))}."
             )
+        if not isinstance(self.descriptions, (dict, NoneType)):
+            raise ValueError(f"descriptions must be sentences by class name, got {self.descriptions!r}.")
         if self.descriptions is not None:
             self.descriptions = {
                 name: [texts] if isinstance(texts, str) else list(texts) for name, texts in self.descriptions.items()
@@ -232,14 +239,15 @@ class ANPromptConfig(PeftConfig):
         )
         widths = (clip_config.text_config.hidden_size, clip_config.vision_config.hidden_size)
         if self.projection_rank is not None:
-            _check_int("projection_rank", self.projection_rank, 1, min(self.latent_dim, *widths))
+            check_int("projection_rank", self.projection_rank, 1, min(self.latent_dim, *widths))
         if self.prototype_rank is not None:
-            _check_int("prototype_rank", self.prototype_rank, 1, min(clip_config.projection_dim, widths[1]))
+            check_int("prototype_rank", self.prototype_rank, 1, min(clip_config.projection_dim, widths[1]))
         self.noise_source = self.noise_sources
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for saving. The noise prompts of an adapter are saved with its weights."""
-        return {**super().to_dict(), "init_noise_prompts": self.init_noise_prompts and not self.is_injected}
+        computes = self.init_noise_prompts and not self.is_injected
+        return {**super().to_dict(), "init_noise_prompts": computes, "format_version": FORMAT_VERSION}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save the configuration as PEFT does; the base model is recorded as the plain `CLIPModel` it is."""
@@ -259,29 +267,11 @@ def resolve_layers(name: str, layers: int | list[int] | None, depth: int) -> lis
     if layers is None:
         layers = max(1, round(DEFAULT_DEPTH * depth))
     if isinstance(layers, int):
-        _check_int(name, layers, 1, depth)
+        check_int(name, layers, 1, depth)
         return list(range(depth - layers + 1, depth + 1))
     layers = list(layers)
     if not layers or len(set(layers)) < len(layers):
         raise ValueError(f"{name}={layers} must be different layer numbers between 1 and {depth}, at least one.")
     for layer in layers:
-        _check_int(name, layer, 1, depth)
+        check_int(name, layer, 1, depth)
     return sorted(layers)
-
-
-def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
-    allowed = f"at least {low}" if high is None else f"between {low} and {high}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise ValueError(f"{name}={value!r} must be an integer, {allowed}.")
-
-
-def _check_float(name: str, value: Any, low: float, high: float = math.inf) -> None:
-    allowed = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not valid or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must be a finite number, {allowed}.")
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not one of {list(allowed)}.")
