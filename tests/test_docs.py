@@ -42,6 +42,7 @@ CLASSES = ("cat", "dog", "rabbit")
 # What a page takes as given; everything else, imports included, it must bring itself.
 ASSUMED = {
     "README.md": ["pixel_values", "labels"],
+    "docs/benchmark-data.md": ["processor"],
     "docs/data.md": ["processor"],
     "docs/publish.md": ["arguments", "clip", "data", "model"],
     "docs/speed.md": ["model"],
