@@ -6,6 +6,7 @@ from .method.registration import register
 from .moved import keep_old_paths
 from .publish import Metric, TrainingFacts
 from .publish.mixin import hand_over
+from .trust.doors import guard
 from .tuner import ANPromptCLIPModel, ANPromptModel, give_input_embeddings
 
 __version__ = "0.1.0"
@@ -22,5 +23,6 @@ __all__ = [
 
 register(ANPromptConfig, ANPromptModel)
 hand_over(ANPromptModel)
+guard()
 give_input_embeddings()
 keep_old_paths()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from .clip import PromptedCLIPModel
 from .fast.blocks import decomposes
 from .fast.state import State
+from .files import hub_id
 from .method.config import ANPromptConfig
 from .method.features import evaluating
 from .method.layer import ANPromptHead, ANPromptLayer
@@ -27,6 +29,8 @@ from .publish.mixin import PublishMixin
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 OWN_LAYERS = (ANPromptLayer, ANPromptHead)
+
+logger = logging.getLogger(__name__)
 
 
 class ANPromptCLIPModel(PublishMixin, PromptedCLIPModel):
@@ -84,8 +88,8 @@ class ANPromptModel(BaseTuner):
         config = copy.copy(given)
         config.resolve(model.config)
         config.target_modules = _target_modules(config, model.config)
-        if config.tokenizer_name_or_path is None:
-            config.tokenizer_name_or_path = getattr(model, "name_or_path", None) or None
+        if config.tokenizer is None:
+            config.tokenizer_name_or_path = _tokenizer_name(config, getattr(model, "name_or_path", None) or None)
         fitted = fit(model, config) if config.init_noise_prompts else None
         vars(given).update(vars(config), is_injected=True)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
@@ -274,6 +278,20 @@ def _check_shapes(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
                 f"{list(tensor.shape)} is needed here. Load the CLIP that base_model_name_or_path in the adapter's "
                 "adapter_config.json names."
             )
+
+
+def _tokenizer_name(config: ANPromptConfig, base: str | None) -> str | None:
+    """Return where the tokenizer comes from: the user's choice, but the base model's for an adapter that is loaded."""
+    named = config.tokenizer_name_or_path
+    if config.init_noise_prompts or base is None:
+        if not config.init_noise_prompts and hub_id(named) is not None:
+            logger.warning(
+                "The base model has no name to load its tokenizer by. set_classes will load that of %r, which the "
+                "adapter names, unless it is given one: set_classes(..., tokenizer=...).",
+                named,
+            )
+        return named or base
+    return base
 
 
 def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:

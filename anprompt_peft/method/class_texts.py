@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerBase
 
 def check_class_names(names: Any) -> None:
     """Raise `ValueError` unless `names` are at least two different, non-empty strings."""
-    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names must be a list of strings, got {names!r}.")
     if len(names) < 2:
         raise ValueError(f"class_names needs at least two classes, got {list(names)!r}.")

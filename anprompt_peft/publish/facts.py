@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from types import NoneType
 from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
+
+from ..checks import is_number
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -42,10 +44,14 @@ class Metric:
     baseline: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.type or not self.dataset:
+        if not (_is_text(self.type) and _is_text(self.dataset)):
             raise ValueError(f"a metric needs a type and a dataset, got {self.type!r} and {self.dataset!r}.")
+        if not all(text is None or _is_text(text) for text in (self.name, self.split)):
+            raise ValueError(f"{self.type}: name={self.name!r} and split={self.split!r} must be texts.")
+        if not (_is_list(self.seeds) and _is_list(self.interval or ())):
+            raise ValueError(f"{self.type}: seeds={self.seeds!r} and interval={self.interval!r} must be lists.")
         baseline = () if self.baseline is None else (self.baseline,)
-        if not all(map(_is_number, (self.value, *(self.interval or ()), *baseline))):
+        if not all(map(is_number, (self.value, *(self.interval or ()), *baseline))):
             raise ValueError(
                 f"{self.type}: value={self.value!r}, interval={self.interval!r} and baseline={self.baseline!r} must "
                 "be finite numbers."
@@ -78,18 +84,20 @@ class TrainingFacts:
     metrics: Sequence[Metric] = ()
 
     def __post_init__(self) -> None:
-        if self.license is not None and not LICENSE.fullmatch(self.license):
+        if self.license is not None and not (_is_text(self.license) and LICENSE.fullmatch(self.license)):
             raise ValueError(
                 f"license={self.license!r} is not an identifier of the Hub such as 'mit', 'apache-2.0' or 'other' "
                 "(https://huggingface.co/docs/hub/repositories-licenses)."
             )
-        if isinstance(self.datasets, str):
+        if not (_is_list(self.datasets) and all(map(_is_text, self.datasets))):
             raise ValueError(f"datasets={self.datasets!r} must be a list of Hub ids.")
         for dataset in self.datasets:
             validate_repo_id(dataset)
+        if not isinstance(self.training_data, (str, NoneType)):
+            raise ValueError(f"training_data={self.training_data!r} must be a text.")
         try:
             json.dumps(dict(self.arguments), allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"arguments={self.arguments!r} must be made of JSON values: {error}.") from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,10 +107,30 @@ class TrainingFacts:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any] | None) -> TrainingFacts:
-        """Return the facts of a configuration; none at all if it has none."""
-        record = dict(record or {})
-        return cls(**{**record, "metrics": [Metric(**metric) for metric in record.get("metrics", ())]})
+        """Return the facts of a configuration, without those of newer versions; none at all if it has none.
+
+        Raises:
+            ValueError: for a fact of a wrong type or value; the message names it.
+        """
+        record = _known(cls, record or {}, "training_facts")
+        metrics = record.get("metrics", ())
+        if not _is_list(metrics):
+            raise ValueError(f"training_facts.metrics={metrics!r} must be a list.")
+        try:
+            return cls(**{**record, "metrics": [Metric(**_known(Metric, each, "metrics")) for each in metrics]})
+        except TypeError as error:
+            raise ValueError(f"training_facts: {error}.") from error
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _known(kind: type[Any], record: Any, name: str) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{name}={record!r} must hold facts by name.")
+    return {field.name: record[field.name] for field in fields(kind) if field.name in record}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

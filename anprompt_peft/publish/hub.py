@@ -18,7 +18,8 @@ from ..method.config import ANPromptConfig
 from . import card as model_card
 
 TRAINERS_FOLDER = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+|last-checkpoint")
-FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+PICKLE = "adapter_model.bin"
 PROCESSOR = (
     "processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
     "merges.txt", "special_tokens_map.json", "added_tokens.json",
@@ -92,6 +93,7 @@ def push_folder(
 
     Raises:
         FileNotFoundError: if the folder holds no adapter with a card.
+        ValueError: if the weights are a pickle, or a file is a link to somewhere outside the folder.
         HfHubHTTPError: what the Hub answered: `RepositoryNotFoundError`, `RevisionNotFoundError`, no permission (401,
             403), somebody else's commit in the meantime (412), and so on.
     """
@@ -142,10 +144,18 @@ def _adapter_files(folder: Path) -> list[Path]:
     folders = [folder, *(sub for sub in folder.glob("*/") if not TRAINERS_FOLDER.fullmatch(sub.name))]
     files = sorted(sub / name for sub in folders for name in FILES if (sub / name).is_file())
     processor = [folder / name for name in PROCESSOR if (folder / name).is_file()]
+    pickled = sorted(sub / PICKLE for sub in folders if (sub / PICKLE).exists() and not (sub / FILES[1]).is_file())
+    if pickled:
+        raise ValueError(
+            f"{pickled[0]} is a pickle, which can run code when it is read. Save it with save_pretrained."
+        )
     if not files or not (folder / model_card.NAME).is_file():
         raise FileNotFoundError(
             f"{folder} holds no adapter with a card ({model_card.NAME}). Give a folder that save_pretrained wrote."
         )
+    for path in (*files, *processor, folder / model_card.NAME):
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{path} is a link to a file outside {folder}. Put the file itself there.")
     return [*files, *processor]
 
 

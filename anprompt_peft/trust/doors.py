@@ -1,0 +1,213 @@
+"""The ways in: every method of PEFT and transformers that loads an adapter checks this method's ones first."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from peft import AutoPeftModel, PeftConfig, PeftModel
+from peft.config import PeftConfigMixin
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers import CLIPModel
+
+from ..files import hub_id
+from ..method.config import ANPromptConfig
+from ..method.registration import NAME
+from ..tuner import ANPromptModel, check_backbone
+from .fields import check_attributes, known_fields
+from .rollback import restored_on_error
+from .tensors import check_file, check_tensors
+
+HUB = set(inspect.signature(hf_hub_download).parameters) - {"repo_id", "filename", "subfolder"}
+
+logger = logging.getLogger(__name__)
+
+
+def guard() -> None:
+    """Let all loading methods check adapters of this method; others are left to PEFT. A second call does nothing.
+
+    The checks come before anything is built, and what fails later leaves the model as it was.
+    """
+    _wrap(PeftConfigMixin, "from_json_file", _from_json_file)
+    _wrap(PeftConfigMixin, "from_peft_type", _from_peft_type)
+    _wrap(PeftModel, "from_pretrained", _from_pretrained)
+    _wrap(PeftModel, "load_adapter", _load_adapter)
+    _wrap(CLIPModel, "load_adapter", _native_load_adapter)
+    _wrap(AutoPeftModel, "from_pretrained", _auto_from_pretrained)
+
+
+def weights_file(model_id: Any, subfolder: str | None = None, **hub: Any) -> Path:
+    """Return where an adapter's safetensors file lies, in a folder or, fetched from the Hub, in its cache.
+
+    Raises:
+        ValueError: if the adapter has none, but a pickle for example.
+    """
+    folder = Path(model_id, subfolder or "")
+    if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        return folder / SAFETENSORS_WEIGHTS_NAME
+    if not folder.is_dir():
+        try:
+            return Path(hf_hub_download(str(model_id), SAFETENSORS_WEIGHTS_NAME, subfolder=subfolder, **hub))
+        except RemoteEntryNotFoundError:
+            pass
+    raise ValueError(
+        f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}. Weights in a pickle ({WEIGHTS_NAME}), which can run code when "
+        "it is read, are not loaded. Ask the author to save the adapter with save_pretrained."
+    )
+
+
+def _from_json_file(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def from_json_file(cls: type[PeftConfig], path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        try:
+            attributes = stock(cls, path_json_file, **kwargs)
+        except (RecursionError, ValueError, TypeError) as error:
+            raise ValueError(f"{path_json_file} is no JSON object that can be read: {error}") from error
+        return check_attributes(str(path_json_file), attributes)
+
+    return from_json_file
+
+
+def _from_peft_type(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def from_peft_type(cls: type[PeftConfig], **kwargs: Any) -> Any:
+        return stock(cls, **(known_fields(kwargs) if kwargs.get("peft_type") == NAME else kwargs))
+
+    return from_peft_type
+
+
+def _from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def from_pretrained(
+        cls: type[PeftModel],
+        model: Any,
+        model_id: Any,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if config is None:
+            config = _read_config(model_id, **kwargs)
+        if not isinstance(config, ANPromptConfig):
+            return stock(cls, model, model_id, adapter_name, is_trainable, config, *args, **kwargs)
+        check_backbone(model)
+        check_file(weights_file(model_id, **_hub(kwargs)), config, model)
+        with restored_on_error(model):
+            return stock(cls, model, model_id, adapter_name, is_trainable, config, *args, **kwargs)
+
+    return from_pretrained
+
+
+def _load_adapter(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.base_model, ANPromptModel):
+            return stock(self, model_id, adapter_name, *args, **kwargs)
+        config = self.peft_config.get(adapter_name) or _read_config(model_id, **kwargs)
+        if isinstance(config, ANPromptConfig):
+            check_file(weights_file(model_id, **_hub(kwargs)), config, self.get_base_model())
+        with restored_on_error(self):
+            return stock(self, model_id, adapter_name, *args, **kwargs)
+
+    return load_adapter
+
+
+def _native_load_adapter(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def load_adapter(
+        self: CLIPModel,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        peft_config: Any = None,
+        adapter_state_dict: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        load_config = kwargs.get("load_config")
+        hub = {
+            **(getattr(load_config, "download_kwargs", None) or {}),
+            **(kwargs.get("download_kwargs") or {}),
+            **(kwargs.get("adapter_kwargs") or {}),
+            "local_files_only": kwargs.get("local_files_only", False),
+        }
+        name = peft_model_id or getattr(load_config, "pretrained_model_name_or_path", None)
+        config = _read_config(name, **hub) if peft_config is None and name is not None else peft_config
+        if isinstance(config, ANPromptConfig):
+            check_backbone(self)
+            if kwargs.get("use_safetensors", getattr(load_config, "use_safetensors", None)) is False:
+                raise ValueError("ANPrompt adapters are loaded from safetensors only. Leave use_safetensors out.")
+            if adapter_state_dict is not None:
+                check_tensors(adapter_state_dict, config, self)
+            elif name is not None:
+                check_file(weights_file(name, **_hub(hub)), config, self)
+        guarded = restored_on_error(self) if isinstance(config, ANPromptConfig) else nullcontext()
+        with guarded:
+            return stock(self, peft_model_id, adapter_name, peft_config, adapter_state_dict, *args, **kwargs)
+
+    return load_adapter
+
+
+def _auto_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def from_pretrained(
+        cls: type[AutoPeftModel],
+        pretrained_model_name_or_path: Any,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        config: Any = None,
+        revision: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Load the `CLIPModel` that the adapter names, and no tokenizer: this method never resizes embeddings."""
+        found = _read_config(pretrained_model_name_or_path, revision=revision, **kwargs)
+        if not isinstance(found, ANPromptConfig):
+            return stock(
+                cls, pretrained_model_name_or_path, adapter_name, is_trainable, config, revision, *args, **kwargs
+            )
+        base = found.base_model_name_or_path
+        if not base:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} names no base model. Load the CLIP that it was trained with, and "
+                "then the adapter with PeftModel.from_pretrained(clip, name)."
+            )
+        if hub_id(base) is not None:
+            logger.warning("Loading the base model %r, which the adapter names.", base)
+        clip = CLIPModel.from_pretrained(base, revision=found.revision, **kwargs)
+        return PeftModel.from_pretrained(
+            clip,
+            pretrained_model_name_or_path,
+            adapter_name,
+            is_trainable,
+            config or found,
+            revision=revision,
+            **kwargs,
+        )
+
+    return from_pretrained
+
+
+def _read_config(model_id: Any, **kwargs: Any) -> Any:
+    """Return the configuration of an adapter if it is one of this method, else `None`."""
+    hub = _hub(kwargs)
+    return (
+        ANPromptConfig.from_pretrained(model_id, **hub) if PeftConfig._get_peft_type(model_id, **hub) == NAME else None
+    )
+
+
+def _hub(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name in HUB | {"subfolder"} and value is not None}
+
+
+def _wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    stock: Any = inspect.getattr_static(owner, name)
+    bound = isinstance(stock, classmethod)
+    inner = stock.__func__ if bound else stock
+    if getattr(inner, "_guards", False):
+        return
+    method: Any = wraps(inner)(make(inner))
+    method._guards = True
+    setattr(owner, name, classmethod(method) if bound else method)

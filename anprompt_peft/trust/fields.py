@@ -1,0 +1,94 @@
+"""What an `adapter_config.json` may say: known fields, of their types, without anything that only a file can hold."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from huggingface_hub.dataclasses import type_validator
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from ..checks import check_format
+from ..method.config import ANPromptConfig
+from ..method.registration import NAME
+from ..publish.facts import TrainingFacts
+
+MAX_DEPTH = 16
+SHOWN = 10
+TYPES: dict[str, Any] = {
+    **{field.name: get_type_hints(ANPromptConfig)[field.name] for field in fields(ANPromptConfig)},
+    "tokenizer_name_or_path": str | None,
+    "descriptions": dict[str, list[str] | str] | None,
+}
+KNOWN = {*TYPES, "format_version"}
+
+
+def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
+    """Return what a configuration file holds, for use.
+
+    Only that of this method's adapters is looked into. Noise prompts are never computed for a loaded adapter: they
+    come with its weights.
+
+    Args:
+        path (`str`): the file, for messages.
+        attributes: its JSON value.
+
+    Raises:
+        ValueError: if it is no PEFT configuration, was saved in a newer format, or a field has a wrong value.
+    """
+    if not isinstance(attributes, dict):
+        raise ValueError(f"{path} must hold an object, not {type(attributes).__name__}.")
+    method = attributes.get("peft_type")
+    if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise ValueError(f"{path}: peft_type={_short(method)} is no method of the installed PEFT.")
+    if method != NAME:
+        return attributes
+    check_format(attributes.get("format_version", 1))
+    for name, value in attributes.items():
+        if name in TYPES:
+            _check_field(name, value)
+    TrainingFacts.from_dict(attributes.get("training_facts"))
+    return {**attributes, "init_noise_prompts": False}
+
+
+def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that this version knows; one warning names the others."""
+    if unknown := [name for name in attributes if name not in KNOWN]:
+        names = ", ".join(map(_short, unknown[:SHOWN])) + (", ..." if len(unknown) > SHOWN else "")
+        warnings.warn(
+            f"The adapter's configuration has {len(unknown)} field(s) that this version of anprompt-peft does not "
+            f"know and ignores: {names}. A newer version may use them.",
+            stacklevel=2,
+        )
+    return {name: value for name, value in attributes.items() if name in KNOWN}
+
+
+def _check_field(name: str, value: Any) -> None:
+    _check_plain(name, value)
+    kind = TYPES[name]
+    try:
+        type_validator(name, value, int | float if kind is float else kind)
+    except TypeError:
+        wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        raise ValueError(f"{name}={_short(value)} in an adapter's configuration must be of type {wanted}.") from None
+
+
+def _check_plain(name: str, value: Any, depth: int = 0) -> None:
+    """Raise `ValueError` for numbers of more than 64 bits, text that is no Unicode, and what is nested too deeply."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep.")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError(f"{name} holds a number of more than 64 bits.")
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError(f"{name} holds half a character (a lone surrogate): {_short(value)}.")
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    for each in value if isinstance(value, list) else ():
+        _check_plain(name, each, depth + 1)
+
+
+def _short(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,173 @@
+"""The tensors of an adapter: which there must be, and that a file holds exactly these, sound ones."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel
+
+from ..method.class_texts import end_of_text_positions
+from ..method.config import ANPromptConfig
+
+PREFIX = "base_model.model."
+HEAD = "visual_projection."
+CLASS_IDS = f"{HEAD}anprompt_class_ids"
+FLOATS, INTEGERS = ("F16", "BF16", "F32", "F64"), ("I64",)
+DTYPES = {
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64",
+}  # fmt: skip
+SHOWN = 5
+
+
+class Entry(NamedTuple):
+    """What the header of a safetensors file says about a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def expected_tensors(config: ANPromptConfig, clip_config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors of an adapter, by name in the CLIP.
+
+    Args:
+        config (`ANPromptConfig`): resolved for this CLIP.
+        clip_config (`CLIPConfig`): the configuration of the CLIP.
+    """
+    text, vision, dim = clip_config.text_config, clip_config.vision_config.hidden_size, clip_config.projection_dim
+    latent, classes, noise = config.latent_dim or dim, len(config.class_names), config.num_noise_tokens
+    learned = bool(noise) and latent != dim and config.noise_map == "learned"
+    shapes: dict[str, tuple[int, ...]] = {
+        CLASS_IDS: (classes * len(config.templates), text.max_position_embeddings),
+        f"{HEAD}anprompt_clean_features": (classes, dim),
+        f"{HEAD}anprompt_perturbed_features": (classes, dim),
+        f"{HEAD}anprompt_noise_prompts": (noise, dim if learned else latent),
+    }
+    if config.num_virtual_tokens:
+        shapes[f"{HEAD}anprompt_tokens"] = (config.num_virtual_tokens, latent)
+    if learned:
+        shapes |= _linear(f"{HEAD}anprompt_noise_map", dim, latent)
+    if not config.num_prompts:
+        return shapes
+    if config.prototype_rank is None:
+        shapes[f"{HEAD}anprompt_prototype.weight"] = (dim, vision)
+    else:
+        shapes |= _low_rank(f"{HEAD}anprompt_prototype", vision, dim, config.prototype_rank)
+    for tower, width, layers in (
+        ("text", text.hidden_size, config.text_layers),
+        ("vision", vision, config.vision_layers),
+    ):
+        assert isinstance(layers, list)
+        for number in layers:
+            name = f"{tower}_model.encoder.layers.{number - 1}.anprompt_projection"
+            if config.projection_rank is None:
+                shapes |= _linear(name, latent, width)
+            else:
+                shapes |= _low_rank(name, latent, width, config.projection_rank)
+        if config.projection_rank is not None:
+            shapes |= _linear(f"{HEAD}anprompt_{tower}_map", latent, width)
+    return shapes
+
+
+def check_file(path: Path, config: ANPromptConfig, clip: CLIPModel) -> None:
+    """Raise unless a safetensors file holds exactly the tensors of an adapter; its header is looked at first.
+
+    Args:
+        path (`Path`): the file.
+        config (`ANPromptConfig`): the adapter's configuration, resolved or not; it does not change.
+        clip (`CLIPModel`): the model that the adapter is for, with or without adapters.
+
+    Raises:
+        ValueError: if the file is broken; a tensor is missing, too many, of another shape or type, or not finite; or
+            the class texts cannot be told apart or read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            entries = {name: Entry(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
+            _check(entries, file.get_tensor, config, clip)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor], config: ANPromptConfig, clip: CLIPModel) -> None:
+    """Raise as [`check_file`] does unless these are exactly the tensors of an adapter, by their names in a file."""
+    entries = {
+        name: Entry(tuple(each.shape), DTYPES.get(each.dtype, str(each.dtype))) for name, each in tensors.items()
+    }
+    _check(entries, tensors.__getitem__, config, clip)
+
+
+def _check(
+    entries: Mapping[str, Entry], read: Callable[[str], Tensor], config: ANPromptConfig, clip: CLIPModel
+) -> None:
+    resolved = copy.copy(config)
+    resolved.resolve(clip.config)
+    expected = expected_tensors(resolved, clip.config)
+    names = {name.removeprefix(PREFIX): name for name in entries}
+    extra = [name for name in entries if name.removeprefix(PREFIX) not in expected or name not in names.values()]
+    _check_names(sorted(extra), sorted(expected.keys() - names.keys()))
+    for name, shape in expected.items():
+        _check_entry(name, entries[names[name]], shape)
+    for name in expected:
+        if name != CLASS_IDS and not bool(read(names[name]).to(clip.dtype).isfinite().all()):
+            raise ValueError(f"The adapter's tensor {name} is not finite in {clip.dtype}. Training has failed there.")
+    _check_class_ids(read(names[CLASS_IDS]), resolved, clip.config)
+
+
+def _check_names(extra: list[str], missing: list[str]) -> None:
+    for names, what in ((extra, "that no adapter of its configuration has"), (missing, "missing")):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise ValueError(
+                f"The adapter's weights do not fit its configuration. Tensors {what}: {names[:SHOWN]!a}{more}. "
+                "Do not use it, or ask its author for a whole one."
+            )
+
+
+def _check_entry(name: str, entry: Entry, shape: tuple[int, ...]) -> None:
+    if entry.shape != shape:
+        raise ValueError(
+            f"The adapter's weights do not fit: {name} has the shape {list(entry.shape)}, and {list(shape)} is needed "
+            "here. Load the CLIP that base_model_name_or_path in the adapter's adapter_config.json names."
+        )
+    allowed = INTEGERS if name == CLASS_IDS else FLOATS
+    if entry.dtype not in allowed:
+        raise ValueError(f"The adapter's tensor {name} has the type {entry.dtype}, and not one of {list(allowed)}.")
+
+
+def _check_class_ids(ids: Tensor, config: ANPromptConfig, clip_config: CLIPConfig) -> None:
+    """Raise `ValueError` unless the class texts `[C * T, L]` are texts of this CLIP, different ones by class."""
+    vocabulary, templates = clip_config.text_config.vocab_size, len(config.templates)
+
+    def owners(rows: Tensor) -> list[str]:
+        return [config.class_names[row // templates] for row in rows.nonzero()[:SHOWN, 0].tolist()]
+
+    if bad := owners(((ids < 0) | (ids >= vocabulary)).any(dim=1)):
+        raise ValueError(f"The token ids of the class texts of {bad} lie outside the vocabulary of {vocabulary}.")
+    legacy = clip_config.text_config.eos_token_id == 2  # transformers then pools at the highest id, see class_texts
+    ends = ids == (ids.max() if legacy else clip_config.text_config.eos_token_id)
+    if bad := owners(~ends.any(dim=1)):
+        raise ValueError(f"The class texts of {bad} have no end-of-text token.")
+    behind = torch.arange(ids.shape[1]) > end_of_text_positions(ids, clip_config)[:, None]
+    alike = defaultdict(list)
+    for name, row in zip(
+        config.class_names, ids.masked_fill(behind, 0).view(len(config.class_names), -1), strict=True
+    ):
+        alike[row.numpy().tobytes()].append(name)
+    if clashes := [same for same in alike.values() if len(same) > 1]:
+        raise ValueError(f"The class texts of {clashes[:SHOWN]} are the same tokens, so no image could be told apart.")
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _low_rank(name: str, inputs: int, outputs: int, rank: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.down": (rank, inputs), f"{name}.up": (outputs, rank)}
