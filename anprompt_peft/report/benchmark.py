@@ -12,15 +12,15 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..evaluation.grid import Difference, Summary, make_tables, title_of
-from ..evaluation.grid.tables import AVERAGE
+from ..evaluation.grid.tables import AVERAGE, differences_title
 from ..files import whole_file
 from .curves import Point, linear_ticks
 from .page import shown
 
-WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 480, 150, 16, 8, 24, 26
+WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 320, 118, 12, 8, 22, 26
 MARGIN = 0.05
-TICKS = 6
-LONGEST = 20
+TICKS = 5
+LONGEST = 17
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,10 @@ def render_benchmark(summaries: Sequence[Summary], reference: str) -> str:
         {
             "title": title_of(summary),
             "summary": summary,
-            "tables": make_tables(summary, reference),
-            "forests": forests(summary, reference),
+            "tables": [
+                (table, forests(summary, reference) if table.title == differences_title(reference) else [])
+                for table in make_tables(summary, reference)
+            ],
         }
         for summary in summaries
     ]

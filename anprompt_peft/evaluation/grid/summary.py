@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from ..intervals import LEVEL, harmonic_mean
+from ..robustness.curves import area_below
 from .cells import canonical
 from .measure import BASE_AND_NEW
 
@@ -54,11 +55,13 @@ class Run:
     Args:
         images (`str`): the canonical text of what was measured: parts with their numbers of images and classes.
         figures (`Mapping`): by part and metric.
+        areas (`Mapping`): areas below accuracy over the strength of perturbations, by part and family.
         settings (`str`): the canonical text of the method.
     """
 
     images: str
     figures: Mapping[tuple[str, str], float]
+    areas: Mapping[tuple[str, str], float]
     settings: str
 
     @property
@@ -127,6 +130,20 @@ class Summary:
         """Return the mean of one figure over the seeds."""
         return mean_of([run.figures[part, metric] for run in self.runs[data, method].values()])
 
+    def perturbed_parts(self, data: str) -> list[str]:
+        """Return the parts of a data set that were measured under perturbations."""
+        runs = (run for (name, _), by_seed in self.runs.items() if name == data for run in by_seed.values())
+        return list(dict.fromkeys(part for run in runs for part, _ in run.areas))
+
+    def areas(self, data: str, method: str, part: str) -> dict[str, list[float]]:
+        """Return the areas below accuracy over strength, by family, one for each seed."""
+        found: dict[str, list[float]] = {}
+        for run in self.runs[data, method].values():
+            for (where, family), area in run.areas.items():
+                if where == part:
+                    found.setdefault(family, []).append(area)
+        return found
+
     def differences(self, method: str, reference: str) -> dict[tuple[str, str], Difference]:
         """Return the paired differences of a method from another, by data set and column, over the seeds of both.
 
@@ -175,6 +192,23 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> list[Summary]:
     return [_summary(groups[setup]) for setup in sorted(groups)]
 
 
+def areas_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Return the area below the mean accuracy of the draws over the strength, by part and family.
+
+    Args:
+        rows (`Iterable[Mapping]`): part, family, strength, metric and value of each draw.
+    """
+    curves: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for row in rows:
+        if row["metric"] == "accuracy":
+            levels = curves.setdefault((row["part"], row["family"]), {})
+            levels.setdefault(row["strength"], []).append(row["value"])
+    return {
+        key: area_below(sorted(levels), [float(np.mean(levels[strength])) for strength in sorted(levels)])
+        for key, levels in curves.items()
+    }
+
+
 def mean_of(values: Sequence[float]) -> Mean:
     """Return the mean and the deviation (ddof 0) of one figure for each seed."""
     return Mean(float(np.mean(values)), float(np.std(values)), len(values))
@@ -215,6 +249,7 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> Summary:
         run = Run(
             canonical(record["parts"]),
             {(row["part"], row["metric"]): row["value"] for row in record["rows"]},
+            areas_of(record["robustness"]),
             canonical(method),
         )
         if settings.setdefault(method["name"], run.settings) != run.settings:

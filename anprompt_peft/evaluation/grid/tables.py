@@ -55,6 +55,9 @@ def make_tables(summary: Summary, reference: str) -> list[Table]:
     if len(summary.data) > 1:
         tables.append(average_table(summary))
     tables += [calibration_table(summary, data) for data in summary.data]
+    tables += [
+        robustness_table(summary, data, part) for data in summary.data for part in summary.perturbed_parts(data)
+    ]
     if reference in summary.methods and len(summary.methods) > 1:
         tables.append(difference_table(summary, reference))
     return tables
@@ -116,6 +119,25 @@ def calibration_table(summary: Summary, data: str) -> Table:
     )
 
 
+def robustness_table(summary: Summary, data: str, part: str) -> Table:
+    """Return the areas below accuracy over the strength of perturbations, means and deviations over the seeds."""
+    rows, families = [], []
+    for method in summary.methods:
+        if (data, method) in summary.runs:
+            areas = summary.areas(data, method, part)
+            families = list(areas)
+            rows.append((method, *(_mean(mean_of(values)) for values in areas.values())))
+    return Table(
+        f"{data}: robustness, {part}",
+        ("method", *families),
+        tuple(rows),
+        (
+            "Area below accuracy over the strength of each perturbation, divided by the greatest strength: a mean "
+            "accuracy in per cent. The accuracies themselves are in results.jsonl.",
+        ),
+    )
+
+
 def difference_table(summary: Summary, reference: str) -> Table:
     """Return the paired differences of all methods from a reference, in points, with 95 % intervals."""
     rows: list[tuple[str, ...]] = []
@@ -136,12 +158,17 @@ def difference_table(summary: Summary, reference: str) -> Table:
             ]
             shown += columns.values()
     return Table(
-        f"Differences from {reference}",
+        differences_title(reference),
         ("method", "data", "accuracy", "difference", "95 % interval", "seeds"),
         tuple(rows),
         (comparisons_note(shown),),
         words=3,
     )
+
+
+def differences_title(reference: str) -> str:
+    """Return the title of the table of differences."""
+    return f"Differences from {reference}"
 
 
 def comparisons_note(shown: Sequence[Difference]) -> str:
