@@ -42,7 +42,8 @@ def message(error: Exception) -> str:
 
 def _kind(error: Exception) -> str:
     """Name the type of an unexpected error, whose text alone may not say much."""
-    return "" if isinstance(error, (typer.TyperException, *WRONG_INPUT)) else f"{type(error).__name__}: "
+    expected = (typer.TyperException, FloatingPointError, *WRONG_INPUT)
+    return "" if isinstance(error, expected) else f"{type(error).__name__}: "
 
 
 def _given(error: Exception) -> str:

@@ -36,6 +36,7 @@ from anprompt_peft.training import (
     EPOCHS,
     LEARNING_RATE,
     RECIPES,
+    NonFiniteError,
     keep_adapter_only,
     newest,
     save_newest,
@@ -186,6 +187,11 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
                 continue
             progress.steps, progress.batches = progress.steps + 1, number
             means = accelerator.reduce(torch.stack(window).mean(dim=0), "mean").tolist()
+            if not all(map(math.isfinite, means)):  # on all processes alike
+                raise NonFiniteError(
+                    f"The loss is {means[0]} at step {progress.steps}, batch {number} of epoch {progress.epoch + 1}. "
+                    f"Training stops; the checkpoint from before stays in {options.output}/checkpoints."
+                )
             progress.step_terms.append(dict(zip(["loss", *output.loss_terms], means, strict=True)))
             rate = schedule.get_last_lr()[0]
             accelerator.log({**progress.step_terms[-1], "learning_rate": rate}, step=progress.steps)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
@@ -13,31 +14,43 @@ from transformers import default_data_collator
 from anprompt_peft.data import ClipTransform, class_names_of
 from anprompt_peft.data.images import IMAGE
 from anprompt_peft.evaluation import Estimate, balanced_accuracy, class_sizes, is_imbalanced, macro_f1
+from anprompt_peft.evaluation.backbone import Backbone
+from anprompt_peft.evaluation.peers import make_method
 from anprompt_peft.evaluation.tables import ClassRow, class_rows, estimates
+from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.report import Predictions, describe_adapter, predict
+from anprompt_peft.training import NonFiniteError
+from anprompt_peft.tuner import adapted_clip
 
 from ..text import aligned
 from .labelled import public_name, sources
 
-ZERO_SHOT, ADAPTED = "zero-shot CLIP", "ANPrompt"
+ZERO_SHOT, PROBE, ADAPTED = "zero-shot CLIP", "linear probe", "ANPrompt"
 BALANCED = {"balanced accuracy": balanced_accuracy, "macro-F1": macro_f1}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Predictions of both models for the same parts of the data, in the same order.
+    """Predictions of all methods for the same parts of the data, in the same order.
 
     Attributes:
         adapted (`list[Predictions]`): of the adapted model.
         zero_shot (`list[Predictions]`): of the same model with the adapter switched off.
+        probe (`list[Predictions]`): of a linear probe on the training images; empty where there are none.
     """
 
     adapted: list[Predictions]
     zero_shot: list[Predictions]
+    probe: list[Predictions] = field(default_factory=list)
+
+    def methods(self) -> dict[str, list[Predictions]]:
+        """Return the predictions by method."""
+        probe = {PROBE: self.probe} if self.probe else {}
+        return {ZERO_SHOT: self.zero_shot, **probe, ADAPTED: self.adapted}
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """Return, by method, the accuracy on each part and, for two parts, their harmonic mean."""
-        return {ZERO_SHOT: estimates(self.zero_shot), ADAPTED: estimates(self.adapted)}
+        return {method: estimates(parts) for method, parts in self.methods().items()}
 
     def class_rows(self) -> dict[str, list[ClassRow]]:
         """Return the figures of every class, by part."""
@@ -46,9 +59,8 @@ class Measured:
 
     def balanced(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return balanced accuracy and macro-F1 in per cent, by method and part: every class counts the same."""
-        methods = {ZERO_SHOT: self.zero_shot, ADAPTED: self.adapted}
         return {
-            measure: {method: {part.name: figure(part) for part in parts} for method, parts in methods.items()}
+            measure: {method: {part.name: figure(part) for part in parts} for method, parts in self.methods().items()}
             for measure, figure in BALANCED.items()
         }
 
@@ -68,7 +80,7 @@ class Measured:
         }
 
     def summary(self) -> str:
-        """Return the gain over zero-shot CLIP, then the accuracies, and balanced figures of imbalanced classes."""
+        """Return the gain over zero-shot CLIP, then all accuracies, and balanced figures of imbalanced classes."""
         figures = self.estimates()
         name, ours = list(figures[ADAPTED].items())[-1]
         before, where = figures[ZERO_SHOT][name].value, " in the harmonic mean" if len(self.adapted) > 1 else ""
@@ -99,6 +111,10 @@ class Measured:
                 f"The adapter is below zero-shot CLIP: {', '.join(below)}. Train for longer or on more images, or use "
                 "CLIP without it."
             )
+        name, ours = list(figures[ADAPTED].items())[-1]
+        if self.probe and ours.value < (best := figures[PROBE][name].value):
+            where = f" ({name})" if len(pairs) > 1 else ""
+            notes.append(f"A linear probe on the same images is ahead: {best:.1f} against {ours.value:.1f} %{where}.")
         balanced = self.balanced()
         for name, (low, high) in self.imbalance().items():
             shown = (
@@ -117,15 +133,26 @@ class Measured:
         return aligned(rows)
 
 
-def measure(model: Any, parts: Mapping[str, Dataset], processor: Any, batch_size: int, workers: int) -> Measured:
-    """Classify each part's images among that part's classes, with the adapter and without.
+def measure(
+    model: Any,
+    parts: Mapping[str, Dataset],
+    processor: Any,
+    batch_size: int,
+    workers: int,
+    shots: Dataset | None = None,
+) -> Measured:
+    """Classify each part's images among that part's classes: with the adapter, without, and with a linear probe.
 
     Args:
         model (`PeftModel`): left with the classes it was trained on.
         parts (`Mapping[str, Dataset]`): labelled images by name of the part.
-        processor: CLIP's image processor.
+        processor: CLIP's image processor, or with shots the whole processor.
         batch_size (`int`): images per forward pass.
         workers (`int`): processes that read images.
+        shots (`Dataset`, *optional*): what the adapter was trained on; without it there is no probe.
+
+    Raises:
+        NonFiniteError: if a probability is NaN.
     """
     measured = Measured([], [])
     transform = ClipTransform(processor)
@@ -135,17 +162,41 @@ def measure(model: Any, parts: Mapping[str, Dataset], processor: Any, batch_size
             transform.apply(dataset), batch_size, num_workers=workers, collate_fn=default_data_collator
         )
         extras = (lambda row, images=dataset: images[row][IMAGE]), sources(dataset)
-        measured.adapted.append(predict(model, batches, name, *extras))
+        measured.adapted.append(_finite(predict(model, batches, name, *extras)))
         with model.disable_adapter():
-            measured.zero_shot.append(predict(model, batches, name, *extras))
+            measured.zero_shot.append(_finite(predict(model, batches, name, *extras)))
     model.set_classes(None)
+    if shots is not None:
+        with model.disable_adapter():
+            measured.probe.extend(_probe(Backbone(adapted_clip(model), processor), shots, parts))
     return measured
+
+
+def _probe(backbone: Backbone, shots: Dataset, parts: Mapping[str, Dataset]) -> Iterator[Predictions]:
+    """Yield a linear probe's predictions; classes without shots are zero-shot CLIP's."""
+    transform, templates = ClipTransform(backbone.processor), tuple(backbone.clip.active_config.templates)
+
+    def texts(dataset: Dataset) -> ClassTexts:
+        return ClassTexts(tuple(class_names_of(dataset)), templates)
+
+    seed = 0  # nothing is random
+    probe = make_method("linear-probe").fit(backbone, ImageSet(shots, transform, keep=False), texts(shots), seed)
+    for name, dataset in parts.items():
+        images, classes = ImageSet(dataset, transform, keep=False), texts(dataset)
+        probabilities = probe.logits(images, classes).softmax(dim=-1).numpy()
+        yield Predictions(name, classes.names, images.labels.numpy(), probabilities.argmax(axis=-1), probabilities)
 
 
 def describe(model: Any) -> dict[str, Any]:
     """Return what the report says about the active adapter, without the folder that the base model is in."""
     settings = describe_adapter(model)
     return {**settings, "base model": public_name(settings["base model"])}
+
+
+def _finite(predictions: Predictions) -> Predictions:
+    if predictions.probabilities is not None and not np.isfinite(predictions.probabilities).all():
+        raise NonFiniteError(f"The logits for images of {predictions.name} hold NaN or infinity: no figure is right.")
+    return predictions
 
 
 def _counts(row: ClassRow) -> dict[str, int | None]:

@@ -76,8 +76,8 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
         settings (`Mapping`): what [`~anprompt_cli.config_file.effective`] returned.
 
     Returns:
-        `tuple`: how adapted and zero-shot CLIP do on the split to measure on, `None` if there is no such split, and
-        what a reader of the figures must know.
+        `tuple`: how the adapter, zero-shot CLIP and a linear probe do on the split to measure on, `None` if there is
+        none, and what a reader of the figures must know.
 
     Raises:
         ValueError: if an option is wrong.
@@ -97,7 +97,7 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
     _train(trainer, last_checkpoint(options.output))
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False).eval()
     batches = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
-    measured = measure(model, images.measure, processor, *batches) if images.split else None
+    measured = measure(model, images.measure, processor, *batches, images.train) if images.split else None
     facts = _facts(options, arguments, images, measured)
     model.describe_training(facts)
     notes = _notes(arguments, images, measured)
@@ -136,10 +136,20 @@ def _trainer(
 def _train(trainer: ANPromptTrainer, checkpoint: Path | None) -> None:
     with Interruption() as interruption:
         trainer.add_callback(interruption)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            _close_bars(trainer)
     if interruption.requested:
         state = trainer.state
         raise Interrupted(f"Interrupted after step {state.global_step} of {state.max_steps}; a checkpoint is kept.")
+
+
+def _close_bars(trainer: ANPromptTrainer) -> None:
+    """End the line of a bar that training left open, so that an error begins one of its own."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, Progress) and callback.training_bar is not None:
+            callback.training_bar.close()
 
 
 def _results(record: Mapping[str, Any], images: Images, measured: Measured | None) -> dict[str, Any]:

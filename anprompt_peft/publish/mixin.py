@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from peft import PeftModel
 
 from .facts import TrainingFacts
+from .finite import check_finite
 from .hub import push, save_card
 
 
@@ -17,6 +19,7 @@ class PublishMixin:
     """Methods of an adapted `CLIPModel` about its model card and the Hub."""
 
     active_config: Any
+    head: Any
     _hf_peft_config_loaded: bool
 
     def describe_training(self, facts: TrainingFacts) -> None:
@@ -31,13 +34,16 @@ class PublishMixin:
         """Save as transformers does; an adapter added with `add_adapter` or `load_adapter` gets its card.
 
         Raises:
+            NonFiniteError: if the active adapter holds NaN or infinity.
             ValueError: for `push_to_hub=True`, which would put a generic card over the adapter's.
         """
         if self._hf_peft_config_loaded and kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) would lose the card. Call push_to_hub(repo_id).")
+        if self._hf_peft_config_loaded:
+            check_finite(self, self.head.adapter)  # type: ignore[arg-type]
         super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
         if self._hf_peft_config_loaded and is_main_process:
-            self.create_or_update_model_card(save_directory)
+            _write_card(self, save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Push the active adapter with its card, in one commit. See [`~anprompt_peft.publish.push_folder`]."""
@@ -50,9 +56,9 @@ def hand_over(tuner_cls: type[Any]) -> None:
     """Let `PeftModel` leave the card and the push of this tuner's adapters to this module.
 
     `get_peft_model` and `PeftModel.from_pretrained` build a stock `PeftModel`, whose `save_pretrained` writes a
-    generic card (with the base model's local path) and whose `push_to_hub` overwrites it with another. Both methods
-    are wrapped: models whose `base_model` is a `tuner_cls` get this module's, all others PEFT's own. Calling this
-    again does nothing.
+    generic card (with the base model's local path) and whose `push_to_hub` overwrites it with another. These methods
+    are wrapped: models whose `base_model` is a `tuner_cls` get this module's, all others PEFT's own. Saving refuses
+    adapters that hold NaN or infinity. Calling this again does nothing.
 
     Args:
         tuner_cls (`type`): the tuner.
@@ -62,8 +68,31 @@ def hand_over(tuner_cls: type[Any]) -> None:
         name = "default" if "default" in self.peft_config else self.active_adapter
         save_card(self.get_base_model(), self.peft_config[name], output_dir, None if name == "default" else name)
 
+    stock_save = PeftModel.save_pretrained
+
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
+        for adapter in kwargs.get("selected_adapters") or self.peft_config:
+            check_finite(self, adapter)
+        wanted: list[str] = []
+        self.create_or_update_model_card = wanted.append  # PEFT asks for the card before it writes the weights
+        try:
+            stock_save(self, *args, **kwargs)
+        finally:
+            del self.create_or_update_model_card
+        for folder in wanted:
+            _write_card(self, folder)
+
     _replace("create_or_update_model_card", create_or_update_model_card, tuner_cls)
+    _replace("save_pretrained", save_pretrained, tuner_cls)
     _replace("push_to_hub", push, tuner_cls)
+
+
+def _write_card(model: Any, folder: str | Path) -> None:
+    """Write a model's card beside its saved weights; whatever is wrong with the card, the weights stay."""
+    try:
+        model.create_or_update_model_card(folder)
+    except Exception as error:
+        warnings.warn(f"The weights are saved, and the card is not: {error}", stacklevel=3)
 
 
 def _replace(name: str, own: Callable[..., Any], tuner_cls: type[Any]) -> None:

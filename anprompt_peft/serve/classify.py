@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +37,7 @@ class Prediction:
         path (`str`, *optional*): the image's file; `None` for an image that was not opened from one.
         ranking (`list[tuple[str, float]]`): the most likely classes with their probabilities (0..1), in descending
             order; empty if the image could not be read.
-        error (`str`, *optional*): why it could not be read.
+        error (`str`, *optional*): why it could not be read, or that its logits are not finite.
     """
 
     path: str | None
@@ -105,10 +106,18 @@ def _predictions(
             pixels = [each for _, each in seen if isinstance(each, Tensor)]
             rankings = iter(rank(torch.cat(pixels)) if pixels else ())
             for path, each in seen:
-                yield Prediction(path, error=each) if isinstance(each, str) else Prediction(path, next(rankings))
+                yield Prediction(path, error=each) if isinstance(each, str) else _prediction(path, next(rankings))
             batch = following
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _prediction(path: str | None, ranking: Ranking) -> Prediction:
+    """Return an image's result; one whose probabilities are not finite is an error."""
+    if all(math.isfinite(share) for _, share in ranking):
+        return Prediction(path, ranking)
+    error = f"{path or 'an image'}: its logits are NaN or infinite, as the adapter's weights may be."
+    return Prediction(path, error=error)
 
 
 def _path_of(source: Any) -> str | None:

@@ -1,6 +1,7 @@
 """Training with `Trainer`, and what a training loop of one's own needs."""
 
 from ..fast.sharding import refuse_weight_sharding
+from ..publish.finite import NonFiniteError, check_finite
 from .checkpoint import keep_adapter_only, newest, save_newest
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES, Recipe, warmup_cosine
 from .repeatable import RepeatableRows, TellEpoch
@@ -13,11 +14,13 @@ __all__ = [
     "RECIPES",
     "ANPromptTrainer",
     "ANPromptTrainingArguments",
+    "NonFiniteError",
     "Recipe",
     "RepeatableRows",
     "TellEpoch",
     "accuracy",
     "balanced_class_weights",
+    "check_finite",
     "keep_adapter_only",
     "newest",
     "refuse_weight_sharding",

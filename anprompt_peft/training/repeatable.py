@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..data.images import IMAGE, RGBImage
+
+ROW = "anprompt_row"
+"""Key under which a batch carries the numbers of its rows."""
+
 
 class RepeatableRows(Dataset):
     """Rows of a data set whose transform draws torch's random numbers, drawn anew in every epoch.
+
+    Rows that are dictionaries carry their number, so that a batch that goes wrong can be named.
 
     Trainer restores the random state of a checkpoint only after the next batches were read, and data workers have
     random states of their own. Neither matters here.
@@ -32,7 +40,16 @@ class RepeatableRows(Dataset):
         (seed,) = np.random.SeedSequence([self.seed, int(self.epoch), row]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
-            return self.dataset[row]
+            values = self.dataset[row]
+        return {**values, ROW: row} if isinstance(values, dict) else values
+
+    def names(self, rows: list[int]) -> list[str]:
+        """Return the files of rows, or their numbers where the data set names no files."""
+        files: dict[int, str | None] = {}
+        if isinstance(self.dataset, datasets.Dataset) and IMAGE in self.dataset.column_names:
+            images = self.dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
+            files = dict(zip(rows, ((each or {}).get("path") for each in images[rows][IMAGE]), strict=True))
+        return [files.get(row) or f"row {row}" for row in rows]
 
 
 class TellEpoch(TrainerCallback):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
@@ -18,9 +19,10 @@ from transformers.integrations import is_tensorboard_available
 from ..data.columns import label_column
 from ..data.images import LABEL
 from ..fast.sharding import refuse_weight_sharding
+from ..publish.finite import NonFiniteError, check_finite
 from ..publish.hub import CardCallback
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES
-from .repeatable import RepeatableRows, TellEpoch
+from .repeatable import ROW, RepeatableRows, TellEpoch
 
 AUTO, BALANCED = "auto", "balanced"
 
@@ -111,7 +113,8 @@ class ANPromptTrainer(Trainer):
     Terms are averaged over the images since the last log, over all processes; those of an evaluation have the prefix
     `eval_`. With [`ANPromptTrainingArguments`] it follows their recipe. What it pushes to the Hub has the
     adapter's card, and random transforms draw by seed, epoch and row, so that a resumed run repeats them (unless
-    `remove_unused_columns` is on). Anything else is Trainer's own.
+    `remove_unused_columns` is on). The first loss that is NaN or infinite ends the training before the weights
+    change, and an adapter with such weights is not saved. Anything else is Trainer's own.
 
     Raises:
         ValueError: if the arguments ask for class weights and the training data have no column of labels, or a class
@@ -169,6 +172,34 @@ class ANPromptTrainer(Trainer):
         args = self.args
         images = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return math.ceil(len(self.train_dataset) / images)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Train on a batch as Trainer does.
+
+        Raises:
+            NonFiniteError: if the loss is NaN or infinite; the message names the step and the images of the batch.
+        """
+        rows = inputs.pop(ROW, None)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not loss.isfinite():
+            images = "unknown" if rows is None else ", ".join(self.train_dataset.names(rows.tolist()))
+            raise NonFiniteError(
+                f"The loss is {float(loss)} at step {self.state.global_step + 1}, epoch {self.state.epoch or 0:.4g}. "
+                f"Images of the batch: {images}. Training stops; checkpoints from before are kept in "
+                f"{self.args.output_dir}. Choose a smaller learning rate, or look at these images."
+            )
+        return loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as Trainer does.
+
+        Raises:
+            NonFiniteError: if a loss, or a weight of the adapter at the end, is NaN or infinite.
+        """
+        result = super().train(*args, **kwargs)
+        if isinstance(self.model, PeftModel):
+            check_finite(self.model, self.model.active_adapter)
+        return result
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """Compute the loss as Trainer does and remember the loss terms, without waiting for the device."""
@@ -247,7 +278,13 @@ def _has_rows(dataset: Any) -> bool:
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the share of images whose most likely class is the right one, for Trainer's `compute_metrics`."""
+    """Return the share of images whose most likely class is the right one, for Trainer's `compute_metrics`.
+
+    Raises:
+        NonFiniteError: if a logit is NaN or infinite.
+    """
     logits = prediction.predictions
     logits = logits[0] if isinstance(logits, tuple) else logits
+    if not np.isfinite(logits).all():
+        raise NonFiniteError("The model's logits hold NaN or infinity, so there is no accuracy.")
     return {"accuracy": float(np.mean(logits.argmax(axis=-1) == prediction.label_ids))}

@@ -1,0 +1,32 @@
+"""An adapter whose weights are not finite is told about, never saved."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+
+from torch import nn
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss, a weight or a logit is NaN or infinite."""
+
+
+def check_finite(model: nn.Module, adapter: str) -> None:
+    """Raise unless all of an adapter's weights and buffers are finite numbers.
+
+    Args:
+        model (`nn.Module`): an adapted CLIP, or a `PeftModel` around one.
+        adapter (`str`): name of the adapter.
+
+    Raises:
+        NonFiniteError: names the first tensors that hold NaN or infinity.
+    """
+    own = re.compile(rf"\.anprompt_\w+\.{re.escape(adapter)}(\.|$)")
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    broken = [name for name, each in tensors if own.search(name) and not each.is_meta and not each.isfinite().all()]
+    if broken:
+        raise NonFiniteError(
+            f"The adapter {adapter!r} holds NaN or infinity in {len(broken)} tensors ({', '.join(broken[:3])}), so it "
+            "is not saved. Train it with a smaller learning rate, or create it with init_noise_prompts=True."
+        )

@@ -1,0 +1,185 @@
+"""What goes wrong: losses that are not finite, crashes, full disks, two runs at once, odd files and odd text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from datasets import Dataset, load_dataset
+from peft import PeftModel, get_peft_model
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
+
+import distributed_worker as worker
+from anprompt_cli import main
+from anprompt_cli.jobs import models
+from anprompt_peft.data import ClipTransform
+from anprompt_peft.serve import predict
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, NonFiniteError
+from conftest import IMAGE_SIZE, MakeClip
+from export_folder import export
+from helpers import CLASSES, adapt, make_config, trainable
+
+TINY_CLIP = worker.EXAMPLES / "digits" / "tiny_clip"
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("COLUMNS", "80")
+    yield
+    worker.forget_accelerators(leave_group=True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished run of the command line, and its data: three images of each digit and split."""
+    folder = tmp_path_factory.mktemp("trained")
+    export(folder / "digits", 3)
+    assert train(folder / "digits", folder / "adapter") == 0
+    return folder / "adapter", folder / "digits"
+
+
+def train(data: Path, output: Path, *more: Any) -> int:
+    settings = ("--model", TINY_CLIP, "--shots", 1, "--epochs", 1, "--batch-size", 5)
+    return main([str(each) for each in ("train", data, "--output", output, *settings, *more)])
+
+
+# losses, weights and logits that are not finite
+
+
+@pytest.fixture
+def data() -> Dataset:
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randn(12, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    return Dataset.from_dict({"pixel_values": pixels.numpy(), "labels": [0, 1, 2] * 4}).with_format("torch")
+
+
+def make_trainer(clip: CLIPModel, tokenizer: CLIPTokenizer, data: Any, folder: Path, **settings: Any) -> Any:
+    defaults = {"num_train_epochs": 3, "report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_steps": 1}
+    arguments = ANPromptTrainingArguments(str(folder), **{**defaults, **settings})
+    return ANPromptTrainer(get_peft_model(clip, make_config(tokenizer)), arguments, train_dataset=data)
+
+
+def test_the_first_loss_that_is_not_finite_ends_the_training(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, digits: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """The message names step and images, the weights are those of the step before, and so is the checkpoint."""
+    images = load_dataset("imagefolder", data_dir=str(digits), split="train").select(range(8))
+    images = images.cast_column("label", images.features["label"]).map(lambda row: {"label": row["label"] % 3})
+    transform = ClipTransform(CLIPProcessor.from_pretrained(clip_folder))
+    trainer = make_trainer(make_clip(), tokenizer, transform.apply(images), tmp_path, save_strategy="steps")
+    compute_loss, seen = trainer.compute_loss, []
+
+    def fail(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = compute_loss(model, inputs, *args, **kwargs)
+        seen.append({name: weight.detach().clone() for name, weight in trainable(model).items()})
+        return loss * math.nan if len(seen) == 4 else loss
+
+    trainer.compute_loss = fail
+    with pytest.raises(NonFiniteError, match=r"The loss is nan at step 4, epoch 1\.5") as caught:
+        trainer.train()
+    named = [path.name for path in digits.rglob("*.png") if str(path) in str(caught.value)]
+    assert len(named) == 4
+    assert {name for name in tmp_path.iterdir() if name.is_dir()} == {tmp_path / f"checkpoint-{n}" for n in (1, 2, 3)}
+    for name, weight in trainable(trainer.model).items():
+        assert torch.equal(weight, seen[-1][name])
+
+
+def test_images_without_files_are_named_by_row(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    rows = [dict(row) for row in data]
+    rows[7]["pixel_values"] = torch.full_like(rows[7]["pixel_values"], math.inf)
+    trainer = make_trainer(make_clip(), tokenizer, rows, tmp_path, save_strategy="no")
+    with pytest.raises(NonFiniteError, match=r"Images of the batch: (row \d+, ){3}row \d+\.") as caught:
+        trainer.train()
+    assert "row 7" in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path
+) -> None:
+    """Through PEFT and through transformers; a second adapter that is whole is."""
+    model = adapt(make_clip(), tokenizer)
+    model.add_adapter("broken", make_config(tokenizer))
+    next(weight for name, weight in model.named_parameters() if ".broken" in name).data.view(-1)[0] = math.inf
+    with pytest.raises(NonFiniteError, match=r"The adapter 'broken' holds NaN or infinity in 1 tensors \(.*\.broken"):
+        model.save_pretrained(tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+    model.save_pretrained(tmp_path / "one", selected_adapters=["default"])
+    PeftModel.from_pretrained(make_clip(), tmp_path / "one")
+    clip = make_clip()
+    clip.add_adapter(make_config(tokenizer))
+    next(weight for name, weight in clip.named_parameters() if "anprompt_tokens" in name).data.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match="'default'"):
+        clip.save_pretrained(tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_a_last_step_that_spoils_the_weights_is_noticed(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    settings = {"max_steps": 1, "learning_rate": math.inf, "warmup_epochs": 0}
+    for strategy in ("no", "steps"):
+        trainer = make_trainer(make_clip(), tokenizer, data, tmp_path / strategy, save_strategy=strategy, **settings)
+        with pytest.raises(NonFiniteError, match="The adapter 'default' holds NaN or infinity"):
+            trainer.train()
+        assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_predictions_that_are_not_finite_are_errors(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, clip_folder: Path, digits: Path, tmp_path: Path
+) -> None:
+    model, processor = adapt(make_clip(), tokenizer), CLIPProcessor.from_pretrained(clip_folder)
+    path = next(digits.rglob("*.png"))
+    next(weight for name, weight in model.named_parameters() if "anprompt_tokens" in name).data.fill_(math.nan)
+    (found,) = predict(model, [str(path)], processor)
+    assert found.ranking == []
+    assert found.error == f"{path}: its logits are NaN or infinite, as the adapter's weights may be."
+    assert list(model.class_names) == CLASSES
+
+
+def test_the_command_line_stops_at_such_a_loss(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("--learning-rate", 1e30, "--warmup-epochs", 0, "--epochs", 3)
+    assert train(trained[1], tmp_path / "out", *settings) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: The loss is nan at step 2, epoch 0.5. Images of the batch: /"), error
+    assert error.count(".png") == 5
+    assert not (tmp_path / "out" / WEIGHTS).exists()
+
+
+def test_the_command_line_gives_no_figures_of_broken_weights(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither from a file, which is refused, nor from weights that broke after loading."""
+    adapter, data = trained
+    image = str(next((data / "test").rglob("*.png")))
+    load = models.PeftModel.from_pretrained
+
+    def spoil(*arguments: Any, **settings: Any) -> Any:
+        model = load(*arguments, **settings)
+        next(weight for name, weight in model.named_parameters() if "anprompt_tokens" in name).data.fill_(math.nan)
+        return model
+
+    monkeypatch.setattr(models.PeftModel, "from_pretrained", spoil)
+    for command in (["predict", str(adapter), image], ["evaluate", str(adapter), str(data)]):
+        assert main(command) == 1
+        answer = capsys.readouterr()
+        assert answer.out == ""
+        assert "NaN or infinit" in answer.err.splitlines()[-1]
+
+
+def test_the_accelerate_example_stops_at_such_a_loss(digits: Path, tmp_path: Path) -> None:
+    settings = ("--learning-rate", "1e30", "--warmup-epochs", "0", "--save-every", "1")
+    with pytest.raises(NonFiniteError, match=r"The loss is nan at step 2, batch 4 of epoch 1\."):
+        worker.run_script(digits, tmp_path, *settings)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
