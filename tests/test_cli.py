@@ -29,6 +29,7 @@ import yaml
 from peft import AutoPeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 from transformers import CLIPModel, CLIPProcessor
 
@@ -39,6 +40,7 @@ from anprompt_cli.errors import Failure
 from anprompt_cli.jobs import measuring
 from anprompt_cli.jobs import train as training_job
 from anprompt_peft import ANPromptConfig
+from anprompt_peft.data import few_shot, load_image_data, select_classes
 from anprompt_peft.evaluation import Predictions
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, RepeatableRows
 from export_folder import export
@@ -166,6 +168,34 @@ def test_a_run_leaves_all_that_the_result_needs(trained: tuple[Path, Answer]) ->
     assert str(folder) not in (folder / card).read_text() + (folder / "adapter_config.json").read_text()
     assert "confusion" in (folder / report).read_text().lower()
     assert list(AutoPeftModel.from_pretrained(folder).class_names) == NAMES[:5]
+
+
+def test_a_linear_probe_on_the_same_shots_is_measured_beside(trained: tuple[Path, Answer], digits: Path) -> None:
+    """scikit-learn's logistic regression on plain CLIP's features of the drawn images; new classes are zero-shot."""
+    folder, answer = trained
+    record = json.loads((folder / "results.json").read_text())
+    clip, processor = CLIPModel.from_pretrained(TINY_CLIP), CLIPProcessor.from_pretrained(TINY_CLIP)
+    splits = load_image_data(str(digits))
+    base = record["halves"]["base"]
+    shots, test = few_shot(select_classes(splits["train"], base), 2, 1), select_classes(splits["test"], base)
+
+    @torch.no_grad()
+    def features(images: datasets.Dataset) -> np.ndarray:
+        pixels = processor(images=[each.convert("RGB") for each in images["image"]], return_tensors="pt")
+        rows = clip.get_image_features(**pixels).pooler_output.double()
+        return (rows / rows.norm(dim=1, keepdim=True)).numpy()
+
+    probe = LogisticRegression(C=100, max_iter=1000).fit(features(shots), shots["label"])
+    figures = record["accuracy_percent"]
+    assert list(figures) == ["zero-shot CLIP", "linear probe", "ANPrompt"]
+    assert figures["linear probe"]["base"]["value"] == pytest.approx(100 * probe.score(features(test), test["label"]))
+    assert figures["linear probe"]["new"] == figures["zero-shot CLIP"]["new"]
+    assert figures["linear probe"]["base"]["value"] > figures["zero-shot CLIP"]["base"]["value"] + 5
+    ours, ahead = (figures[name]["harmonic mean"]["value"] for name in ("ANPrompt", "linear probe"))
+    assert ours < ahead
+    note = f"A linear probe on the same images is ahead: {ahead:.1f} against {ours:.1f} % (harmonic mean)."
+    assert note in record["notes"]
+    assert note in answer.err.splitlines()
 
 
 def test_run_yaml_repeats_the_run_bit_for_bit(adapter: Path, tmp_path: Path) -> None:
@@ -331,6 +361,9 @@ def test_whoever_ends_below_zero_shot_is_told(wrong: int) -> None:
         assert single.summary().startswith("+10.0 points over zero-shot, 100.0 against 90.0\n")
         assert double.summary().startswith("+10.0 points over zero-shot in the harmonic mean, 100.0 against 90.0\n")
         assert single.notes() == double.notes() == []
+        assert measuring.Measured(*parts, parts[0]).notes() == []
+        (note,) = measuring.Measured(parts[1][:1], parts[1][:1], parts[0][:1]).notes()
+        assert note == "A linear probe on the same images is ahead: 100.0 against 90.0 %."
 
 
 def test_a_run_that_ends_below_zero_shot_says_so(train: Train, digits: Path, tmp_path: Path) -> None:
@@ -346,7 +379,8 @@ def test_a_run_that_ends_below_zero_shot_says_so(train: Train, digits: Path, tmp
     assert str(TINY_CLIP.parent) not in page
     evaluation = call("evaluate", tmp_path / "out", digits, "--json", "--report", tmp_path / "evaluation.html")
     assert notes[0] in evaluation.err.splitlines()
-    assert json.loads(evaluation.out)["notes"] == notes
+    assert json.loads(evaluation.out)["notes"] == notes[:1]
+    assert notes[1].startswith("A linear probe on the same images is ahead: ")
     assert str(digits.parent) not in (tmp_path / "evaluation.html").read_text()
 
 
@@ -995,6 +1029,7 @@ def test_from_images_to_a_published_adapter(digits: Path, tmp_path: Path) -> Non
     assert "alice/digits" in answers["train"].out.splitlines()[-1]
     assert json.loads(answers["info"].out)["base_model"] == "alice/tiny"
     trained = json.loads((tmp_path / "out" / "results.json").read_text())
+    del trained["accuracy_percent"]["linear probe"]  # it needs the training images
     assert json.loads(answers["evaluate"].out)["accuracy_percent"] == trained["accuracy_percent"]
     assert len(answers["predict"].out.splitlines()) == LIMIT
     for name, wanted in {

@@ -89,6 +89,11 @@ def test_the_probe_knows_classes_by_name(backbone: Backbone, shots: ImageSet, im
     assert_exact(probe.logits(images, NEW), zero_shot(backbone, images, NEW))
 
 
+def test_a_probe_of_one_class_has_nothing_to_tell_apart(backbone: Backbone, images: ImageSet) -> None:
+    probe = make_method("linear-probe").fit(backbone, image_set(backbone, [1, 1], BASE.names), BASE, 0)
+    assert_exact(probe.logits(images, BASE).softmax(dim=1), zero_shot(backbone, images, BASE).softmax(dim=1))
+
+
 def test_learned_classes_share_the_probability_that_zero_shot_gives_them(
     backbone: Backbone, shots: ImageSet, images: ImageSet
 ) -> None:

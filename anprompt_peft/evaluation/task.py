@@ -62,12 +62,14 @@ class ImageSet:
         transform (`ClipTransform`): without augmentation.
         augmentation (`ClipTransform`, *optional*): for training, with it.
         change (`Callable`, *optional*): applied to every image before the transform.
+        keep (`bool`): whether pixel values stay in memory, if all of them take less than 4 GB.
     """
 
     dataset: Dataset
     transform: ClipTransform
     augmentation: ClipTransform | None = None
     change: ImageChange | None = field(default=None)
+    keep: bool = True
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -110,7 +112,7 @@ class ImageSet:
     @cached_property
     def _kept(self) -> Tensor | None:
         width, height = self.transform.crop
-        if len(self) * 3 * width * height * 4 > KEPT_BYTES:
+        if not self.keep or len(self) * 3 * width * height * 4 > KEPT_BYTES:
             return None
         return torch.cat([self._transformed(rows, False) for rows in torch.arange(len(self)).split(BATCH)])
 

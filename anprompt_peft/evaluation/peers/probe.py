@@ -27,12 +27,11 @@ class LinearProbe:
     max_iterations: int
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Probe:
-        """Fit the regression; nothing is random in it.
-
-        Raises:
-            ValueError: if there are images of fewer than two classes.
-        """
+        """Fit the regression; nothing is random in it."""
         features = backbone.image_features(shots).double().cpu().numpy()
+        if len(shots.labels.unique()) == 1:  # there is nothing to tell apart
+            zeros = torch.zeros(1, features.shape[1], dtype=torch.float64)
+            return Probe(backbone, (classes.names[shots.labels[0]],), zeros, zeros[:, 0])
         probe = LogisticRegression(C=self.C, max_iter=self.max_iterations).fit(features, shots.labels.numpy())
         weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
         if len(weight) == 1:  # of two classes scikit-learn states the difference
