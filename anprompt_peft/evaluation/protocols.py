@@ -20,7 +20,7 @@ from datasets import Dataset
 from ..data import ClassHalves, ClipTransform, ShotsError, class_names_of, halves
 from ..data.columns import UNLABELLED, labels_of, with_labels
 from .benchmarks.data import BenchmarkData
-from .benchmarks.shots import COOP, SAMPLINGS, Shots, draw_shots
+from .benchmarks.shots import COOP, Shots, draw_shots
 from .intervals import harmonic_mean
 from .task import ImageSet, Part, Task
 
@@ -54,7 +54,8 @@ def make_task(
         seed (`int`): names the draw of the shots, and of the halves if they are drawn.
         halves (`str`): `order`: the first `ceil(C / 2)` label ids are base, as in the published tables. `random`: as
             many, drawn from the seed.
-        sampling (`str` or `Path`): `coop`, `seeded`, or a JSON file of [`Shots.save`]; see [`draw_shots`].
+        sampling (`str` or `Path`): `coop` or `seeded`, see [`draw_shots`]; or a JSON file of [`Shots.save`], which
+            stands for a draw with any `shots` and `seed`.
         targets (`Sequence[BenchmarkData]`): for `cross-data`, what to measure besides the source's own test set.
 
     Raises:
@@ -64,24 +65,19 @@ def make_task(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} must be one of {', '.join(PROTOCOLS)}.")
     _check_targets(protocol, targets)
-    drawn = (
-        draw_shots(data, shots, seed, str(sampling))
-        if sampling in SAMPLINGS or Path(sampling).suffix != ".json"
-        else Shots.load(sampling, data)
-    )
-    images = _Images(processor)
+    kept = str(sampling).endswith(".json")
+    drawn = Shots.load(sampling, data) if kept else draw_shots(data, shots, seed, str(sampling))
+    images, names = _Images(processor), data.class_names
     if protocol in (FEW_SHOT, CROSS_DATA):
-        parts = (Part("test", images.part(data.test, data.class_names), data.texts()), *map(images.target, targets))
-        return Task(images.shots(data, drawn, data.class_names), data.texts(), parts)
-    both = class_halves(data.class_names, seed, halves)
+        parts = [
+            images.part("test", data, names),
+            *(images.part(each.name, each, each.class_names) for each in targets),
+        ]
+        return Task(images.shots(data, drawn, names), data.texts(), tuple(parts))
+    both = class_halves(names, seed, halves)
     groups = {"base": both.base, "new": both.new}
-    if protocol == BASE_TO_NEW:
-        parts = tuple(Part(name, images.part(data.test, own), data.texts(own)) for name, own in groups.items())
-    else:
-        parts = tuple(
-            Part(name, images.part(data.test, data.class_names, own), data.texts()) for name, own in groups.items()
-        )
-    return Task(images.shots(data, drawn, both.base), data.texts(both.base), parts)
+    parts = [images.part(name, data, own if protocol == BASE_TO_NEW else names, own) for name, own in groups.items()]
+    return Task(images.shots(data, drawn, both.base), data.texts(both.base), tuple(parts))
 
 
 def class_halves(names: Sequence[str], seed: int, how: str = IN_ORDER) -> ClassHalves:
@@ -159,22 +155,18 @@ class _Images:
             raise ShotsError(f"{data.name}: these classes have no image to train on: {', '.join(absent)}.")
         return ImageSet(relabelled.select(rows), self.transform, self.augmentation)
 
-    def part(self, split: Dataset, names: Sequence[str], only: Sequence[str] | None = None) -> ImageSet:
-        """Return the images of the classes `only`, by default of all `names`, with labels that are positions in these.
+    def part(self, name: str, data: BenchmarkData, names: Sequence[str], only: Sequence[str] | None = None) -> Part:
+        """Return the test images of the classes `only`, by default of all `names`, where the classes `names` compete.
 
         Raises:
             ValueError: if there are none.
         """
-        relabelled, numbers = _relabelled(split, names)
-        wanted = [label for label, name in enumerate(names) if only is None or name in only]
+        relabelled, numbers = _relabelled(data.test, names)
+        wanted = [label for label, each in enumerate(names) if only is None or each in only]
         rows = np.flatnonzero(np.isin(numbers, wanted))
         if not len(rows):
-            raise ValueError(f"the split test has no images of the classes {', '.join(only or names)}.")
-        return ImageSet(relabelled.select(rows), self.transform)
-
-    def target(self, data: BenchmarkData) -> Part:
-        """Return the whole test set of a target."""
-        return Part(data.name, self.part(data.test, data.class_names), data.texts())
+            raise ValueError(f"{data.name}: the split test has no images of the classes {', '.join(only or names)}.")
+        return Part(name, ImageSet(relabelled.select(rows), self.transform), data.texts(names))
 
 
 def _relabelled(split: Dataset, names: Sequence[str]) -> tuple[Dataset, np.ndarray]:
