@@ -165,6 +165,19 @@ def concept_of(name: str) -> str:
     return concept_names().get(ordered, ordered)
 
 
+def name_of(key: str, family: Family) -> str:
+    """The name without style of a glyph, by its key in the family's table, in the words of the other families."""
+    renamed = dict(family.renamed)
+    whole = key.removesuffix("-line").removesuffix("-fill").replace("-", " ")
+    name = renamed.get(whole, without_style(key, family.styles))
+    return renamed.get(name, name)
+
+
+def is_character(name: str) -> bool:
+    """Whether a glyph is a letter or a numeral and no icon."""
+    return name.split()[0] in CHARACTERS or (len(name) == 1 and name != "x") or name.isdigit()
+
+
 @cache
 def glyphs(family: Family) -> tuple[Glyph, ...]:
     """A family's glyphs in the order of their tables, each code point of a font once."""
@@ -173,11 +186,8 @@ def glyphs(family: Family) -> tuple[Glyph, ...]:
         stem, _, version = font.rpartition("-")
         table = json.loads((fonts_folder() / f"{stem}-charmap-{version}.json").read_text())
         for key, code in table.items():
-            name = without_style(key, family.styles)
-            name = dict(family.renamed).get(key.removesuffix("-line").removesuffix("-fill").replace("-", " "), name)
-            name = dict(family.renamed).get(name, name)
-            words = name.split()
-            if words[0] in CHARACTERS or (len(name) == 1 and name != "x") or name.isdigit():
+            name = name_of(key, family)
+            if is_character(name):
                 continue
             found.setdefault((font, int(code, 16)), Glyph(family.name, font, int(code, 16), name, concept_of(name)))
     return tuple(found.values())
@@ -225,10 +235,9 @@ def caption_names() -> dict[str, tuple[str, ...]]:
     """
     seen, held_out = written_synonyms()
     names: dict[str, dict[str, None]] = {}
-    for family in PRETRAINING:
-        for glyph in glyphs(family):
-            own = names.setdefault(glyph.concept, {glyph.concept: None, **dict.fromkeys(seen.get(glyph.concept, ()))})
-            own.setdefault(glyph.name)
+    for glyph in (glyph for family in PRETRAINING for glyph in glyphs(family)):
+        own = names.setdefault(glyph.concept, {glyph.concept: None, **dict.fromkeys(seen.get(glyph.concept, ()))})
+        own.setdefault(glyph.name)
     return {
         concept: tuple(name for name in own if name not in held_out.get(concept, ())) for concept, own in names.items()
     }
@@ -241,10 +250,9 @@ def unseen_names() -> dict[str, tuple[str, ...]]:
     """
     held_out = written_synonyms()[1]
     names = {concept: dict.fromkeys(held_out.get(concept, ())) for concept in shared_concepts()}
-    for family in UNSEEN:
-        for glyph in glyphs(family):
-            if glyph.concept in names:
-                names[glyph.concept].setdefault(glyph.name)
+    for glyph in (glyph for family in UNSEEN for glyph in glyphs(family)):
+        if glyph.concept in names:
+            names[glyph.concept].setdefault(glyph.name)
     return {
         concept: tuple(name for name in own if name not in caption_names()[concept]) for concept, own in names.items()
     }
@@ -257,7 +265,7 @@ def face_of(font: str) -> ImageFont.FreeTypeFont:
 
 
 def draw_glyph(glyph: Glyph, size: int = SIZE, margin: int = MARGIN) -> np.ndarray:
-    """A glyph in white on black, centred, its longer side filling the square but for the margin: uint8 [size, size]."""
+    """A glyph in white on black, centred, its longer side as long as the margin allows: uint8 [size, size]."""
     page = Image.new("L", (4 * PEN, 4 * PEN))
     ImageDraw.Draw(page).text((PEN, PEN), chr(glyph.code), font=face_of(glyph.font), fill=255)
     box = page.getbbox()

