@@ -56,12 +56,12 @@ class ReportData:
         history (`Sequence[Mapping]`): records such as Trainer's `log_history`, with loss terms by name (`loss`,
             `cross_entropy_class`, ..., and `eval_*`) and an `epoch` or `step`. Other records and entries are ignored.
         geometry (`Geometry`, *optional*): for the picture of the text features.
-        robustness (`Sequence[Robustness]`): from [`~anprompt_peft.evaluation.robustness.measure_robustness`], one per
-            set of images.
         settings (`Mapping`): what was trained, most important first: base model, adapter settings, seed. Of absolute
             paths only the last name is shown.
         provenance (`Mapping`): from [`~anprompt_peft.provenance.provenance`].
         notes (`Sequence[str]`): sentences a reader must know to understand the figures.
+        robustness (`Sequence[Robustness]`): from [`~anprompt_peft.evaluation.robustness.measure_robustness`], one per
+            set of images.
 
     Raises:
         ValueError: if there are more than two sets of predictions, or `zero_shot` is about other images.
@@ -72,10 +72,10 @@ class ReportData:
     zero_shot: Sequence[Predictions] = ()
     history: Sequence[Mapping[str, Any]] = ()
     geometry: Geometry | None = None
-    robustness: Sequence[Robustness] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    robustness: Sequence[Robustness] = ()
 
     def __post_init__(self) -> None:
         if len(self.predictions) > 2:
