@@ -1,0 +1,803 @@
+"""Grids of runs: cells that are whole or absent, continued sweeps, shards, and tables from hand-made records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor
+from transformers import CLIPModel
+
+import chromium
+from anprompt_cli import main, options
+from anprompt_cli.grid_file import choose_methods, parse_seeds
+from anprompt_peft.evaluation.backbone import Backbone
+from anprompt_peft.evaluation.benchmarks.data import SOURCES
+from anprompt_peft.evaluation.benchmarks.shots import SAMPLINGS
+from anprompt_peft.evaluation.calibration import adaptive_calibration_error, expected_calibration_error
+from anprompt_peft.evaluation.grid import (
+    Cell,
+    Place,
+    Setup,
+    Summary,
+    choose_shard,
+    collect,
+    is_done,
+    make_cells,
+    make_tables,
+    paired,
+    read_predictions,
+    read_results,
+    run_cell,
+    run_grid,
+    summarise,
+)
+from anprompt_peft.evaluation.grid.measure import choose_families
+from anprompt_peft.evaluation.grid.published import published, published_for
+from anprompt_peft.evaluation.grid.summary import areas_of
+from anprompt_peft.evaluation.peers import make_method
+from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
+from anprompt_peft.evaluation.protocols import HALVES, PROTOCOLS
+from anprompt_peft.evaluation.task import ClassTexts, ImageSet
+from anprompt_peft.report.benchmark import forests, render_benchmark, write_benchmark
+
+FITTED: list[tuple[str, int]] = []
+ZERO_SHOT = make_method("zero-shot")
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Zero-shot logits with noise from the seed; `breaks` names a seed at which it stops, and how."""
+
+    scale: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> NoisyFitted:
+        FITTED.append((str(self.options), seed))
+        if BREAKS.get("seed") == seed:
+            raise BREAKS["error"]
+        return NoisyFitted(backbone, self.scale, seed)
+
+
+@dataclass(frozen=True)
+class NoisyFitted:
+    backbone: Backbone
+    scale: float
+    seed: int
+    learnable_parameters: int = 7
+
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        drawn = torch.randn(len(images), len(classes.names), generator=torch.Generator().manual_seed(self.seed))
+        return self.backbone.zero_shot_logits(images, classes) + self.scale * drawn
+
+
+BREAKS: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> None:
+    FITTED.clear()
+    BREAKS.clear()
+
+
+@pytest.fixture
+def cells(clip_folder: Path, digits: Path) -> Callable[..., list[Cell]]:
+    """Makes the cells of two methods and some seeds on the digits, with a random CLIP."""
+
+    def make(seeds: Sequence[int] = (1, 2, 3), **setup: Any) -> list[Cell]:
+        common = Setup(str(clip_folder), shots=2, **setup)
+        return make_cells(common, [str(digits)], {"zero-shot": ZERO_SHOT, "noisy": Noisy()}, seeds)
+
+    return make
+
+
+def contents(output: Path) -> dict[str, Any]:
+    """What a grid measured: everything but times."""
+    found = {}
+    for record in read_results(output):
+        arrays = {
+            (name, each): getattr(part, each).tolist()
+            for name, part in read_predictions(output, record["key"]).items()
+            for each in ("labels", "predicted", "confidence")
+        }
+        del record["fit_seconds"], record["provenance"]
+        shots = (output / record["key"] / "shots.json").read_text()
+        found[record["key"]] = (record, arrays, shots)
+    return found
+
+
+# --- cells
+
+
+def cell(**changes: Any) -> Cell:
+    values: dict[str, Any] = {"data": "pets", "name": "noisy", "method": Noisy(2.0, {"a": 1, "b": [2]}), "seed": 3}
+    setup = {name: changes.pop(name) for name in list(changes) if name not in values}
+    return Cell(Setup("a/clip", **setup), **{**values, **changes})
+
+
+def test_the_key_is_a_digest_of_the_whole_configuration() -> None:
+    configuration = {
+        "seed": 3,
+        "data": "pets",
+        "method": {
+            "settings": {"options": {"b": [2], "a": 1}, "scale": 2.0},
+            "class": "test_grid:Noisy",
+            "name": "noisy",
+        },
+        "model": "a/clip",
+        "protocol": "base-to-new",
+        "shots": 16,
+        "halves": "order",
+        "sampling": "coop",
+        "source": "folder",
+        "targets": [],
+        "robustness": [],
+    }  # fmt: skip
+    text = json.dumps(configuration, sort_keys=True, separators=(",", ":"))
+    assert cell().key == hashlib.sha256(text.encode()).hexdigest()[:20]
+    assert cell().configuration == configuration
+    assert cell(method=Noisy(2.0, {"b": [2], "a": 1})).key == cell().key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "cars"},
+        {"name": "other"},
+        {"seed": 4},
+        {"method": Noisy(3.0, {"a": 1, "b": [2]})},
+        {"method": Noisy(2.0, {"a": 1, "b": [3]})},
+        {"shots": 8},
+        {"protocol": "few-shot"},
+        {"halves": "random"},
+        {"sampling": "seeded"},
+        {"source": "hub"},
+        {"targets": ("food",)},
+        {"robustness": ("text",)},
+    ],
+)
+def test_everything_that_decides_the_result_changes_the_key(change: dict[str, Any]) -> None:
+    assert cell(**change).key != cell().key
+
+
+def test_settings_must_be_json() -> None:
+    with pytest.raises(TypeError, match="settings of method 'noisy' must be JSON values"):
+        cell(method=Noisy(options={"a": {1, 2}}))
+    with pytest.raises(TypeError, match="settings of method 'noisy' must be JSON values"):
+        cell(method=Noisy(scale=math.nan))
+    with pytest.raises(TypeError, match="must be an instance of a dataclass"):
+        cell(method=Noisy)
+    with pytest.raises(ValueError, match="shots=0 must be at least 1"):
+        cell(shots=0)
+
+
+def test_cells_that_share_images_follow_each_other() -> None:
+    made = make_cells(Setup("a/clip"), ["x", "y", "x"], {"a": Noisy(), "b": Noisy()}, [2, 1, 2])
+    assert [(each.data, each.seed, each.name) for each in made] == [
+        ("x", 2, "a"), ("x", 2, "b"), ("x", 1, "a"), ("x", 1, "b"),
+        ("y", 2, "a"), ("y", 2, "b"), ("y", 1, "a"), ("y", 1, "b"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="methods is empty"):
+        make_cells(Setup("a/clip"), ["x"], {}, [1])
+
+
+@pytest.mark.parametrize("total", [1, 3, 5, 30])
+def test_shards_are_disjoint_and_complete(total: int) -> None:
+    made = make_cells(Setup("a/clip"), ["x", "y"], {"a": Noisy(), "b": Noisy(), "c": Noisy()}, range(4))
+    shards = [[each.key for each in choose_shard(made, f"{at}/{total}")] for at in range(1, total + 1)]
+    assert sorted(key for shard in shards for key in shard) == sorted(each.key for each in made)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    backwards = [each.key for each in choose_shard(made[::-1], f"1/{total}")]
+    assert backwards[::-1] == shards[0]
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_wrong_shards(shard: str) -> None:
+    with pytest.raises(ValueError, match="must be i/n with i from 1 to n"):
+        choose_shard([cell()], shard)
+
+
+# --- running
+
+
+def test_a_cell_holds_figures_predictions_and_shots(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    made = cells([5])
+    assert run_grid(made, Place(tmp_path)) == []
+    (record,) = (each for each in read_results(tmp_path) if each["configuration"]["method"]["name"] == "noisy")
+    assert record["learnable_parameters"] == 7
+    assert record["fit_seconds"] >= 0
+    assert record["provenance"]["versions"]["torch"] == torch.__version__
+    parts = read_predictions(tmp_path, record["key"])
+    assert list(parts) == ["base", "new"]
+    rows = {(row["part"], row["metric"]): row["value"] for row in record["rows"]}
+    accuracy = {name: 100 * float((part.labels == part.predicted).mean()) for name, part in parts.items()}
+    assert accuracy == {name: rows[name, "accuracy"] for name in parts}
+    total = accuracy["base"] + accuracy["new"]
+    assert rows["base and new", "H"] == pytest.approx(2 * accuracy["base"] * accuracy["new"] / total)
+    assert rows["base", "images"] == len(parts["base"].labels) == 15
+    assert rows["new", "ECE"] > 0
+    shots = json.loads((tmp_path / record["key"] / "shots.json").read_text())["train"]
+    assert [label for _, _, label in shots] == [label for _, _, label in sorted(shots, key=lambda shot: shot[2])]
+    assert len(shots) == 2 * 10
+
+
+def test_calibration_errors_are_those_of_the_probabilities(
+    cells: Callable[..., list[Cell]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def logits(self: NoisyFitted, images: ImageSet, classes: ClassTexts) -> Tensor:
+        drawn = torch.randn(len(images), len(classes.names), generator=torch.Generator().manual_seed(0))
+        seen.append((drawn.double().softmax(-1).numpy(), images.labels.numpy()))
+        return drawn
+
+    monkeypatch.setattr(NoisyFitted, "logits", logits)
+    run_grid(cells([1])[1:], Place(tmp_path))
+    (record,) = read_results(tmp_path)
+    rows = {(row["part"], row["metric"]): row["value"] for row in record["rows"]}
+    for part, (probabilities, labels) in zip(("base", "new"), seen, strict=True):
+        assert rows[part, "ECE"] == expected_calibration_error(probabilities, labels)
+        assert rows[part, "adaptive ECE"] == adaptive_calibration_error(probabilities, labels)
+        saved = read_predictions(tmp_path, record["key"])[part]
+        np.testing.assert_array_equal(saved.confidence, probabilities.max(1).astype(np.float32))
+
+
+def test_present_cells_are_skipped(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    run_grid(cells([1]), Place(tmp_path))
+    before = contents(tmp_path)
+    run_grid(cells([1, 2]), Place(tmp_path))
+    assert [seed for _, seed in FITTED] == [1, 2]
+    assert {key: each for key, each in contents(tmp_path).items() if key in before} == before
+    assert len(contents(tmp_path)) == 4
+    assert run_cell(cells([1])[1], Place(tmp_path)) is None
+    assert [seed for _, seed in FITTED] == [1, 2]
+
+
+def test_a_failing_cell_is_named_and_does_not_stop_the_others(
+    cells: Callable[..., list[Cell]], tmp_path: Path
+) -> None:
+    BREAKS.update(seed=2, error=ArithmeticError("no luck\nat all"))
+    (failed,) = run_grid(cells(), Place(tmp_path / "broken"))
+    assert (failed.cell.name, failed.cell.seed) == ("noisy", 2)
+    assert failed.error == "ArithmeticError: no luck at all"
+    assert "in fit" in failed.traceback
+    assert len(contents(tmp_path / "broken")) == 5
+    BREAKS.clear()
+    assert run_grid(cells(), Place(tmp_path / "broken")) == []
+    assert run_grid(cells(), Place(tmp_path / "whole")) == []
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (torch.zeros(3, 2), r"the logits for part 'base' have shape \(3, 2\), not \(15, 5\)"),
+        (torch.full((15, 5), math.nan), "the logits for part 'base' are not all finite"),
+    ],
+)
+def test_wrong_logits(
+    cells: Callable[..., list[Cell]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    logits: Tensor,
+    message: str,
+) -> None:
+    monkeypatch.setattr(NoisyFitted, "logits", lambda *_: logits)
+    (failed,) = run_grid(cells([1])[1:], Place(tmp_path))
+    assert re.search(message, failed.error)
+
+
+def test_an_interrupt_leaves_whole_cells_only(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    BREAKS.update(seed=2, error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(cells(), Place(tmp_path))
+    assert len(read_results(tmp_path)) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(contents(tmp_path))
+
+
+def test_a_killed_sweep_continues(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    """A process is killed while it writes its third cell."""
+    made = cells()
+    (tmp_path / "sweep.py").write_text(
+        "import pickle, sys, time\n"
+        "from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import anprompt_peft.evaluation.grid.store as store\n"
+        "from anprompt_peft.evaluation.grid import Place, run_grid\n"
+        "cells = pickle.loads(Path('cells').read_bytes())\n"
+        "save, written = store.to_json, []\n"
+        "def slow(record):\n"
+        "    written.append(record)\n"
+        "    if len(written) == 3:\n"
+        "        Path('writing').touch()\n"
+        "        time.sleep(600)\n"
+        "    return save(record)\n"
+        "store.to_json = slow\n"
+        "run_grid(cells, Place(Path('killed')))\n"
+    )
+    (tmp_path / "cells").write_bytes(pickle.dumps(made))
+    process = subprocess.Popen([sys.executable, "sweep.py"], cwd=tmp_path, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "writing").exists():
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed = tmp_path / "killed"
+    assert [path for path in killed.iterdir() if path.name.startswith(".")], "a half-written cell"
+    assert len(read_results(killed)) == 2
+    assert sum(is_done(killed, each) for each in made) == 2
+    run_grid(made, Place(killed))
+    assert len(FITTED) == 2
+    run_grid(made, Place(tmp_path / "whole"))
+    assert contents(killed) == contents(tmp_path / "whole")
+
+
+def test_processes_give_the_same_and_may_share_a_folder(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    made = cells([1, 2])
+    run_grid(made, Place(tmp_path / "one"))
+    run_grid(made, Place(tmp_path / "two"), jobs=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    twice = [each for pair in zip(made, made, strict=True) for each in pair]
+    failed = Parallel(2, batch_size=1)(delayed(run_cell)(each, Place(tmp_path / "shared")) for each in twice)
+    assert failed == [None] * len(twice)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "one")
+    assert len(list((tmp_path / "shared").iterdir())) == len(made)
+
+
+def test_the_result_does_not_depend_on_the_cells_before(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    made = cells([1])
+    run_grid(made, Place(tmp_path / "forth"))
+    run_grid(made[::-1], Place(tmp_path / "back"))
+    assert contents(tmp_path / "forth") == contents(tmp_path / "back")
+
+
+def test_images_of_the_parts_are_encoded_once_for_all_methods_and_seeds(
+    cells: Callable[..., list[Cell]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, sizes = CLIPModel.get_image_features, []
+
+    def counted(self: CLIPModel, pixels: Tensor) -> Any:
+        sizes.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(CLIPModel, "get_image_features", counted)
+    run_grid(cells(), Place(tmp_path))
+    assert sizes == [15, 15]
+
+
+def test_threads_are_set_for_a_cell_alone(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    seen = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ZeroShot, "fit", lambda *_: seen.append(torch.get_num_threads()))
+            run_grid(cells([1])[:1], Place(tmp_path, threads=1))  # which fails, as nothing was fitted
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_perturbations_are_measured_too(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    run_grid(cells([1], robustness=("case",)), Place(tmp_path))
+    lines = [json.loads(line) for line in collect(tmp_path).read_text().splitlines()]
+    perturbed = [line for line in lines if line.get("family") == "case"]
+    assert {line["strength"] for line in perturbed} == {0, 1, 2}
+    clean = {
+        (line["method"]["name"], line["part"]): line["value"]
+        for line in lines
+        if line["metric"] == "accuracy" and "family" not in line
+    }
+    assert clean == {
+        (line["method"]["name"], line["part"]): line["value"]
+        for line in perturbed
+        if line["metric"] == "accuracy" and line["strength"] == 0
+    }
+    (summary,) = summarise(read_results(tmp_path))
+    titles = [table.title for table in make_tables(summary, "zero-shot")]
+    assert titles[-3:] == ["images: robustness, base", "images: robustness, new", "Differences from zero-shot"]
+
+
+def test_families_by_name() -> None:
+    assert [family.name for family in choose_families(["JPEG", "case", "JPEG"])] == ["JPEG", "case"]
+    assert len(choose_families(["text", "image"])) == len(choose_families(["text"])) + len(choose_families(["image"]))
+    with pytest.raises(ValueError, match=r"robustness=\['typos'\] must be of text, image, "):
+        choose_families(["typos"])
+
+
+# --- reading
+
+
+def test_results_that_were_edited_are_refused(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    run_grid(cells([1]), Place(tmp_path))
+    path = tmp_path / cells([1])[0].key / "result.json"
+    path.write_text(path.read_text().replace('"shots": 2', '"shots": 4'))
+    with pytest.raises(ValueError, match="does not hold the cell that its folder is named after"):
+        read_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no results"):
+        read_results(tmp_path / "elsewhere")
+
+
+def test_collected_lines_are_tidy_and_counted_once(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
+    run_grid(cells([1, 2]), Place(tmp_path))
+    half = tmp_path / f".{'0' * 20}-abc" / "new"
+    half.mkdir(parents=True)
+    (half / "result.json").write_text("{")
+    lines = [json.loads(line) for line in collect(tmp_path).read_text().splitlines()]
+    assert collect(tmp_path).read_text().count("\n") == len(lines) == 4 * (2 * 4 + 1)
+    identities = {(line["key"], line["part"], line["metric"]) for line in lines}
+    assert len(identities) == len(lines)
+    assert {"value", "seed", "data", "model", "shots", "provenance", "comparable"} <= set(lines[0])
+
+
+# --- tables, on records made by hand
+
+
+def record(
+    data: str, method: str, seed: int, base: float, new: float, *, comparable: bool = True, **configuration: Any
+) -> dict[str, Any]:
+    figures = {("base", "accuracy"): base, ("new", "accuracy"): new, ("base", "ECE"): 1.0, ("new", "ECE"): 2.0}
+    figures["base and new", "H"] = 2 * base * new / (base + new)
+    return {
+        "key": f"{data}-{method}-{seed}",
+        "configuration": {
+            "data": data,
+            "seed": seed,
+            "method": {"name": method, "class": "a:B", "settings": {}},
+            "model": "openai/clip-vit-base-patch16",
+            "protocol": "base-to-new",
+            "shots": 16,
+            "halves": "order",
+            "sampling": "coop",
+            **configuration,
+        },
+        "data": {"name": data, "comparable": comparable, "note": ""},
+        "parts": [{"name": "base", "images": 10, "classes": ["a"]}, {"name": "new", "images": 9, "classes": ["b"]}],
+        "rows": [{"part": part, "metric": metric, "value": value} for (part, metric), value in figures.items()],
+        "robustness": [],
+        "provenance": {"versions": {"python": "3"}, "git_commit": None},
+    }
+
+
+def records(**configuration: Any) -> list[dict[str, Any]]:
+    """Two data sets, two methods, three seeds: (base, new)."""
+    figures = {
+        ("cars", "zero-shot"): [(60, 70), (60, 70), (60, 70)],
+        ("cars", "anprompt"): [(80, 60), (82, 64), (87, 62)],
+        ("pets", "zero-shot"): [(90, 96), (90, 96), (90, 96)],
+        ("pets", "anprompt"): [(95, 97), (94, 98), (96, 93)],
+    }
+    return [
+        record(data, method, seed, base, new, **configuration)
+        for (data, method), pairs in figures.items()
+        for seed, (base, new) in enumerate(pairs, 1)
+    ]
+
+
+@pytest.fixture
+def summary() -> Summary:
+    (made,) = summarise(records())
+    return made
+
+
+def test_paired_intervals() -> None:
+    """Against Student's interval written out: the quantile for 2 degrees of freedom is sqrt(2 a^2 / (1 - a^2))."""
+    difference = paired({1: 5.0, 2: 7.0, 4: 12.0, 9: 1.0}, {4: 8.0, 2: 5.0, 1: 4.0, 7: 100.0})
+    assert difference is not None
+    assert (difference.value, difference.seeds) == (pytest.approx(7 / 3), 3)
+    deviation = math.sqrt(((1 - 7 / 3) ** 2 + (2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2) / 2)
+    quantile = math.sqrt(2 * 0.95**2 / (1 - 0.95**2))
+    half = quantile * deviation / math.sqrt(3)
+    assert difference.low == pytest.approx(7 / 3 - half, abs=1e-10)
+    assert difference.high == pytest.approx(7 / 3 + half, abs=1e-10)
+    assert not difference.excludes_zero
+    clear = paired({1: 1.0, 2: 1.1, 3: 0.9}, dict.fromkeys((1, 2, 3), 0.0))
+    assert clear is not None
+    assert clear.excludes_zero
+
+
+def test_no_interval_without_variation() -> None:
+    alone = paired({1: 3.0}, {1: 1.0})
+    assert alone is not None
+    assert (alone.value, alone.low, alone.high, alone.seeds) == (2.0, None, None, 1)
+    same = paired({1: 0.3, 2: 0.6}, {1: 0.1, 2: 0.4})
+    assert same is not None
+    assert (same.low, same.seeds) == (None, 2)
+    assert paired({1: 3.0}, {2: 1.0}) is None
+
+
+def test_accuracies_and_both_average_h(summary: Summary) -> None:
+    tables = {table.title: table for table in make_tables(summary, "anprompt")}
+    rows = {row[0]: row for row in tables["cars"].rows}
+    assert tables["cars"].head == ("method", "base", "new", "H", "mean H")
+    assert list(rows) == ["zero-shot", "anprompt"]
+    each = [2 * base * new / (base + new) for base, new in ((80, 60), (82, 64), (87, 62))]
+    assert rows["anprompt"] == (
+        "anprompt",
+        f"83.00 ± {math.sqrt((9 + 1 + 16) / 3):.2f}",
+        f"62.00 ± {math.sqrt(8 / 3):.2f}",
+        f"{2 * 83 * 62 / 145:.2f}",
+        f"{sum(each) / 3:.2f} ± {np.std(each):.2f}",
+    )
+    average = {row[0]: row for row in tables["average"].rows}
+    base, new = (83 + 95) / 2, (62 + 96) / 2
+    pets = [2 * base * new / (base + new) for base, new in ((95, 97), (94, 98), (96, 93))]
+    assert average["anprompt"][1:5] == (
+        f"{base:.2f}",
+        f"{new:.2f}",
+        f"{2 * base * new / (base + new):.2f}",
+        f"{(sum(each) / 3 + sum(pets) / 3) / 2:.2f}",
+    )
+    assert average["anprompt"][3] != average["anprompt"][4]
+
+
+def test_published_figures_stand_beside_the_averages(summary: Summary) -> None:
+    tables = {table.title: table for table in make_tables(summary, "anprompt")}
+    assert tables["average"].head[-1] == "published base / new / H"
+    assert [row[-1] for row in tables["average"].rows] == ["69.34 / 74.22 / 71.70", "-"]
+    assert "averages over 11 data sets, here 2; not measured here" in tables["average"].notes[-1]
+    assert "arXiv 2203.05557" in tables["average"].notes[-1]
+    for other in (
+        {"shots": 8},
+        {"protocol": "few-shot"},
+        {"model": "openai/clip-vit-base-patch32"},
+        {"halves": "random"},
+        {"sampling": "seeded"},
+        {"comparable": False},
+    ):
+        (different,) = summarise(records(**other))
+        assert published_for(different) == {}, other
+
+
+def test_published_figures_have_sources() -> None:
+    assert set(published()) <= {"zero-shot", "coop", "cocoop", "vpt", "ivlp", "maple", "promptsrc", "mmrl"}
+    for name, row in published().items():
+        make_method(name)
+        assert "arXiv" in row.source
+        assert pytest.approx(2 * row.base * row.new / (row.base + row.new), abs=0.011) == row.H
+    text = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text()
+    for row in published().values():
+        assert f"| {row.label} | {row.base:.2f} | {row.new:.2f} | {row.H:.2f} |" in text
+
+
+def test_differences(summary: Summary) -> None:
+    found = summary.differences("anprompt", "zero-shot")
+    assert found["cars", "base"].value == pytest.approx(23)
+    assert found["pets", "new"].value == pytest.approx(0)
+    h = [2 * base * new / (base + new) for base, new in ((80, 60), (82, 64), (87, 62))]
+    assert found["cars", "H"].value == pytest.approx(sum(h) / 3 - 2 * 60 * 70 / 130)
+    average = summary.average_differences("anprompt", "zero-shot")
+    assert average["base"] == paired(
+        {1: (80 + 95) / 2, 2: (82 + 94) / 2, 3: (87 + 96) / 2}, dict.fromkeys((1, 2, 3), 75.0)
+    )
+    table = make_tables(summary, "zero-shot")[-1]
+    assert len(table.rows) == 9
+    intervals = [row for row in table.rows if row[4] != "-"]
+    excluding = [row for row in intervals if (row[4][0] == "+") == (row[4].split(" to ")[1][0] == "+")]
+    assert f"9 comparisons, {len(intervals)} with an interval, of which {len(excluding)} exclude 0" in table.notes[0]
+    assert "about 0.5 would by chance" in table.notes[0]
+    assert {row[2] for row in table.rows} == {"base", "new", "mean H"}
+    assert {row[5] for row in table.rows} == {"3"}
+
+
+def test_incomplete_grids_say_so() -> None:
+    some = [each for each in records() if each["key"] not in ("cars-anprompt-3", "pets-zero-shot-1")]
+    some.append(record("cars", "coop", 1, 70, 60))
+    (summary,) = summarise(some)
+    tables = {table.title: table for table in make_tables(summary, "anprompt")}
+    assert "over 3 seeds, in per cent. Fewer seeds: anprompt 2, coop 1." in tables["cars"].notes[0]
+    assert "Not on every data set, and left out: coop." in tables["average"].notes
+    rows = {row[:3]: row for row in tables["Differences from anprompt"].rows}
+    assert rows["coop", "cars", "base"][3:] == ("-10.00", "-", "1")
+    assert rows["zero-shot", "average", "base"][5] == "1"
+    assert summary.average_differences("zero-shot", "anprompt")["base"].value == pytest.approx(75 - 88)
+
+
+def test_other_images_are_not_compared() -> None:
+    made = records()
+    made[4]["parts"][0] = {**made[4]["parts"][0], "images": 11}
+    (summary,) = summarise(made)
+    with pytest.raises(ValueError, match=r"cars: anprompt and zero-shot were .* for seeds \[2\]"):
+        summary.differences("anprompt", "zero-shot")
+
+
+def test_one_name_is_one_method() -> None:
+    made = records()
+    made[4]["configuration"]["method"] = {"name": "anprompt", "class": "a:B", "settings": {"epochs": 5}}
+    with pytest.raises(ValueError, match=r"'anprompt' was run with different settings.*Give each a name of its own"):
+        summarise(made)
+
+
+def test_setups_are_tabulated_apart() -> None:
+    first, second = summarise([*records(), *records(shots=4)])
+    assert (first.setup["shots"], second.setup["shots"]) in ((4, 16), (16, 4))
+    assert len(first.runs) == len(second.runs) == 4
+
+
+def test_data_sets_with_one_name_are_kept_apart() -> None:
+    made = records()
+    for each in made:
+        each["configuration"]["data"] = f"path/{each['data']['name']}"
+        each["data"]["name"] = "photos"
+    assert summarise(made)[0].data == ["path/cars", "path/pets"]
+
+
+def test_areas() -> None:
+    rows = [
+        {"part": "base", "family": "blur", "strength": strength, "draw": draw, "metric": metric, "value": value}
+        for strength, draw, metric, value in [
+            (0, 0, "accuracy", 90.0), (1, 0, "accuracy", 80.0), (1, 1, "accuracy", 60.0), (4, 0, "accuracy", 10.0),
+            (4, 0, "flip rate", 99.0),
+        ]
+    ]  # fmt: skip
+    assert areas_of(rows) == {("base", "blur"): pytest.approx(((90 + 70) / 2 + 3 * (70 + 10) / 2) / 4)}
+
+
+def test_markdown() -> None:
+    (summary,) = summarise([each for each in records() if each["configuration"]["data"] == "cars"])
+    lines = make_tables(summary, "anprompt")[0].markdown().splitlines()
+    assert lines[0] == "### cars"
+    assert lines[2].startswith("| method    |         base |")
+    assert lines[3].startswith("|:----------|-------------:|")
+    assert len({len(line) for line in lines[2:6]}) == 1
+
+
+# --- the page
+
+
+def test_plots_are_true(summary: Summary) -> None:
+    drawn = {(forest.data, forest.column): forest for forest in forests(summary, "zero-shot")}
+    assert set(drawn) == {(data, column) for data in ("cars", "pets", "average") for column in ("base", "new", "H")}
+    forest = drawn["cars", "new"]
+    (mark,) = forest.marks
+    value = summary.differences("anprompt", "zero-shot")["cars", "new"]
+    assert value.low is not None
+    (first, *_, last) = forest.ticks
+    scale = (last.x - first.x) / (float(last.text) - float(first.text))
+    assert mark.at.x == pytest.approx(forest.zero + scale * value.value)
+    assert mark.low == pytest.approx(forest.zero + scale * value.low)
+    assert forests(summary, "coop") == []
+
+
+@pytest.mark.skipif(chromium.BINARY is None, reason="no Chromium")
+def test_the_page_opens(summary: Summary, tmp_path: Path) -> None:
+    path = write_benchmark([summary], "zero-shot", tmp_path / "new" / "page.html")
+    with chromium.browser() as page:
+        page.open(path.as_uri())
+        assert page.complaints == []
+        assert page.requests == [path.as_uri()]
+        assert page.evaluate("document.querySelectorAll('figure svg').length") == 9
+        assert page.evaluate("document.querySelectorAll('table').length") == 6
+        for width in (1100, 390):
+            page.show(width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_page_escapes_names() -> None:
+    made = [
+        replace_name(each, "<script>alert(1)</script>") if each["configuration"]["data"] == "cars" else each
+        for each in records()
+    ]
+    page = render_benchmark(summarise(made), "anprompt")
+    assert "<script>" not in page
+    assert page.startswith("<!doctype html>")
+
+
+def replace_name(made: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**made, "data": {**made["data"], "name": name}}
+
+
+# --- the command
+
+
+def test_choices_are_those_of_the_package() -> None:
+    assert tuple(options.Protocol) == PROTOCOLS
+    assert tuple(options.Halves) == HALVES
+    assert tuple(options.Sampling) == SAMPLINGS
+    assert tuple(options.Source) == SOURCES
+
+
+def test_seeds() -> None:
+    assert parse_seeds(["1-3", "7", "2", "10-10"]) == [1, 2, 3, 7, 10]
+    for wrong in ("3-1", "a", "1-", "-1", ""):
+        with pytest.raises(ValueError, match="must be a number, or a range such as 1-3"):
+            parse_seeds([wrong])
+
+
+def test_methods_of_the_file() -> None:
+    settings: dict[str, dict[str, Any]] = {
+        "coop": {"recipe": {"epochs": 5}},
+        "short": {"method": "coop", "words": "a"},
+    }
+    assert choose_methods(None, settings) == {
+        "coop": ("coop", {"recipe": {"epochs": 5}}),
+        "short": ("coop", {"words": "a"}),
+    }
+    assert choose_methods(["short", "maple"], settings) == {"short": ("coop", {"words": "a"}), "maple": ("maple", {})}
+    assert settings["short"]["method"] == "coop"
+
+
+def test_command(
+    clip_folder: Path,
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine:\n"
+        "    fails: bool = True\n"
+        "    def fit(self, backbone, shots, classes, seed):\n"
+        "        if self.fails:\n"
+        "            raise RuntimeError('as told')\n"
+        "        return self\n"
+    )
+    Path("grid.yaml").write_text(
+        f"data: {digits}\nmodel: {clip_folder}\nseeds: [1, 2]\nshots: 1\nmethods:\n"
+        "  zero-shot:\n  ensemble: {method: zero-shot, templates: ['the {}.']}\n"
+    )
+    run = ["benchmark", "--config", "grid.yaml", "--output", "grid"]
+    assert main([*run, "--method", "zero-shot", "--method", "mine:Mine"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "failed: " in shown.err
+    assert "mine:Mine, seed 1; " in shown.err
+    assert "RuntimeError: as told" in shown.err
+    assert main(run) == 0
+    assert main(["benchmark", "report", "grid", "--reference", "zero-shot", "--html", "page.html"]) == 0
+    shown = capsys.readouterr()
+    assert "| ensemble  |" in shown.out
+    assert "### Differences from zero-shot" in shown.out
+    assert Path("page.html").read_text().count("<section>") == 5
+    configurations = [each["configuration"] for each in read_results(Path("grid"))]
+    assert {(each["method"]["name"], each["seed"]) for each in configurations} == {
+        (name, seed) for name in ("zero-shot", "ensemble") for seed in (1, 2)
+    }
+    assert main([*run, "--shard", "1/2"]) == main([*run, "--shard", "2/2"]) == 0
+    assert len(read_results(Path("grid"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--data", "x", "--method", "zero-shot"], "error: --output: give at least one of each."),
+        (["--output", "x"], "error: --data, --method: give at least one of each."),
+        (["--data", "x", "--output", "g", "--method", "zero", "--model", "m"], "method 'zero' is unknown."),
+        (["--data", "x", "--output", "g", "--method", "coop", "--seeds", "x"], "--seeds x must be a number"),
+        (["--config", "file.yaml"], "unknown key 'metods'. Did you mean 'methods'?"),
+        (["--config", "list.yaml"], "methods must hold names with settings"),
+        (["report", "."], "holds no results of `anprompt benchmark`"),
+    ],
+)
+def test_wrong_usage(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    wanted: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file.yaml").write_text("metods: {}")
+    Path("list.yaml").write_text("methods: [coop]")
+    assert main(["benchmark", *arguments]) == 2
+    assert wanted in capsys.readouterr().err
