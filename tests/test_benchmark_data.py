@@ -73,7 +73,7 @@ def make_tree(name: str, root: Path, write: Write = text) -> None:
         "imagenet": make_imagenet,
         "wnid-folders": make_wnid_folders,
         "numbered-folders": make_numbered_folders,
-    }[entry.layout](entry, root / entry.folder, write)
+    }[str(entry.layout)](entry, root / entry.folder, write)
 
 
 ROWS = [("c/1.jpg", 7, "seven_up"), ("a/1.jpg", 2, "two"), ("c/2.jpg", 7, "seven_up"), ("b/1.jpg", 9, "nine")]
@@ -183,7 +183,8 @@ def test_names_are_found_in_any_case_and_with_hyphens(spelling: str) -> None:
         ({"classes": "ten"}, "classes: Input should be a valid integer"),
         ({"templates": ["a photo."]}, r"template 'a photo\.' must contain \{\} exactly once"),
         ({"split": None}, "the layout split-json needs `split`"),
-        ({"hub": {"repository": "a/b"}}, r"hub\.same_test: Field required"),
+        ({"hub": {"same_test": True}}, r"hub\.repository: Field required"),
+        ({"layout": None, "hub": None}, "it needs a `layout` of files in a folder, or a copy on the `hub`"),
     ],
 )
 def test_a_wrong_entry_is_refused(change: dict[str, Any], wanted: str, tmp_path: Path) -> None:
@@ -578,6 +579,19 @@ def test_a_file_with_an_entry_stands_for_its_data(tmp_path: Path) -> None:
     assert data.texts().texts[0] == "two!"
 
 
+def test_an_entry_for_own_images_needs_three_fields(tmp_path: Path) -> None:
+    make_folder(tmp_path / "photos", ["train", "test"])
+    path = tmp_path / "own.json"
+    hub = {"repository": str(tmp_path / "photos")}
+    path.write_text(json.dumps({"name": "animals", "templates": ["an image of a {}."], "hub": hub}))
+    data = load_benchmark_data(path)
+    assert (data.name, data.comparable, data.note) == ("animals", False, "")
+    assert data.texts().texts == ["an image of a owl.", "an image of a red fox."]
+    assert (len(data.train), len(data.test)) == (20, 20)
+    with pytest.raises(ValueError, match="animals has no layout of files in a folder that could be checked"):
+        check_data_set(read_entry(path), tmp_path)
+
+
 MODULE = """
 from datasets import ClassLabel, Dataset, Features
 from PIL import Image
@@ -716,7 +730,7 @@ def test_a_whole_data_set_is_found(name: str, tmp_path: Path) -> None:
         "numbered-folders": ({"test": 12}, 12),
         "wnid-folders": ({"test": 5}, 5) if name == "imagenet_sketch" else ({"test": 3}, 3),
     }
-    finding = check_data_set(expecting(name, *sizes[entry_of(name).layout]), tmp_path, all_images=True)
+    finding = check_data_set(expecting(name, *sizes[str(entry_of(name).layout)]), tmp_path, all_images=True)
     assert finding.status == Status.FOUND
     assert (finding.problems, finding.fetch) == ([], [])
 

@@ -57,7 +57,7 @@ class HubCopy:
     """A copy of a data set on the Hub, and how its test set relates to that of the published tables.
 
     Args:
-        repository (`str`): its id.
+        repository (`str`): its id; or, for data of one's own, a folder or parquet files.
         same_test (`bool`): whether its test images are those of the published tables.
         note (`str`): what a table should say beside the figures.
         config (`str`, *optional*): its configuration.
@@ -72,8 +72,8 @@ class HubCopy:
     """
 
     repository: str
-    same_test: bool
-    note: str
+    same_test: bool = False
+    note: str = ""
     config: str | None = None
     image: str = "image"
     label: str = "label"
@@ -110,11 +110,11 @@ class CatalogEntry:
 
     Args:
         name (`str`): by which it is asked for.
-        title (`str`): for tables.
-        folder (`str`): below the root of all data sets.
-        layout (`str`): how its files lie.
-        images (`str`): folder with the images, below its own folder.
         templates (`list[str]`): CoOp's zero-shot template, with `{}` for the class name.
+        title (`str`): for messages. Default: the name.
+        folder (`str`): below the root of all data sets.
+        layout (`str`, *optional*): how its files lie in this folder. Without one it is read from `hub` alone.
+        images (`str`): folder with the images, below its own folder.
         split (`str`, *optional*): the JSON file with the splits, for the layout `split-json`.
         classes (`int`, *optional*), counts (`dict[str, int]`): how many classes, and images by split, there should be.
         names (`NameRules`): how class names are cleaned.
@@ -123,15 +123,15 @@ class CatalogEntry:
         note (`str`): what a table should say beside the figures.
 
     Raises:
-        ValueError: if a template lacks `{}`, or the layout `split-json` its file.
+        ValueError: if a template lacks `{}`, the layout `split-json` its file, or there is nowhere to read from.
     """
 
     name: str
-    title: str
-    folder: str
-    layout: Layout
-    images: str
     templates: list[str]
+    title: str = ""
+    folder: str = ""
+    layout: Layout | None = None
+    images: str = ""
     split: str | None = None
     classes: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
@@ -142,6 +142,9 @@ class CatalogEntry:
 
     def __post_init__(self) -> None:
         check_template(self.templates)
+        object.__setattr__(self, "title", self.title or self.name)
+        if self.layout is None and self.hub is None:
+            raise ValueError("it needs a `layout` of files in a folder, or a copy on the `hub`.")
         if self.layout == "split-json" and not self.split:
             raise ValueError("the layout split-json needs `split`, the name of the JSON file.")
 

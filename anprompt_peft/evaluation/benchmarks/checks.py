@@ -57,7 +57,12 @@ def check_data_set(entry: CatalogEntry, root: str | Path, all_images: bool = Fal
         root (`str` or `Path`): folder that holds the data sets.
         all_images (`bool`): decode every image; otherwise the first one of each class in each split. All are looked
             for in either case.
+
+    Raises:
+        ValueError: if the entry is not about files in a folder.
     """
+    if entry.layout is None:
+        raise ValueError(f"{entry.title} has no layout of files in a folder that could be checked.")
     fetch = [str(each) for each in entry.fetch]
     about = (entry.name, entry.title, entry.folder)
     if not (Path(root).expanduser() / entry.folder).is_dir():

@@ -47,7 +47,7 @@ def load_benchmark_data(
 
 
 def _of_catalog(entry: CatalogEntry, root: str | Path | None, source: str) -> BenchmarkData:
-    if source == HUB:
+    if source == HUB or entry.layout is None:
         return read_hub(entry, root)
     if root is None:
         raise ValueError(

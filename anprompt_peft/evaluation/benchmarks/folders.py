@@ -65,7 +65,7 @@ def read_folder(entry: CatalogEntry, root: str | Path) -> BenchmarkData:
 def list_files(entry: CatalogEntry, root: str | Path) -> Listing:
     """Read which images a data set has, from its text files and folders; errors are those of [`read_folder`]."""
     try:
-        return _READERS[entry.layout](entry, Path(root).expanduser() / entry.folder)
+        return _READERS[str(entry.layout)](entry, Path(root).expanduser() / entry.folder)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{entry.title}: {error}{entry.how_to_fetch()}") from error
     except ValueError as error:
