@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from dataclasses import asdict
 from enum import Enum
@@ -21,6 +22,8 @@ NOT_MEASURED = (
     "There is no split test or validation, so nothing was measured. --test-share 0.2 holds out a fifth of the images "
     "to measure on."
 )
+LEFTOVERS = (".lock", ".new-", f".{RECORD}-", ".base-new.json-")
+"""Beginnings of the names of what a run has in its folder only while it is writing."""
 LOCAL = ("data", "model", "halves", "classes_file")
 
 
@@ -42,10 +45,15 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     output = options.output
     _check(options)
     settings = effective(_plain(options), context.obj.sections)
+    from anprompt_peft.training import alone_in
+
     from .jobs.train import train_adapter
 
     try:
-        measured, notes = train_adapter(options, settings)
+        with alone_in(output):
+            _check_folder(options)  # again, as another run may have ended meanwhile
+            _sweep(output)
+            measured, notes = train_adapter(options, settings)
     except (Interrupted, KeyboardInterrupt) as error:
         if not (output / RECORD).is_file():
             raise
@@ -63,19 +71,32 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
 def _check(options: TrainOptions) -> None:
     """Raise for what can be told before anything is loaded: the folder, the names, and options that exclude others."""
-    output, resume = options.output, options.resume
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file. Choose a folder.")
-    if not resume and output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"--output {output} is not empty. Choose another folder, or continue its run with --resume.")
-    if resume and (output / RESULTS).is_file():
-        raise ValueError(f"--resume: the run in {output} is complete.")
+    _check_folder(options)
     for pair in (("halves", "base_only"), ("class_names", "classes_file")):
         if all(getattr(options, name) for name in pair):
             raise ValueError("{} and {} exclude each other.".format(*(f"--{name.replace('_', '-')}" for name in pair)))
     if options.push_to_hub:
         check_repo(options.push_to_hub)
     check_data(options.data)
+
+
+def _check_folder(options: TrainOptions) -> None:
+    """Raise unless the run can begin, or go on, in its folder."""
+    output, resume = options.output, options.resume
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file. Choose a folder.")
+    left = [path for path in output.glob("*") if not path.name.startswith(LEFTOVERS)]
+    if not resume and left:
+        raise ValueError(f"--output {output} is not empty. Choose another folder, or continue its run with --resume.")
+    if resume and (output / RESULTS).is_file():
+        raise ValueError(f"--resume: the run in {output} is complete.")
+
+
+def _sweep(output: Path) -> None:
+    """Remove files that a crash left half-written."""
+    for path in output.glob(".*"):
+        if path.is_dir() and path.name.startswith(LEFTOVERS):
+            shutil.rmtree(path)
 
 
 def _plain(options: TrainOptions) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ from anprompt_peft.training import (
     LEARNING_RATE,
     RECIPES,
     NonFiniteError,
+    alone_in,
+    clear,
     keep_adapter_only,
     newest,
     save_newest,
@@ -86,6 +89,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 needs a GPU: on a CPU, Accelerate ignores it. Give --mixed-precision bf16 or no.")
+    with alone_in(options.output) if accelerator.is_main_process else nullcontext():
+        return run(accelerator, options)
+
+
+def run(accelerator: Accelerator, options: argparse.Namespace) -> dict[str, Any]:
+    """Do what the options say in an output folder that no other run uses."""
     settings = {name: str(value) for name, value in vars(options).items() if name not in NOT_SETTINGS}
     settings |= {"processes": str(accelerator.num_processes), "mixed_precision": accelerator.mixed_precision}
     accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device.type}: {settings}")
@@ -129,9 +138,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--mixed-precision", choices=["no", "fp16", "bf16"], help="default: what accelerate launch says")
     add("--report-to", help="tracker to log to: tensorboard, wandb or another that Accelerate knows")
     add("--save-every", type=int, default=0, help="optimizer steps between checkpoints, besides those of every epoch")
-    add("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT")
+    add("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT that can be read")
+    add("--resume_from_checkpoint", choices=["True", "False"], help="the same, as Trainer's option")
     add("--output", type=Path, default=Path("outputs/accelerate"), help="folder to write to")
     options = parser.parse_args(arguments)
+    options.resume |= vars(options).pop("resume_from_checkpoint") == "True"
     installed = [tracker.value for tracker in get_available_trackers()]
     if options.report_to not in (None, *installed):
         parser.error(f"--report-to {options.report_to}: not installed (pip install {options.report_to}) or unknown")
@@ -164,6 +175,9 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
         model.forward_sync_buffers = False  # equal since the line above, and nothing writes to them
     keep_adapter_only(accelerator, adapted)
     accelerator.register_for_checkpointing(progress)
+    if accelerator.is_main_process:
+        clear(options.output / "checkpoints")
+    accelerator.wait_for_everyone()
     if options.resume:
         accelerator.load_state(str(newest(options.output / "checkpoints")))
     model.train()

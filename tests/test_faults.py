@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import datasets
@@ -12,6 +16,7 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 from peft import PeftModel, get_peft_model
+from safetensors.torch import load
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 import distributed_worker as worker
@@ -19,7 +24,7 @@ from anprompt_cli import main
 from anprompt_cli.jobs import models
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.serve import predict
-from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, NonFiniteError
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, NonFiniteError, alone_in
 from conftest import IMAGE_SIZE, MakeClip
 from export_folder import export
 from helpers import CLASSES, adapt, make_config, trainable
@@ -183,3 +188,172 @@ def test_the_accelerate_example_stops_at_such_a_loss(digits: Path, tmp_path: Pat
     with pytest.raises(NonFiniteError, match=r"The loss is nan at step 2, batch 4 of epoch 1\."):
         worker.run_script(digits, tmp_path, *settings)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+# crashes, and two runs at once
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return load((folder / WEIGHTS).read_bytes())  # load_file maps the file, which the tests damage
+
+
+def assert_same(ours: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    WEIGHTS: lambda path: path.write_bytes(b""),
+    "adapter_config.json": lambda path: path.write_bytes(b""),
+    "trainer_state.json": lambda path: path.unlink(),
+    "scheduler.pt": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "optimizer.pt": flip,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_resuming_falls_back_to_the_newest_checkpoint_that_can_be_read(
+    name: str,
+    make_clip: MakeClip,
+    tokenizer: CLIPTokenizer,
+    data: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = {"save_strategy": "steps", "num_train_epochs": 1}
+    trainer = make_trainer(make_clip(), tokenizer, data, tmp_path, **settings)
+    trainer.train()
+    expected = weights(tmp_path / "checkpoint-3")
+    DAMAGE[name](tmp_path / "checkpoint-3" / name)
+    flip(tmp_path / "checkpoint-2" / "rng_state.pth")
+    again = make_trainer(make_clip(), tokenizer, data, tmp_path, **settings)
+    again.train(resume_from_checkpoint="True")
+    lines = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert [f"checkpoint-{number} cannot be read" in line for number, line in zip((2, 3), lines, strict=True)]
+    assert all(line.endswith(f"Training goes on from {tmp_path / 'checkpoint-1'}.") for line in lines)
+    assert_same(weights(tmp_path / "checkpoint-3"), expected)
+
+
+def test_trainer_names_checkpoints_that_are_all_broken(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoint-7").mkdir()
+    trainer = make_trainer(make_clip(), tokenizer, data, tmp_path)
+    with pytest.raises(ValueError, match=r"no checkpoint that can be read, only checkpoint-7\."):
+        trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("broken", [(), (6,), (4, 6)])
+def test_the_command_line_falls_back_and_sweeps(
+    broken: tuple[int, ...], trained: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is left, the end is that of an undisturbed run, and so are the files."""
+    output, files = tmp_path / "out", {path.name for path in trained[0].iterdir()}
+    assert train(trained[1], output, "--epochs", 3) == 0
+    expected = weights(output)
+    assert {path.name for path in output.iterdir()} == files - {"checkpoint-2"} | {"checkpoint-4", "checkpoint-6"}
+    for name in ("results.json", WEIGHTS, "report.html"):
+        (output / name).unlink()
+    for scratch in (".new-abc", ".run.yaml-abc"):
+        (output / scratch).mkdir()
+        (output / scratch / "half").write_text("x")
+    (output / ".lock").touch()
+    for step in broken:
+        (output / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"")
+    assert main(["train", "--output", str(output), "--resume"]) == 0
+    assert_same(weights(output), expected)
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+    assert len(caplog.records) >= len(broken)
+    assert ("Training begins anew." in caplog.text) == (len(broken) == 2)
+
+
+def test_a_start_that_was_killed_before_anything_was_written_can_be_repeated(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for scratch in (".run.yaml-abc", ".base-new.json-abc"):
+        (tmp_path / "out" / scratch).mkdir(parents=True)
+    (tmp_path / "out" / ".lock").touch()
+    assert train(trained[1], tmp_path / "out") == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in trained[0].iterdir()}
+
+
+def test_the_accelerate_example_falls_back_and_sweeps(digits: Path, tmp_path: Path) -> None:
+    whole = worker.run_script(digits, tmp_path / "whole")
+    parts, checkpoints = tmp_path / "parts", tmp_path / "parts" / "checkpoints"
+    assert worker.run_script(digits, parts, "--save-every", "1", stop_after=3) is None
+    for name in ("unfinished", "step-00000009"):
+        shutil.copytree(checkpoints / "step-00000003", checkpoints / name)
+        (checkpoints / name / "optimizer.bin").write_bytes(b"")
+    (checkpoints / "unfinished" / "custom_checkpoint_1.pkl").touch()
+    resumed = worker.run_script(digits, parts, "--resume_from_checkpoint", "True")
+    assert whole is not None
+    assert resumed is not None
+    assert resumed["loss_terms"] == whole["loss_terms"]
+    assert_same(*(weights(tmp_path / run / "result" / "adapter") for run in ("parts", "whole")))
+    assert [path.name for path in checkpoints.iterdir()] == ["step-00000010"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from anprompt_peft.training.lock import alone_in
+with alone_in({folder!r}):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(
+    trained: tuple[Path, Path],
+    make_clip: MakeClip,
+    tokenizer: CLIPTokenizer,
+    data: Dataset,
+    digits: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the command line, Trainer and the example; a killed process holds nothing."""
+    output = tmp_path / "out"
+    script = HOLD.format(root=str(Path(__file__).parents[1]), folder=str(output))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        trainer = make_trainer(make_clip(), tokenizer, data, output, save_strategy="steps", max_steps=1)
+        for start in (trainer.train, lambda: worker.run_script(digits, output)):
+            with pytest.raises(FileExistsError, match="is in use: another run"):
+                start()
+        assert train(trained[1], output) == 2
+        assert "out is in use: another run is going on in it." in capsys.readouterr().err
+        assert [path.name for path in output.iterdir()] == [".lock"]
+        holder.kill()
+    assert train(trained[1], output) == 0
+    assert not (output / ".lock").exists()
+
+
+def test_a_folder_is_held_once_and_again_by_the_same_thread(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def hold() -> None:
+        try:
+            with alone_in(tmp_path / "new"):
+                seen.append("held")
+        except FileExistsError:
+            seen.append("refused")
+
+    with alone_in(tmp_path / "new"):
+        with alone_in(tmp_path / "other" / ".." / "new"):
+            pass
+        assert (tmp_path / "new" / ".lock").exists()
+        thread = Thread(target=hold)
+        thread.start()
+        thread.join()
+    hold()
+    assert seen == ["refused", "held"]
+    assert not (tmp_path / "new").exists()

@@ -21,7 +21,7 @@ from .models import choose_device
 HALVES = "base-new.json"
 MEASURED_SPLITS = ("test", "validation")
 HELD_OUT_SEED = 0
-CHECKPOINTS = {"save_strategy": "epoch", "save_total_limit": 1}
+CHECKPOINTS = {"save_strategy": "epoch", "save_total_limit": 2}  # a power cut may spoil the newer one
 EARLY_STOPPING = {
     "eval_strategy": "epoch",
     "load_best_model_at_end": True,
@@ -92,7 +92,7 @@ def training_arguments(options: TrainOptions, settings: Mapping[str, Any]) -> AN
         fp16=options.precision == Precision.FP16,
         bf16=options.precision == Precision.BF16,
         label_names=["labels"],
-        **{"dataloader_pin_memory": not on_cpu, **_defaults(options, settings["training"]), **settings["training"]},
+        **{"dataloader_pin_memory": not on_cpu, **_defaults(options), **settings["training"]},
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel
     return arguments
@@ -166,28 +166,23 @@ def begin(
     record = {
         **settings,
         "adapter": {name: getattr(config, name) for name in choices},
-        "training": {**defaults, **_defaults(options, settings["training"]), **settings["training"]},
+        "training": {**defaults, **_defaults(options), **settings["training"]},
     }
-    output = options.output
-    path = output / RECORD
+    path = options.output / RECORD
     if path.is_file():
         _check_same(from_yaml(path), record, path)
     else:
-        output.mkdir(parents=True, exist_ok=True)
-        if images.halves:
-            images.halves.save(output / HALVES)
         text = to_yaml(record, "Repeat this run with: anprompt train --config run.yaml --output NEW_FOLDER")
         with whole_file(path) as fresh:
             fresh.write_text(text, encoding="utf-8")
+    if images.halves and not (options.output / HALVES).is_file():
+        images.halves.save(options.output / HALVES)
     return record
 
 
-def _defaults(options: TrainOptions, training: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(options: TrainOptions) -> dict[str, Any]:
     """Return the defaults of Trainer's arguments that this command changes."""
-    defaults = {**CHECKPOINTS, **(EARLY_STOPPING if options.early_stopping else {})}
-    if {**defaults, **training}.get("load_best_model_at_end"):
-        defaults["save_total_limit"] = 2  # with 1, Trainer ends an interrupted run by deleting all but the best
-    return defaults
+    return {**CHECKPOINTS, **(EARLY_STOPPING if options.early_stopping else {})}
 
 
 def _halves(options: TrainOptions, names: list[str]) -> ClassHalves | None:

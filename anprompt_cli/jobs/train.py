@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from anprompt_peft import Metric, TrainingFacts
@@ -29,6 +30,7 @@ from anprompt_peft.files import hub_id, to_json
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, read_geometry, write_report
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
+from anprompt_peft.training.checkpoint import newest_readable, remove_broken
 
 from ..config_file import RESULTS
 from ..errors import Interrupted
@@ -113,9 +115,10 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end."""
-    states = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/trainer_state.json")  # what Trainer writes last
-    return max((state.parent for state in states), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """Return the newest checkpoint that can be read; what a crash left of others is removed."""
+    found, broken = newest_readable(folder, f"{PREFIX_CHECKPOINT_DIR}-", TRAINER_STATE_NAME)
+    remove_broken(broken, found)
+    return found
 
 
 def _trainer(

@@ -2,7 +2,8 @@
 
 from ..fast.sharding import refuse_weight_sharding
 from ..publish.finite import NonFiniteError, check_finite
-from .checkpoint import keep_adapter_only, newest, save_newest
+from .checkpoint import clear, keep_adapter_only, newest, save_newest
+from .lock import alone_in
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES, Recipe, warmup_cosine
 from .repeatable import RepeatableRows, TellEpoch
 from .trainer import ANPromptTrainer, ANPromptTrainingArguments, accuracy, balanced_class_weights
@@ -19,8 +20,10 @@ __all__ = [
     "RepeatableRows",
     "TellEpoch",
     "accuracy",
+    "alone_in",
     "balanced_class_weights",
     "check_finite",
+    "clear",
     "keep_adapter_only",
     "newest",
     "refuse_weight_sharding",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,16 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ..data.columns import label_column
 from ..data.images import LABEL
 from ..fast.sharding import refuse_weight_sharding
 from ..publish.finite import NonFiniteError, check_finite
 from ..publish.hub import CardCallback
+from .checkpoint import newest_readable, remove_broken, to_disk
+from .lock import alone_in
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES
 from .repeatable import ROW, RepeatableRows, TellEpoch
 
@@ -190,16 +196,44 @@ class ANPromptTrainer(Trainer):
             )
         return loss
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as Trainer does.
 
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint. `True` is the newest one in the output
+                folder that can be read; others, which a crash left, are removed with a warning.
+            args: as Trainer's.
+            kwargs: as Trainer's.
+
         Raises:
+            FileExistsError: if another training saves to the output folder.
             NonFiniteError: if a loss, or a weight of the adapter at the end, is NaN or infinite.
         """
-        result = super().train(*args, **kwargs)
+        folder = Path(self.args.output_dir)
+        saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
+        with alone_in(folder) if saves else nullcontext():
+            if str(resume_from_checkpoint).lower() == "true":
+                resume_from_checkpoint = self._newest_checkpoint(folder)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
         if isinstance(self.model, PeftModel):
             check_finite(self.model, self.model.active_adapter)
         return result
+
+    def _newest_checkpoint(self, folder: Path) -> str:
+        found, broken = newest_readable(folder, f"{PREFIX_CHECKPOINT_DIR}-", TRAINER_STATE_NAME)
+        if found is None:
+            raise ValueError(
+                f"resume_from_checkpoint=True: {folder} holds no checkpoint that can be read"
+                f"{', only ' + ', '.join(each.name for each in broken) if broken else ''}."
+            )
+        if self.args.should_save:
+            remove_broken(broken, found)
+        return str(found)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self.args.should_save:
+            to_disk(Path(self._get_output_dir(trial=None), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """Compute the loss as Trainer does and remember the loss terms, without waiting for the device."""

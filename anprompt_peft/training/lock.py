@@ -1,0 +1,46 @@
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for a block, against other processes and threads; the same thread may hold it again inside.
+
+    The operating system ends the hold with the process, however that ends. A folder that the block leaves empty, and
+    that was not there before, is removed.
+
+    Args:
+        folder (`str` or `Path`): created if it does not exist.
+
+    Raises:
+        FileExistsError: if somebody else holds it.
+    """
+    folder = Path(folder).expanduser().resolve()
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FileExistsError(
+            f"{folder} is in use: another run is going on in it. Wait for its end, or choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            with suppress(OSError):  # Windows deletes no open file
+                (folder / LOCK).unlink()
+        lock.release()
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
