@@ -333,6 +333,8 @@ def test_chunks_change_nothing_and_bound_the_texts_at_a_time(
         lambda module, args, out: rows.append(len(out))
     )
     fitted = PEERS[name](STEP, text_chunk=2).fit(backbone, shots, classes, SEED)
+    texts = len(NAMES) * (len(shots) if name == "cocoop" else 1)
+    assert sum(rows) == 2 * texts, "each text is computed again on the way back"
     logits = fitted.logits(shots, classes)
     hook.remove()
     assert_exact(logits, whole)
@@ -504,4 +506,4 @@ def test_presets_have_a_source_and_fit(
     assert logits.shape == (len(shots), 3)
     assert bool(logits.isfinite().all())
     if name.startswith("promptsrc"):
-        assert peer.templates == METHODS["zero-shot-ensemble"].settings["templates"]
+        assert peer.templates == tuple(METHODS["zero-shot-ensemble"].settings["templates"])
