@@ -13,8 +13,6 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from textnoisr.noise import CharNoiseAugmenter
-
 from ..task import ClassTexts, Part
 
 TRIES = 50
@@ -275,6 +273,8 @@ def changed_share(clean: ClassTexts, perturbed: ClassTexts) -> float:
 
 
 def _speller(rate: float, rng: random.Random) -> Callable[[str], str]:
+    from textnoisr.noise import CharNoiseAugmenter  # reports import this module too, and need no scipy
+
     settings = {"noise_level": rate, "character_set": tuple(string.ascii_lowercase), "seed": rng.getrandbits(32)}
     noise = CharNoiseAugmenter(**settings)
     unswapped = CharNoiseAugmenter(actions=("insert", "substitute", "delete"), **settings)
