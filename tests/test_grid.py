@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,7 +127,7 @@ def contents(output: Path) -> dict[str, Any]:
 
 
 def cell(**changes: Any) -> Cell:
-    values: dict[str, Any] = {"data": "pets", "name": "noisy", "method": Noisy(2.0, {"a": 1, "b": [2]}), "seed": 3}
+    values: dict[str, Any] = {"data": "eurosat", "name": "noisy", "method": Noisy(2.0, {"a": 1, "b": [2]}), "seed": 3}
     setup = {name: changes.pop(name) for name in list(changes) if name not in values}
     return Cell(Setup("a/clip", **setup), **{**values, **changes})
 
@@ -133,7 +135,7 @@ def cell(**changes: Any) -> Cell:
 def test_the_key_is_a_digest_of_the_whole_configuration() -> None:
     configuration = {
         "seed": 3,
-        "data": "pets",
+        "data": "eurosat",
         "method": {
             "settings": {"options": {"b": [2], "a": 1}, "scale": 2.0},
             "class": "test_grid:Noisy",
@@ -157,7 +159,7 @@ def test_the_key_is_a_digest_of_the_whole_configuration() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"data": "cars"},
+        {"data": "dtd"},
         {"name": "other"},
         {"seed": 4},
         {"method": Noisy(3.0, {"a": 1, "b": [2]})},
@@ -422,6 +424,55 @@ def test_families_by_name() -> None:
         choose_families(["typos"])
 
 
+# --- on Ray, with what stands in for it
+
+
+class Ray:
+    """The part of Ray that the example uses, in this process; workers die of cells with a seed."""
+
+    class exceptions:  # noqa: N801 - Ray's name
+        class RayError(Exception):
+            pass
+
+    def __init__(self, deadly_seed: int) -> None:
+        self.deadly_seed = deadly_seed
+        self.tasks: list[dict[str, Any]] = []
+
+    def remote(self, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+        def wrap(function: Callable[..., Any]) -> Any:
+            def submit(cell: Cell, place: Place) -> str:
+                self.tasks.append({"run": lambda: function(cell, place), "seed": cell.seed, **options})
+                return str(len(self.tasks) - 1)
+
+            return SimpleNamespace(remote=submit)
+
+        return wrap
+
+    def wait(self, pending: list[str]) -> tuple[list[str], list[str]]:
+        return pending[-1:], pending[:-1]
+
+    def get(self, name: str) -> Any:
+        task = self.tasks[int(name)]
+        if task["seed"] == self.deadly_seed:
+            raise self.exceptions.RayError("the worker\ndied")
+        return task["run"]()
+
+
+def test_the_example_on_ray(cells: Callable[..., list[Cell]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = Ray(deadly_seed=3)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delitem(sys.modules, "ray_grid", raising=False)
+    run_on_ray = import_module("ray_grid").run_on_ray
+    run_grid(cells([1, 2]), Place(tmp_path / "here"))
+    run_grid(cells([2])[:1], Place(tmp_path / "ray"))
+    failed = run_on_ray(cells(), Place(tmp_path / "ray"), gpus=0.5)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "here")
+    assert sorted(str(each.cell.name) for each in failed) == ["noisy", "zero-shot"]
+    assert {each.error for each in failed} == {"the worker died"}
+    assert len(ray.tasks) == 5
+    assert (ray.tasks[0]["num_cpus"], ray.tasks[0]["num_gpus"]) == (1, 0.5)
+
+
 # --- reading
 
 
@@ -479,10 +530,10 @@ def record(
 def records(**configuration: Any) -> list[dict[str, Any]]:
     """Two data sets, two methods, three seeds: (base, new)."""
     figures = {
-        ("cars", "zero-shot"): [(60, 70), (60, 70), (60, 70)],
-        ("cars", "anprompt"): [(80, 60), (82, 64), (87, 62)],
-        ("pets", "zero-shot"): [(90, 96), (90, 96), (90, 96)],
-        ("pets", "anprompt"): [(95, 97), (94, 98), (96, 93)],
+        ("dtd", "zero-shot"): [(60, 70), (60, 70), (60, 70)],
+        ("dtd", "anprompt"): [(80, 60), (82, 64), (87, 62)],
+        ("eurosat", "zero-shot"): [(90, 96), (90, 96), (90, 96)],
+        ("eurosat", "anprompt"): [(95, 97), (94, 98), (96, 93)],
     }
     return [
         record(data, method, seed, base, new, **configuration)
@@ -525,8 +576,8 @@ def test_no_interval_without_variation() -> None:
 
 def test_accuracies_and_both_average_h(summary: Summary) -> None:
     tables = {table.title: table for table in make_tables(summary, "anprompt")}
-    rows = {row[0]: row for row in tables["cars"].rows}
-    assert tables["cars"].head == ("method", "base", "new", "H", "mean H")
+    rows = {row[0]: row for row in tables["dtd"].rows}
+    assert tables["dtd"].head == ("method", "base", "new", "H", "mean H")
     assert list(rows) == ["zero-shot", "anprompt"]
     each = [2 * base * new / (base + new) for base, new in ((80, 60), (82, 64), (87, 62))]
     assert rows["anprompt"] == (
@@ -564,6 +615,8 @@ def test_published_figures_stand_beside_the_averages(summary: Summary) -> None:
     ):
         (different,) = summarise(records(**other))
         assert published_for(different) == {}, other
+    (own,) = summarise([*records(), record("my-cars", "zero-shot", 1, 60, 70)])
+    assert published_for(own) == {}
 
 
 def test_published_figures_have_sources() -> None:
@@ -579,10 +632,10 @@ def test_published_figures_have_sources() -> None:
 
 def test_differences(summary: Summary) -> None:
     found = summary.differences("anprompt", "zero-shot")
-    assert found["cars", "base"].value == pytest.approx(23)
-    assert found["pets", "new"].value == pytest.approx(0)
+    assert found["dtd", "base"].value == pytest.approx(23)
+    assert found["eurosat", "new"].value == pytest.approx(0)
     h = [2 * base * new / (base + new) for base, new in ((80, 60), (82, 64), (87, 62))]
-    assert found["cars", "H"].value == pytest.approx(sum(h) / 3 - 2 * 60 * 70 / 130)
+    assert found["dtd", "H"].value == pytest.approx(sum(h) / 3 - 2 * 60 * 70 / 130)
     average = summary.average_differences("anprompt", "zero-shot")
     assert average["base"] == paired(
         {1: (80 + 95) / 2, 2: (82 + 94) / 2, 3: (87 + 96) / 2}, dict.fromkeys((1, 2, 3), 75.0)
@@ -598,14 +651,14 @@ def test_differences(summary: Summary) -> None:
 
 
 def test_incomplete_grids_say_so() -> None:
-    some = [each for each in records() if each["key"] not in ("cars-anprompt-3", "pets-zero-shot-1")]
-    some.append(record("cars", "coop", 1, 70, 60))
+    some = [each for each in records() if each["key"] not in ("dtd-anprompt-3", "eurosat-zero-shot-1")]
+    some.append(record("dtd", "coop", 1, 70, 60))
     (summary,) = summarise(some)
     tables = {table.title: table for table in make_tables(summary, "anprompt")}
-    assert "over 3 seeds, in per cent. Fewer seeds: anprompt 2, coop 1." in tables["cars"].notes[0]
+    assert "over 3 seeds, in per cent. Fewer seeds: anprompt 2, coop 1." in tables["dtd"].notes[0]
     assert "Not on every data set, and left out: coop." in tables["average"].notes
     rows = {row[:3]: row for row in tables["Differences from anprompt"].rows}
-    assert rows["coop", "cars", "base"][3:] == ("-10.00", "-", "1")
+    assert rows["coop", "dtd", "base"][3:] == ("-10.00", "-", "1")
     assert rows["zero-shot", "average", "base"][5] == "1"
     assert summary.average_differences("zero-shot", "anprompt")["base"].value == pytest.approx(75 - 88)
 
@@ -614,7 +667,7 @@ def test_other_images_are_not_compared() -> None:
     made = records()
     made[4]["parts"][0] = {**made[4]["parts"][0], "images": 11}
     (summary,) = summarise(made)
-    with pytest.raises(ValueError, match=r"cars: anprompt and zero-shot were .* for seeds \[2\]"):
+    with pytest.raises(ValueError, match=r"dtd: anprompt and zero-shot were .* for seeds \[2\]"):
         summary.differences("anprompt", "zero-shot")
 
 
@@ -636,7 +689,7 @@ def test_data_sets_with_one_name_are_kept_apart() -> None:
     for each in made:
         each["configuration"]["data"] = f"path/{each['data']['name']}"
         each["data"]["name"] = "photos"
-    assert summarise(made)[0].data == ["path/cars", "path/pets"]
+    assert summarise(made)[0].data == ["path/dtd", "path/eurosat"]
 
 
 def test_areas() -> None:
@@ -651,9 +704,9 @@ def test_areas() -> None:
 
 
 def test_markdown() -> None:
-    (summary,) = summarise([each for each in records() if each["configuration"]["data"] == "cars"])
+    (summary,) = summarise([each for each in records() if each["configuration"]["data"] == "dtd"])
     lines = make_tables(summary, "anprompt")[0].markdown().splitlines()
-    assert lines[0] == "### cars"
+    assert lines[0] == "### dtd"
     assert lines[2].startswith("| method    |         base |")
     assert lines[3].startswith("|:----------|-------------:|")
     assert len({len(line) for line in lines[2:6]}) == 1
@@ -664,10 +717,10 @@ def test_markdown() -> None:
 
 def test_plots_are_true(summary: Summary) -> None:
     drawn = {(forest.data, forest.column): forest for forest in forests(summary, "zero-shot")}
-    assert set(drawn) == {(data, column) for data in ("cars", "pets", "average") for column in ("base", "new", "H")}
-    forest = drawn["cars", "new"]
+    assert set(drawn) == {(data, column) for data in ("dtd", "eurosat", "average") for column in ("base", "new", "H")}
+    forest = drawn["dtd", "new"]
     (mark,) = forest.marks
-    value = summary.differences("anprompt", "zero-shot")["cars", "new"]
+    value = summary.differences("anprompt", "zero-shot")["dtd", "new"]
     assert value.low is not None
     (first, *_, last) = forest.ticks
     scale = (last.x - first.x) / (float(last.text) - float(first.text))
@@ -692,7 +745,7 @@ def test_the_page_opens(summary: Summary, tmp_path: Path) -> None:
 
 def test_the_page_escapes_names() -> None:
     made = [
-        replace_name(each, "<script>alert(1)</script>") if each["configuration"]["data"] == "cars" else each
+        replace_name(each, "<script>alert(1)</script>") if each["configuration"]["data"] == "dtd" else each
         for each in records()
     ]
     page = render_benchmark(summarise(made), "anprompt")

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .summary import Summary
 
 FILE = Path(__file__).with_name("published.json")
 MODEL = "clip-vit-base-patch16"
-PROTOCOL, SHOTS, HALVES, SAMPLING = "base-to-new", 16, "order", "coop"
+PROTOCOL = {"protocol": "base-to-new", "shots": 16, "halves": "order", "sampling": "coop"}
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,23 @@ class Published:
 @cache
 def published() -> Mapping[str, Published]:
     """Return the published figures by the names of methods here."""
-    rows = json.loads(FILE.read_text(encoding="utf-8"))["methods"]
-    return {name: Published(**row) for name, row in rows.items()}
+    return {name: Published(**row) for name, row in _record()["methods"].items()}
 
 
 def published_for(summary: Summary) -> Mapping[str, Published]:
     """Return the figures that may stand beside a summary's averages.
 
-    There are none unless its protocol and model are theirs and all its data sets have the tables' test sets.
+    There are none unless its protocol and model are theirs, and all its data sets are of the eleven, with the tables'
+    test sets.
     """
     setup = summary.setup
-    same = (setup["protocol"], setup["shots"], setup["halves"], setup["sampling"]) == (
-        PROTOCOL,
-        SHOTS,
-        HALVES,
-        SAMPLING,
-    )
-    same = same and str(setup["model"]).rstrip("/").endswith(MODEL) and all(summary.comparable.values())
-    return published() if same else {}
+    same_protocol = all(setup[name] == value for name, value in PROTOCOL.items())
+    same_model = str(setup["model"]).rstrip("/").endswith(MODEL)
+    same_data = set(summary.data) <= set(_record()["data"]) and all(summary.comparable.values())
+    return published() if same_protocol and same_model and same_data else {}
+
+
+@cache
+def _record() -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return record
