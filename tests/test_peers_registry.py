@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -281,3 +282,9 @@ def test_what_cannot_be_trained(shots: ImageSet) -> None:
     for settings, message in unusable:
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(ONE_STEP, **settings)
+
+
+def test_the_page_names_every_preset() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "compare.md").read_text(encoding="utf-8")
+    table = page.partition("## Settings")[0]
+    assert set(re.findall(r"`([a-z0-9-]+)`", table)) == set(METHODS)
