@@ -49,7 +49,10 @@ def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
     for name, value in attributes.items():
         if name in TYPES:
             _check_field(name, value)
-    TrainingFacts.from_dict(attributes.get("training_facts"))
+    try:
+        TrainingFacts.from_dict(attributes.get("training_facts"))
+    except ValueError as error:
+        raise ValueError(f"training_facts in an adapter's configuration: {error}") from error
     return {**attributes, "init_noise_prompts": False}
 
 

@@ -88,10 +88,12 @@ def check_file(path: Path, config: ANPromptConfig, clip: CLIPModel) -> None:
             the class texts cannot be told apart or read.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             entries = {name: Entry(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
-            _check(entries, file.get_tensor, config, clip)
+        names, resolved = _check_header(entries, config, clip.config)
+        with safe_open(path, framework="pt") as file:
+            _check_values(names, file.get_tensor, resolved, clip)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
@@ -101,24 +103,32 @@ def check_tensors(tensors: Mapping[str, Tensor], config: ANPromptConfig, clip: C
     entries = {
         name: Entry(tuple(each.shape), DTYPES.get(each.dtype, str(each.dtype))) for name, each in tensors.items()
     }
-    _check(entries, tensors.__getitem__, config, clip)
+    names, resolved = _check_header(entries, config, clip.config)
+    _check_values(names, tensors.__getitem__, resolved, clip)
 
 
-def _check(
-    entries: Mapping[str, Entry], read: Callable[[str], Tensor], config: ANPromptConfig, clip: CLIPModel
-) -> None:
+def _check_header(
+    entries: Mapping[str, Entry], config: ANPromptConfig, clip_config: CLIPConfig
+) -> tuple[dict[str, str], ANPromptConfig]:
+    """Return the names in the file by those in the CLIP, and the resolved configuration."""
     resolved = copy.copy(config)
-    resolved.resolve(clip.config)
-    expected = expected_tensors(resolved, clip.config)
+    resolved.resolve(clip_config)
+    expected = expected_tensors(resolved, clip_config)
     names = {name.removeprefix(PREFIX): name for name in entries}
     extra = [name for name in entries if name.removeprefix(PREFIX) not in expected or name not in names.values()]
     _check_names(sorted(extra), sorted(expected.keys() - names.keys()))
     for name, shape in expected.items():
         _check_entry(name, entries[names[name]], shape)
-    for name in expected:
+    return names, resolved
+
+
+def _check_values(
+    names: Mapping[str, str], read: Callable[[str], Tensor], config: ANPromptConfig, clip: CLIPModel
+) -> None:
+    for name in names:
         if name != CLASS_IDS and not bool(read(names[name]).to(clip.dtype).isfinite().all()):
             raise ValueError(f"The adapter's tensor {name} is not finite in {clip.dtype}. Training has failed there.")
-    _check_class_ids(read(names[CLASS_IDS]), resolved, clip.config)
+    _check_class_ids(read(names[CLASS_IDS]), config, clip.config)
 
 
 def _check_names(extra: list[str], missing: list[str]) -> None:

@@ -1,0 +1,641 @@
+"""Adapters that others made: what is refused, at every method that loads one, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModel, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from anprompt_cli import main
+from anprompt_cli.jobs import models
+from anprompt_cli.options import Device
+from anprompt_peft import ANPromptConfig, TrainingFacts
+from anprompt_peft.method.class_texts import end_of_text_positions
+from anprompt_peft.publish import push_folder
+from anprompt_peft.trust.fields import check_attributes
+from anprompt_peft.trust.tensors import PREFIX, expected_tensors
+from conftest import MakeClip
+from fuzz_adapters import Fuzzer, Snapshot, fuzz
+from helpers import CLASSES, adapt, logits, make_config, needs_add_adapter, scatter
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+HEAD = f"{PREFIX}visual_projection."
+IDS, TOKENS = f"{HEAD}anprompt_class_ids", f"{HEAD}anprompt_tokens"
+PATCHES = f"{PREFIX}vision_model.embeddings.patch_embedding.weight"
+
+Tensors = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def sound(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that loads, with a few class texts of two templates."""
+    config = ANPromptConfig(
+        class_names=CLASSES, template=["a photo of a {}.", "the {}."], text_layers=2, vision_layers=2
+    )
+    folder = tmp_path_factory.mktemp("sound")
+    scatter(get_peft_model(CLIPModel.from_pretrained(clip_folder), config)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def broken(sound: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be broken."""
+    return Path(shutil.copytree(sound, tmp_path / "broken"))
+
+
+def edit(folder: Path, **fields: Any) -> None:
+    """Change fields of a saved configuration."""
+    path = folder / CONFIG
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def retensor(folder: Path, change: Callable[[Tensors], Any]) -> None:
+    """Change the tensors of a saved adapter."""
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+# the ways in
+
+
+def first(clip: CLIPModel, sound: Path) -> Any:
+    return clip
+
+
+def second(clip: CLIPModel, sound: Path) -> Any:
+    return PeftModel.from_pretrained(clip, sound, "one", is_trainable=True)
+
+
+def native(clip: CLIPModel, sound: Path) -> Any:
+    clip.load_adapter(str(sound), adapter_name="one")
+    return clip
+
+
+def as_dict(model: Any, folder: Path) -> None:
+    config = PeftConfig.from_pretrained(str(folder))
+    model.load_adapter(peft_config=config, adapter_state_dict=load_file(folder / WEIGHTS))
+
+
+DOORS: dict[str, tuple[Any, Any]] = {
+    "PeftModel.from_pretrained": (first, lambda model, folder: PeftModel.from_pretrained(model, folder)),
+    "PeftModel.load_adapter": (second, lambda model, folder: model.load_adapter(folder, "two")),
+    "PeftModel.load_adapter, same name": (second, lambda model, folder: model.load_adapter(folder, "one")),
+    "CLIPModel.load_adapter": (first, lambda model, folder: model.load_adapter(str(folder))),
+    "CLIPModel.load_adapter, second": (native, lambda model, folder: model.load_adapter(str(folder), "two")),
+    "CLIPModel.load_adapter, state dict": (first, as_dict),
+}
+ALL_DOORS = [
+    pytest.param(name, marks=needs_add_adapter if "CLIPModel" in name else ()) for name in DOORS
+]  # fmt: skip
+READING_CONFIGS = [each for each in ALL_DOORS if "same" not in each.values[0]]
+
+
+def refusals(
+    door: str, clip: CLIPModel, sound: Path, folder: Path, cases: Iterable[tuple[Callable[[], Any], str]]
+) -> None:
+    """Break an adapter in each way; its load through a door must be refused and leave one and the same model alone."""
+    prepare, load = DOORS[door]
+    model = prepare(clip.train(), sound)
+    before, answers = Snapshot(model), _answers(model)
+    found: list[tuple[str, str]] = []
+    for change, message in cases:
+        shutil.rmtree(folder)
+        shutil.copytree(sound, folder)
+        change()
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - all messages are compared below
+            load(model, folder)
+        found.append((message, str(caught.value)))
+        assert before.same(bitwise=True), message
+        assert all(map(torch.equal, answers, _answers(model))), message
+    assert not [pair for pair in found if not re.search(*pair)]
+    if isinstance(model, PeftModel):
+        assert list(model.peft_config) == model.active_adapters == ["one"]
+    load(model, sound)
+
+
+def _answers(model: Any) -> list[Tensor]:
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        features = model.get_image_features(pixels).pooler_output
+        return [features, *([logits(model, pixels)] if hasattr(model, "anprompt_state") else [])]
+
+
+# tensors
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"projection_rank": 2, "prototype_rank": 3, "latent_dim": 40, "noise_map": "learned"},
+        {"projection_rank": 2, "latent_dim": 40, "noise_map": "fixed"},
+        {"num_noise_tokens": 5, "noise_integration": "add", "text_layers": [1, 3], "vision_layers": [5]},
+        {"num_noise_tokens": 0, "latent_dim": 7, "noise_map": "learned"},
+        {"num_virtual_tokens": 0, "template": ["a {}", "the {}", "{}"]},
+        {"num_virtual_tokens": 0, "num_noise_tokens": 0},
+    ],
+    ids=str,
+)
+def test_the_table_of_tensors_is_what_adapters_save(
+    settings: dict[str, Any], make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path
+) -> None:
+    model = adapt(make_clip(), tokenizer, **settings)
+    model.save_pretrained(tmp_path)
+    saved = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / WEIGHTS).items()}
+    table = expected_tensors(model.peft_config["default"], model.config)
+    assert saved == {PREFIX + name: shape for name, shape in table.items()}
+    PeftModel.from_pretrained(make_clip(), tmp_path)
+
+
+def _set(name: str, value: float, at: Any = 0) -> Callable[[Tensors], None]:
+    return lambda tensors: tensors[name].view(-1).__setitem__(at, value)
+
+
+def _copy_class(tensors: Tensors) -> None:
+    tensors[IDS][4:6] = tensors[IDS][0:2]
+    tensors[IDS][4, -1] += 1  # behind the end of the text, where CLIP does not look
+
+
+BAD_TENSORS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
+    "base": (
+        lambda each: each.update({PATCHES: torch.zeros(48, 3, 8, 8)}),
+        r"no adapter of its configuration has.*patch",
+    ),
+    "base, no prefix": (lambda each: each.update(logit_scale=torch.zeros(())), "has: .'logit_scale'"),
+    "layer's base": (
+        lambda each: each.update({f"{HEAD}base_layer.weight": torch.zeros(24, 48)}),
+        "has: .*base_layer.weight",
+    ),
+    "of another adapter": (lambda each: each.update({f"{TOKENS}.one": torch.zeros(5, 24)}), "tokens.one"),
+    "twice": (lambda each: each.update({TOKENS.removeprefix(PREFIX): each[TOKENS].clone()}), "anprompt_tokens"),
+    "missing": (lambda each: each.pop(TOKENS), "missing: .*anprompt_tokens"),
+    "all missing": (lambda each: each.clear(), "missing: .* and 9 more"),
+    "shape": (lambda each: each.update({TOKENS: torch.zeros(5, 25)}), r"\[5, 25\], and \[5, 24\] is needed"),
+    "broadcast": (lambda each: each.update({TOKENS: torch.zeros(1, 24)}), r"\[1, 24\], and \[5, 24\] is needed"),
+    "integers": (lambda each: each.update({TOKENS: torch.zeros(5, 24).int()}), "type I32"),
+    "ids as floats": (lambda each: each.update({IDS: each[IDS].float()}), "type F32"),
+    "NaN": (_set(TOKENS, float("nan"), 7), "anprompt_tokens is not finite"),
+    "infinity": (_set(f"{HEAD}anprompt_clean_features", float("-inf")), "clean_features is not finite"),
+    "too large for the model": (
+        lambda each: each.update({TOKENS: torch.full((5, 24), 1e300, dtype=torch.float64)}),
+        "not finite in torch.float32",
+    ),
+    "id too large": (_set(IDS, 10**6), r"ids of the class texts of \['cat'\] lie outside the vocabulary"),
+    "negative id": (lambda each: each[IDS][5].fill_(-1), r"texts of \['small fish'\] lie outside"),
+    "no end of text": (lambda each: each[IDS][2].fill_(5), r"texts of \['dog'\] have no end-of-text token"),
+    "equal classes": (_copy_class, r"\[\['cat', 'small fish'\]\] are the same tokens"),
+}
+
+
+@pytest.mark.parametrize("door", ALL_DOORS)
+def test_only_the_adapters_own_sound_tensors_are_loaded(
+    door: str, make_clip: MakeClip, sound: Path, broken: Path
+) -> None:
+    cases = [(partial(retensor, broken, change), message) for change, message in BAD_TENSORS.values()]
+    refusals(door, make_clip(), sound, broken, cases)
+
+
+@pytest.mark.parametrize("door", [each for each in ALL_DOORS if "dict" not in each.values[0]])
+def test_files_that_are_not_whole_are_refused(door: str, make_clip: MakeClip, sound: Path, broken: Path) -> None:
+    content = (broken / WEIGHTS).read_bytes()
+    files = (content[: len(content) // 2], b"\xff" * 16, b"")
+    cases = [(partial((broken / WEIGHTS).write_bytes, each), "not a whole safetensors file") for each in files]
+    refusals(door, make_clip(), sound, broken, cases)
+
+
+def test_a_header_is_compared_before_any_value_is_read(make_clip: MakeClip, broken: Path) -> None:
+    """Sixteen billion values in a sparse file would take longer than the test may."""
+    header = json.dumps({TOKENS: {"dtype": "F32", "shape": [2**34], "data_offsets": [0, 2**36]}}).encode()
+    with (broken / WEIGHTS).open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2**36)
+    with pytest.raises(ValueError, match="missing: "):
+        PeftModel.from_pretrained(make_clip(), broken)
+
+
+def test_ends_of_text_by_the_old_rule(make_clip: MakeClip, tokenizer: CLIPTokenizer, broken: Path) -> None:
+    """CLIPs with `eos_token_id` 2 in their configuration pool at the highest id."""
+    clip = make_clip(eos_token_id=2)
+    config = make_config(tokenizer, template=["a photo of a {}.", "the {}."])
+    get_peft_model(clip, config).save_pretrained(broken)
+    PeftModel.from_pretrained(make_clip(eos_token_id=2), broken)
+    assert int(end_of_text_positions(load_file(broken / WEIGHTS)[IDS], clip.config).min()) > 0
+    retensor(broken, lambda each: each[IDS][2].fill_(5))
+    with pytest.raises(ValueError, match=r"texts of \['dog'\] have no end-of-text"):
+        PeftModel.from_pretrained(make_clip(eos_token_id=2), broken)
+
+
+@pytest.mark.parametrize("door", [each for each in ALL_DOORS if "dict" not in each.values[0]])
+def test_a_load_that_breaks_off_leaves_the_model_as_it_was(
+    door: str, make_clip: MakeClip, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fails after the checks: here the reading of the weights, once everything is built."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    prepare, load = DOORS[door]
+    model = prepare(make_clip().train(), sound)
+    before, answers = Snapshot(model), _answers(model)
+    monkeypatch.setattr("peft.peft_model.load_peft_weights", fail)
+    monkeypatch.setattr(CLIPModel, "_load_pretrained_model", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load(model, broken)
+    assert before.same(bitwise=True)
+    assert all(map(torch.equal, answers, _answers(model)))
+
+
+# configurations
+
+
+BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"class_names": 5}, "class_names=5 in an adapter's configuration must be of type list"),
+    ({"class_names": ["cat", 2, "dog"]}, "class_names="),
+    ({"class_names": "cat"}, "class_names="),
+    ({"class_names": ["cat", "dog", "\ud800"]}, "class_names holds half a character"),
+    ({"class_names": [*CLASSES, "one more"]}, r"is needed here|class_names"),
+    ({"descriptions": "a sentence"}, "descriptions='a sentence'"),
+    ({"descriptions": {"cat": 1}}, "descriptions="),
+    ({"template": 7}, "template=7"),
+    ({"noise_source": 3}, "noise_source=3"),
+    ({"noise_source": ["text", 3]}, "noise_source="),
+    ({"text_layers": "last"}, "text_layers="),
+    ({"text_layers": [3, 99]}, "text_layers=99"),
+    ({"vision_layers": 2.5}, "vision_layers="),
+    ({"alpha": "high"}, "alpha="),
+    ({"alpha": 10**400}, "alpha holds a number of more than 64 bits"),
+    ({"alpha": float("nan")}, "alpha=nan"),
+    ({"noise_seed": 2**63}, "noise_seed holds a number of more than 64 bits"),
+    ({"num_virtual_tokens": 10**7}, "num_virtual_tokens=10000000 is more than this package handles"),
+    ({"num_noise_tokens": 10**7}, "num_noise_tokens=10000000 is more than"),
+    ({"latent_dim": 10**9}, "latent_dim=1000000000 is more than"),
+    ({"noise_draws": 10**6}, "noise_draws=1000000 is more than"),
+    ({"num_virtual_tokens": 900}, r"\[5, 24\], and \[900, 24\] is needed"),
+    ({"latent_dim": 60000}, "60000. is needed"),
+    ({"template": [f"{{}} {number}" for number in range(5000)]}, r"class_ids.*\[15000, 48\] is needed"),
+    ({"revision": 5}, "revision=5"),
+    ({"base_model_name_or_path": ["a"]}, "base_model_name_or_path="),
+    ({"tokenizer_name_or_path": {"name": 1}}, "tokenizer_name_or_path="),
+    ({"inference_mode": "yes"}, "inference_mode="),
+    ({"auto_mapping": "transformers"}, "auto_mapping="),
+    ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS' does not apply"),
+    ({"format_version": 2}, "format_version=2: a newer version .* Upgrade it: pip install"),
+    ({"format_version": "1"}, "format_version='1' must be an integer"),
+    ({"peft_type": None}, "peft_type=None is no method"),
+    ({"peft_type": ["ANPROMPT"]}, r"peft_type=\['ANPROMPT'\] is no method"),
+    ({"peft_type": "UNHEARD"}, "peft_type='UNHEARD' is no method"),
+    ({"training_facts": "good"}, "training_facts='good'"),
+    ({"training_facts": {"arguments": json.loads("[" * 20 + "]" * 20)}}, "training_facts is nested more than 16"),
+    ({"training_facts": {"training_data": "\udfff"}}, "training_facts holds half a character"),
+]
+
+
+@pytest.mark.parametrize("door", READING_CONFIGS)
+def test_wrong_fields_are_named(door: str, make_clip: MakeClip, sound: Path, broken: Path) -> None:
+    cases = [(partial(edit, broken, **fields), message) for fields, message in BAD_FIELDS]
+    refusals(door, make_clip(), sound, broken, cases)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "5", '{"alpha":', '{"alpha":' + "[" * 10**5, "\x00", '{"a": ' + "9" * 5000 + "}"]
+)
+def test_what_is_no_json_object_is_refused(text: str, make_clip: MakeClip, broken: Path) -> None:
+    (broken / CONFIG).write_text(text)
+    clip = make_clip()
+    before = Snapshot(clip)
+    for load in (PeftModel.from_pretrained, lambda _, folder: PeftConfig.from_pretrained(str(folder))):
+        with pytest.raises(ValueError, match=CONFIG):
+            load(clip, broken)
+    assert before.same(bitwise=True)
+    assert main(["info", str(broken)]) == 2
+
+
+def test_fields_of_a_newer_version_are_ignored_with_one_warning(
+    make_clip: MakeClip, sound: Path, broken: Path
+) -> None:
+    edit(broken, new_way="x", other={"a": "\ud800" * 3}, training_facts={"license": "mit", "energy": 3})
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model = PeftModel.from_pretrained(make_clip(), broken)
+    told = [str(each.message) for each in seen if "does not know" in str(each.message)]
+    assert len(told) == 1
+    assert "2 field(s)" in told[0]
+    assert "'new_way', 'other'" in told[0]
+    assert not [each for each in seen if "Unexpected keyword" in str(each.message)]
+    expected = PeftModel.from_pretrained(make_clip(), sound)
+    assert all(map(torch.equal, _answers(model), _answers(expected)))
+
+
+def test_the_saved_format_has_a_version_and_adapters_without_one_load(
+    make_clip: MakeClip, sound: Path, broken: Path
+) -> None:
+    fields = json.loads((sound / CONFIG).read_text())
+    assert fields.pop("format_version") == 1
+    (broken / CONFIG).write_text(json.dumps(fields))
+    PeftModel.from_pretrained(make_clip(), broken)
+    assert ANPromptConfig(**ANPromptConfig(class_names=CLASSES).to_dict()).format_version == 1
+
+
+def test_another_method_is_left_to_peft(make_clip: MakeClip, tmp_path: Path) -> None:
+    attributes = {"peft_type": "LORA", "class_names": 5}
+    assert check_attributes("", attributes) is attributes
+    get_peft_model(make_clip(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    save_file({**load_file(tmp_path / WEIGHTS), "more": torch.zeros(2)}, tmp_path / WEIGHTS)
+    clip = make_clip()
+    assert PeftModel.from_pretrained(clip, tmp_path).peft_config["default"].peft_type == "LORA"
+
+
+# code, tokenizers, repositories
+
+
+def never(*_: Any, **__: Any) -> None:
+    """In place of what must not be called."""
+    raise AssertionError("called")
+
+
+@pytest.mark.parametrize("door", READING_CONFIGS)
+def test_noise_prompts_of_a_loaded_adapter_are_not_computed(
+    door: str, make_clip: MakeClip, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(broken, init_noise_prompts=True, tokenizer_name_or_path="evil/code")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", never)
+    prepare, load = DOORS[door]
+    result = load(prepare(make_clip(), sound), broken)
+    if isinstance(result, PeftModel):
+        assert result.peft_config["default"].init_noise_prompts is False
+        assert all(map(torch.equal, _answers(result), _answers(PeftModel.from_pretrained(make_clip(), sound))))
+
+
+def test_the_tokenizer_is_the_base_models(clip_folder: Path, broken: Path) -> None:
+    edit(broken, tokenizer_name_or_path="evil/code")
+    model: Any = PeftModel.from_pretrained(CLIPModel.from_pretrained(clip_folder), broken)
+    assert model.peft_config["default"].tokenizer_name_or_path == str(clip_folder)
+    model.set_classes(["bird", "cow"])
+    assert model.class_names == ["bird", "cow"]
+
+
+def test_a_tokenizer_that_only_the_adapter_knows_is_named(
+    make_clip: MakeClip, broken: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(broken, tokenizer_name_or_path="evil/code")
+    PeftModel.from_pretrained(make_clip(), broken)
+    assert "'evil/code'" in caplog.text
+
+
+def test_no_tokenizer_may_run_code(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody is asked: the answer would come from `input`, which pytest does not allow."""
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = {
+        **json.loads(path.read_text()),
+        "auto_map": {"AutoTokenizer": ["code.T", None]},
+        "tokenizer_class": "T",
+    }
+    path.write_text(json.dumps(settings))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass T: pass\n")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        get_peft_model(make_clip(), ANPromptConfig(class_names=CLASSES, tokenizer_name_or_path=str(tmp_path)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_auto_peft_model_loads_a_clip_and_names_it(
+    clip_folder: Path, broken: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither another class nor a tokenizer that the adapter brings is looked at."""
+    edit(broken, auto_mapping={"base_model_class": "AutoModel", "parent_library": "transformers"})
+    (broken / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "T", "auto_map": {"AutoTokenizer": "evil--c.T"}}'
+    )
+    monkeypatch.setattr(AutoModel, "from_pretrained", never)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", never)
+    assert isinstance(AutoPeftModel.from_pretrained(broken).get_base_model(), CLIPModel)
+    assert not caplog.records
+    edit(broken, base_model_name_or_path="some/clip", revision="v1")
+    asked: list[Any] = []
+
+    def load(name: str, **settings: Any) -> CLIPModel:
+        asked.append((name, settings["revision"]))
+        return stock(clip_folder)
+
+    stock = CLIPModel.from_pretrained
+    monkeypatch.setattr(CLIPModel, "from_pretrained", load)
+    AutoPeftModel.from_pretrained(broken)
+    assert asked == [("some/clip", "v1")]
+    assert "'some/clip', which the adapter names" in caplog.text
+    edit(broken, base_model_name_or_path=None)
+    with pytest.raises(ValueError, match="names no base model"):
+        AutoPeftModel.from_pretrained(broken)
+
+
+def test_the_command_line_names_a_base_model_of_the_hub(
+    clip_folder: Path, broken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(broken, base_model_name_or_path="some/clip")
+    processor = SimpleNamespace(image_processor=None)
+    monkeypatch.setattr(models, "load_clip", lambda *_: (CLIPModel.from_pretrained(clip_folder), processor))
+    models.load_adapter(str(broken), None, Device.CPU)
+    assert "Loading the base model some/clip, which the adapter names." in capsys.readouterr().err
+
+
+def test_the_command_line_lets_no_processor_run_code(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(CLIPProcessor, "from_pretrained", lambda *_, **settings: asked.append(settings))
+    models.load_clip(str(clip_folder))
+    assert asked[0]["trust_remote_code"] is False
+
+
+@pytest.mark.parametrize("case", ["base", "NaN", "equal classes"])
+def test_the_command_line_refuses_as_the_others_do(case: str, broken: Path) -> None:
+    change, message = BAD_TENSORS[case]
+    retensor(broken, change)
+    with pytest.raises(ValueError, match=message):
+        models.load_adapter(str(broken), None, Device.CPU)
+
+
+def test_info_shows_what_an_adapter_asks_for(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(broken, tokenizer_name_or_path="evil/code", revision="v9", init_noise_prompts=True)
+    assert main(["info", str(broken)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["tokenizer", "evil/code"] in lines
+    assert ["revision", "of", "it", "v9"] in lines
+    assert ["init_noise_prompts", "True"] in lines
+    edit(broken, class_names=5)
+    assert main(["info", str(broken)]) == 2
+    assert "class_names" in capsys.readouterr().err
+
+
+# pickles and links
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+@pytest.mark.parametrize("door", [each for each in ALL_DOORS if "dict" not in each.values[0]])
+def test_pickles_are_refused_with_the_cure(
+    door: str, make_clip: MakeClip, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave_a_pickle() -> None:
+        (broken / WEIGHTS).unlink()
+        (broken / PICKLE).write_bytes(pickle.dumps(Evil()))
+
+    monkeypatch.chdir(sound.parent)
+    monkeypatch.setattr(torch, "load", never)
+    cases = [(leave_a_pickle, "pickle.*not loaded.*save_pretrained")]
+    refusals(door, make_clip(), sound, broken, cases)
+    assert not (sound.parent / "ran").exists()
+
+
+@needs_add_adapter
+def test_safetensors_cannot_be_switched_off(make_clip: MakeClip, broken: Path) -> None:
+    with pytest.raises(ValueError, match="from safetensors only"):
+        make_clip().load_adapter(str(broken), use_safetensors=False)
+
+
+def test_a_push_leaves_pickles_and_links_behind(sound: Path, broken: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("a key")
+    for name in ("tokenizer.json", "README.md", WEIGHTS):
+        kept = (broken / name).read_bytes() if (broken / name).exists() else b""
+        (broken / name).unlink(missing_ok=True)
+        (broken / name).symlink_to(secret)
+        with pytest.raises(ValueError, match=f"{name} is a link to a file outside"):
+            push_folder(broken, "me/mine")
+        (broken / name).unlink()
+        (broken / name).write_bytes(kept)
+    (broken / "sub").symlink_to(sound)
+    with pytest.raises(ValueError, match=r"sub/adapter_config.json is a link"):
+        push_folder(broken, "me/mine")
+    (broken / "sub").unlink()
+    (broken / WEIGHTS).rename(broken / PICKLE)
+    with pytest.raises(ValueError, match="is a pickle"):
+        push_folder(broken, "me/mine")
+
+
+# facts and cards
+
+
+BAD_FACTS: list[Any] = [
+    [], "text", {"license": 5}, {"license": "all rights reserved"}, {"training_data": 3}, {"datasets": "a/b"},
+    {"datasets": [1]}, {"arguments": [1]}, {"arguments": {"x": float("nan")}}, {"metrics": 5}, {"metrics": [5]},
+    {"metrics": [{"type": "accuracy"}]}, {"metrics": [{"type": "accuracy", "value": "x", "dataset": "d"}]},
+    {"metrics": [{"type": 3, "value": 1.0, "dataset": "d"}]},
+    {"metrics": [{"type": "accuracy", "value": 1.0, "dataset": "d", "seeds": 3}]},
+    {"metrics": [{"type": "accuracy", "value": 1.0, "dataset": "d", "interval": 3}]},
+    {"metrics": [{"type": "accuracy", "value": 1.0, "dataset": "d", "name": 3}]},
+]  # fmt: skip
+
+
+def test_facts_are_checked_at_load(make_clip: MakeClip, sound: Path, broken: Path) -> None:
+    cases = [(partial(edit, broken, training_facts=facts), "^training_facts") for facts in BAD_FACTS]
+    refusals("PeftModel.load_adapter", make_clip(), sound, broken, cases)
+
+
+def test_a_card_that_cannot_be_written_costs_no_weights(make_clip: MakeClip, sound: Path, tmp_path: Path) -> None:
+    model = PeftModel.from_pretrained(make_clip(), sound)
+    for number, facts in enumerate(BAD_FACTS[1:]):
+        model.peft_config["default"].training_facts = facts
+        with pytest.warns(UserWarning, match="The weights are saved, and the card is not: "):
+            model.save_pretrained(tmp_path / str(number))
+        assert load_file(tmp_path / str(number) / WEIGHTS).keys() == load_file(sound / WEIGHTS).keys()
+
+
+@needs_add_adapter
+def test_a_card_that_cannot_be_written_costs_transformers_no_weights(
+    make_clip: MakeClip, sound: Path, tmp_path: Path
+) -> None:
+    model = native(make_clip(), sound)
+    model.active_config.training_facts = "text"
+    with pytest.warns(UserWarning, match="The weights are saved, and the card is not: "):
+        model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / WEIGHTS).keys() == load_file(sound / WEIGHTS).keys()
+
+
+def test_weights_are_saved_before_the_card(
+    make_clip: MakeClip, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PeftModel.from_pretrained(make_clip(), sound)
+    found: list[list[str]] = []
+
+    def look(self: Any, folder: Path) -> None:
+        found.append(sorted(path.name for path in Path(folder).iterdir()))
+
+    monkeypatch.setattr(PeftModel, "create_or_update_model_card", look)
+    model.save_pretrained(tmp_path)
+    assert found == [[CONFIG, WEIGHTS]]
+
+
+def test_facts_of_a_newer_version_are_left_out() -> None:
+    record = {"license": "mit", "energy": 1, "metrics": [{"type": "a", "value": 1, "dataset": "d", "new": 2}]}
+    assert TrainingFacts.from_dict(record).license == "mit"
+    assert TrainingFacts.from_dict(record).metrics[0].value == 1
+
+
+# fuzzing
+
+
+def test_fuzzing_finds_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A small part of what `benchmarks/fuzz_adapters.py` does."""
+    caplog.set_level(logging.ERROR)
+    fuzzer = Fuzzer(tmp_path)
+    fuzz(fuzzer, 400)
+    assert fuzzer.failures == []
+    assert fuzzer.counts.total() >= 400
+    assert sum(count for outcome, count in fuzzer.counts.items() if outcome.endswith(": refused")) > 200
+
+
+def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the check of names, a tensor of the base model is overwritten, and the fuzzer says so."""
+    fuzzer = Fuzzer(tmp_path)
+    config, tensors = fuzzer.sound["plain"]
+    save_file({**_loads(tensors), f"{PREFIX}logit_scale": torch.tensor(9.0)}, tmp_path / "more")
+    door = "PeftModel.load_adapter"
+    monkeypatch.setattr("anprompt_peft.trust.tensors._check_names", lambda *_: None)
+    fuzzer.try_one(door, config, (tmp_path / "more").read_bytes())
+    assert fuzzer.counts == {f"{door}: loaded, and tensors changed": 1}
+    assert len(fuzzer.failures) == 1
+
+
+def _loads(content: bytes) -> Tensors:
+    from safetensors.torch import load
+
+    return load(content)
+
+
+def test_a_snapshot_sees_changes(make_clip: MakeClip, sound: Path) -> None:
+    def changes(model: Any) -> list[Callable[[], Any]]:
+        return [
+            lambda: model.train(not model.training),
+            lambda: model.logit_scale.requires_grad_(False),
+            lambda: model.register_forward_hook(lambda *_: None),
+            lambda: model.config.__setattr__("id2label", {0: "x"}),
+            lambda: model.logit_scale.data.add_(1),
+            lambda: model.__setattr__("text_projection", copy.deepcopy(model.text_projection)),
+        ]
+
+    for number in range(6):
+        model = make_clip()
+        before = Snapshot(model)
+        assert before.same(bitwise=True)
+        changes(model)[number]()
+        assert not before.same(bitwise=True)
