@@ -15,6 +15,13 @@ from .text import printable
 
 FROZEN = ("anprompt_noise_prompts", "anprompt_class_ids", "anprompt_clean_features", "anprompt_perturbed_features")
 SHOWN = 10
+OTHERS_CHOICES = {
+    "base model": "base_model_name_or_path",
+    "revision of it": "revision",
+    "tokenizer": "tokenizer_name_or_path",
+    "init_noise_prompts": "init_noise_prompts",
+}
+"""What an adapter asks for. Its tokenizer is taken only where the base model has no name, the last one never."""
 
 
 @command
@@ -37,9 +44,12 @@ def describe(folder: Path) -> dict[str, Any]:
         ValueError: if a file is broken.
     """
     config = read_config(folder)
+    classes = config.get("class_names")
+    if not isinstance(classes, list):
+        raise ValueError(f"class_names in {folder / CONFIG} must be a list.")
     return {
         "base_model": config.get("base_model_name_or_path"),
-        "classes": config.get("class_names") or [],
+        "classes": classes,
         **_tensors(folder / WEIGHTS),
         "files": {name: (folder / name).stat().st_size for name in (WEIGHTS, CONFIG)},
         "config": config,
@@ -70,7 +80,7 @@ def _text(record: Mapping[str, Any]) -> str:
     prompts = f"{config.get('num_virtual_tokens')} learnable, {config.get('num_noise_tokens')} noise"
     frozen = f"{record['frozen_values']:,} frozen"
     rows = [
-        ("base model", record["base_model"]),
+        *((label, config[name]) for label, name in OTHERS_CHOICES.items() if config.get(name)),
         (f"classes ({len(classes)})", names),
         ("template", config.get("template")),
         ("prompts per layer", f"{prompts}, {config.get('noise_integration')}"),

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from transformers.utils import logging as transformers_logging
 
 from anprompt_peft.files import hub_id  # also registers the method
 
-from ..adapters import CONFIG, locate, read_config
+from ..adapters import CONFIG, locate
 from ..errors import Failure
 from ..options import Device
+from ..text import printable
 
 
 def quieten() -> None:
@@ -56,7 +58,7 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
     except OSError as error:
         raise Failure(f"The model {name} cannot be loaded: {' '.join(str(error).split())}") from error
     try:
-        return clip.eval(), CLIPProcessor.from_pretrained(name, revision=revision)
+        return clip.eval(), CLIPProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise Failure(
             f"{name} holds a CLIP without its processor (image processor and tokenizer). Save the one that it was "
@@ -71,13 +73,18 @@ def load_adapter(name: str, revision: str | None, device: Device) -> tuple[Any, 
         `tuple`: the `PeftModel` in float32 and evaluation mode on the device, and the image processor.
 
     Raises:
-        ValueError: if there is no such adapter, or none for a CLIP.
+        ValueError: if there is no such adapter, or none for a CLIP, or it is not whole.
         Failure: if its base model cannot be loaded.
     """
     quieten()
     folder = locate(name, revision)
-    config = read_config(folder)
-    clip, processor = load_clip(str(config.get("base_model_name_or_path")), config.get("revision"))
+    config = PeftConfig.from_pretrained(str(folder))
+    base = config.base_model_name_or_path
+    if not base:
+        raise ValueError(f"{name} names no base model, so it can only be loaded from Python, into a CLIP of yours.")
+    if hub_id(base) is not None:
+        print(printable(f"Loading the base model {base}, which the adapter names."), file=sys.stderr)
+    clip, processor = load_clip(base, config.revision)
     model = PeftModel.from_pretrained(clip, folder).eval().to(choose_device(device))
     if any((folder / file).is_file() for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         return model, CLIPImageProcessorPil.from_pretrained(folder)
