@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -613,6 +614,7 @@ def test_a_function_of_the_current_folder_gives_data(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     data = load_benchmark_data("own_data_of_this_test:pair")
     assert (data.name, data.class_names, data.templates) == ("pair", ("a", "b"), ("a photo of a {}.",))
+    assert str(tmp_path) not in sys.path, "it is taken out again"
     with pytest.raises(TypeError, match="own_data_of_this_test:number must return a BenchmarkData, it returned int"):
         load_benchmark_data("own_data_of_this_test:number")
     with pytest.raises(ValueError, match="the module own_data_of_this_test has no function nothing"):
