@@ -122,7 +122,7 @@ def refusals(
         with pytest.raises(ValueError) as caught:  # noqa: PT011 - all messages are compared below
             load(model, folder)
         found.append((message, str(caught.value)))
-        assert before.same(bitwise=True), message
+        assert before.same(full=True), message
         assert all(map(torch.equal, answers, _answers(model))), message
     assert not [pair for pair in found if not re.search(*pair)]
     if isinstance(model, PeftModel):
@@ -258,7 +258,7 @@ def test_a_load_that_breaks_off_leaves_the_model_as_it_was(
     monkeypatch.setattr(CLIPModel, "_load_pretrained_model", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         load(model, broken)
-    assert before.same(bitwise=True)
+    assert before.same(full=True)
     assert all(map(torch.equal, answers, _answers(model)))
 
 
@@ -323,7 +323,7 @@ def test_what_is_no_json_object_is_refused(text: str, make_clip: MakeClip, broke
     for load in (PeftModel.from_pretrained, lambda _, folder: PeftConfig.from_pretrained(str(folder))):
         with pytest.raises(ValueError, match=CONFIG):
             load(clip, broken)
-    assert before.same(bitwise=True)
+    assert before.same(full=True)
     assert main(["info", str(broken)]) == 2
 
 
@@ -636,6 +636,6 @@ def test_a_snapshot_sees_changes(make_clip: MakeClip, sound: Path) -> None:
     for number in range(6):
         model = make_clip()
         before = Snapshot(model)
-        assert before.same(bitwise=True)
+        assert before.same(full=True)
         changes(model)[number]()
-        assert not before.same(bitwise=True)
+        assert not before.same(full=True)
