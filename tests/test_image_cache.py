@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import warnings
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -165,13 +171,68 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert len(files(tmp_path)) == 1
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    images = torch.zeros(1, 2, 50)
-    ImageCache(tmp_path).fetch(images, "", compute)
-    (file,) = files(tmp_path)
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=rf"{file} in the image cache is damaged.*Delete it"):
-        ImageCache(tmp_path).fetch(images, "", compute)
+def flip(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path, Path], Any]] = {
+    "cut": lambda file, other: file.write_bytes(file.read_bytes()[:-9]),
+    "empty": lambda file, other: file.write_bytes(b""),
+    "no file": lambda file, other: [file.unlink(), file.mkdir()],  # type: ignore[func-returns-value]
+    "another image's": lambda file, other: shutil.copy(other, file),
+    "something else's": lambda file, other: save_file({"sum": torch.ones(()), "first": torch.ones(50)}, file),
+    "misshapen": lambda file, other: save_file({"first": torch.ones(7, 7)}, file),
+    **{f"byte {at} flipped": partial(lambda at, file, other: flip(file, at), at) for at in (3, 20, -300, -100, -1)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_computed_again(damage: str, tmp_path: Path) -> None:
+    images = torch.arange(2.0)[:, None, None].expand(-1, 2, 50)
+    cache = ImageCache(tmp_path)
+    cache.fetch(images, "", compute)
+    paths = [cache._path(image, "") for image in images]
+    whole = paths[1].read_bytes()
+    DAMAGE[damage](paths[1], paths[0])
+    asked: list[int] = []
+
+    def count(missing: Tensor) -> dict[str, Tensor]:
+        asked.append(len(missing))
+        return compute(missing)
+
+    with warnings.catch_warnings(record=True) as caught:
+        found = [ImageCache(tmp_path).fetch(images, "", count) for _ in range(2)]
+    for name, expected in compute(images).items():
+        assert all(torch.equal(each[name], expected) for each in found)
+    if damage == "no file":  # a folder in its place cannot be replaced
+        assert (asked, len(caught)) == ([1, 1], 2)
+    else:
+        assert (asked, len(caught)) == ([1], 0)
+        assert paths[1].read_bytes() == whole
+
+
+def test_a_full_disk_is_told_once_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.arange(3.0)[:, None, None].expand(-1, 2, 50)
+    cache = ImageCache(tmp_path)
+    cache.fetch(images[:1], "", compute)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for batch in (images, images, images + 7):
+            assert torch.equal(cache.fetch(batch, "", compute)["sum"], compute(batch)["sum"])
+    assert [str(warning.message).split(": [")[0] for warning in caught] == [
+        f"The image cache in {tmp_path} cannot be written to"
+    ]
+    assert len(files(tmp_path)) == 1
+    assert torch.equal(
+        cache.fetch(images[:1], "", lambda _: pytest.fail("it is there"))["sum"], compute(images[:1])["sum"]
+    )
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "10GB"])

@@ -12,21 +12,24 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..files import whole_file
 
 DEFAULT_MAX_BYTES = 10 * 10**9
 CLOCK_SLACK = 1.0  # seconds by which a file's times may lag behind the clock
+CHECKSUM = "checksum"
 
 
 class ImageCache:
     """Tensors by image in a folder, a safetensors file each, for any number of runs and processes.
 
     A file is named by a digest of the image's pixels and of all else that its tensors depend on, so no file
-    can be out of date. Files are written atomically. When the folder is full, files that this run has not used are
-    deleted, least recently used first; when there are none, further images are not cached, and a warning says so.
+    can be out of date. Files are written atomically and carry a checksum; one that is damaged, or that something else
+    wrote, is computed and written again. When the folder is full, files that this run has not used are deleted, least
+    recently used first; when there are none, further images are not cached, and a warning says so. The same happens,
+    with one warning, when the disk is full or the folder cannot be written to.
 
     Args:
         folder (`str` or `Path`): created if it does not exist.
@@ -45,6 +48,7 @@ class ImageCache:
             raise NotADirectoryError(f"{self.folder} is a file. Name a folder for the image cache.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._started = time.time() - CLOCK_SLACK
+        self._can_write = True
 
     @torch.compiler.disable
     def fetch(
@@ -56,9 +60,6 @@ class ImageCache:
             images (`Tensor`): `[B, ...]`.
             depends_on (`str`): all else that the result depends on.
             compute (`Callable`): turns images `[m, ...]` into tensors `[m, ...]` by name.
-
-        Raises:
-            ValueError: if a file is damaged; the message names it.
         """
         paths = [self._path(image, depends_on) for image in images.detach().cpu()]
         kept = {path: tensors for path in paths if (tensors := _read(path)) is not None}
@@ -67,7 +68,7 @@ class ImageCache:
             computed = compute(images[missing])
             rows = [{name: tensor[at] for name, tensor in computed.items()} for at in range(len(missing))]
             fresh = dict(zip([paths[at] for at in missing], rows, strict=True))
-            self._write(fresh)
+            self._try_to_write(fresh)
             kept |= fresh
         names = kept[paths[0]]
         return {name: torch.stack([kept[path][name].to(images.device) for path in paths]) for name in names}
@@ -76,12 +77,25 @@ class ImageCache:
         key = digest([image], depends_on)
         return self.folder / key[:2] / f"{key}.safetensors"
 
+    def _try_to_write(self, tensors_by_path: dict[Path, dict[str, Tensor]]) -> None:
+        if not self._can_write:
+            return
+        try:
+            self._write(tensors_by_path)
+        except OSError as error:
+            self._can_write = False
+            warnings.warn(
+                f"The image cache in {self.folder} cannot be written to: {error}. Training goes on without it; images "
+                "that are not in it are computed every time.",
+                stacklevel=2,
+            )
+
     def _write(self, tensors_by_path: dict[Path, dict[str, Tensor]]) -> None:
         files = sorted(_files(self.folder))
         unused = [(size, file) for used, size, file in files if used < self._started]
         room = self.max_bytes - sum(size for _, size, _ in files)
         for path, tensors in tensors_by_path.items():
-            content = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+            content = _pack(path, tensors)
             while room < len(content) and unused:
                 size, file = unused.pop(0)
                 file.unlink(missing_ok=True)
@@ -117,11 +131,25 @@ def digest(tensors: Iterable[Tensor], *others: str) -> str:
     return found.hexdigest()
 
 
+def _pack(path: Path, tensors: dict[str, Tensor]) -> bytes:
+    """Return the content of a file: tensors, and their checksum, which goes with the file's name."""
+    own = {name: tensor.cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    return save({**own, CHECKSUM: _checksum(path, own)})
+
+
+def _checksum(path: Path, tensors: dict[str, Tensor]) -> Tensor:
+    found = digest((tensors[name] for name in sorted(tensors)), path.name, *sorted(tensors))
+    return torch.frombuffer(bytearray.fromhex(found), dtype=torch.uint8)
+
+
 def _read(path: Path) -> dict[str, Tensor] | None:
+    """Return a file's tensors, `None` unless it is there and whole."""
     try:
-        os.utime(path)
-        return load_file(path)
-    except FileNotFoundError:
+        content = path.read_bytes()  # not mapped: another process may damage it while it is in use
+        tensors = load(content)
+    except (OSError, SafetensorError):
         return None
-    except SafetensorError as error:
-        raise ValueError(f"{path} in the image cache is damaged: {error}. Delete it.") from error
+    with suppress(OSError):  # a folder that may only be read
+        os.utime(path)
+    checksum = tensors.pop(CHECKSUM, None)
+    return tensors if checksum is not None and torch.equal(checksum, _checksum(path, tensors)) else None
