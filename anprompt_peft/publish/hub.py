@@ -184,6 +184,7 @@ def _base_license(api: HfApi, base_model: str | None) -> str | None:
     """Return the licence that the base model's card states, `None` if it states none or cannot be read."""
     if not isinstance(base_model, str):
         return None
+    logger.info("Asking the Hub for the licence of the base model %s, which the card names.", base_model)
     try:
         data = api.model_info(base_model).card_data
     except HfHubHTTPError as error:
