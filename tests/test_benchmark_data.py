@@ -635,8 +635,10 @@ def test_splits_must_fit_each_other() -> None:
         BenchmarkData("x", labelled([0]), labelled([]))
     with pytest.raises(ValueError, match=r"must contain \{\} exactly once"):
         BenchmarkData("x", labelled([0]), labelled([0]), ("a photo",))
-    with pytest.raises(ValueError, match=r"written spells \['d'\]"):
+    with pytest.raises(ValueError, match=r"written has \['d'\], which are no classes"):
         BenchmarkData("x", labelled([0]), labelled([0]), written={"d": "e"})
+    with pytest.raises(ValueError, match=r"synonyms has \['d'\], which are no classes"):
+        BenchmarkData("x", labelled([0]), labelled([0]), synonyms={"d": ["e"]})
 
 
 # --- shots

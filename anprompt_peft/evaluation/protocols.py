@@ -166,7 +166,7 @@ class _Images:
         rows = np.flatnonzero(np.isin(numbers, wanted))
         if not len(rows):
             raise ValueError(f"{data.name}: the split test has no images of the classes {', '.join(only or names)}.")
-        return Part(name, ImageSet(relabelled.select(rows), self.transform), data.texts(names))
+        return Part(name, ImageSet(relabelled.select(rows), self.transform), data.texts(names), data.synonyms)
 
 
 def _relabelled(split: Dataset, names: Sequence[str]) -> tuple[Dataset, np.ndarray]:

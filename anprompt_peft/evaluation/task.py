@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from datasets import Dataset
@@ -132,11 +133,13 @@ class Part:
         name (`str`): base, new, test, or the name of a target.
         images (`ImageSet`): their labels are positions in the classes.
         classes (`ClassTexts`): the C classes.
+        synonyms (`Mapping[str, Sequence[str]]`): other names of a class, to measure robustness with.
     """
 
     name: str
     images: ImageSet
     classes: ClassTexts
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)

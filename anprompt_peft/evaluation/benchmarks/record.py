@@ -36,10 +36,11 @@ class BenchmarkData:
         note (`str`): what a table should say beside the figures.
         written (`Mapping[str, str]`): how texts spell a class, where its name is not the spelling. ImageNet has two
             classes `missile` and two `sunglasses`, whose names must differ.
+        synonyms (`Mapping[str, Sequence[str]]`): other names of a class, to measure robustness with.
 
     Raises:
         ValueError: if the splits have different classes, a template lacks `{}`, there is nothing to test on, or
-            `written` names an unknown class.
+            `written` or `synonyms` names an unknown class.
     """
 
     name: str
@@ -50,6 +51,7 @@ class BenchmarkData:
     comparable: bool = True
     note: str = ""
     written: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         check_template(list(self.templates))
@@ -59,8 +61,9 @@ class BenchmarkData:
                 raise ValueError(f"{self.name}: the classes of {split} are not those of test, in the same order.")
         if not len(self.test):
             raise ValueError(f"{self.name}: the split test is empty, so there is nothing to measure on.")
-        if unknown := sorted(set(self.written) - set(names)):
-            raise ValueError(f"{self.name}: written spells {unknown}, which are no classes of it.")
+        for field_name in ("written", "synonyms"):
+            if unknown := sorted(set(getattr(self, field_name)) - set(names)):
+                raise ValueError(f"{self.name}: {field_name} has {unknown}, which are no classes of it.")
 
     @property
     def class_names(self) -> tuple[str, ...]:
