@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from transformers import AutoModel, AutoProcessor
 
 import data
 import icons
+import pretrain_embedded
 from development import BAND, FEW, development_figures, first_of, mistyped
 from glyphs import CHARS
+from glyphs import make_bank as character_bank
 from icon_captions import TEMPLATE, TEMPLATES, UNSEEN_TEMPLATES, draw_caption, mistype
 from icon_drawing import CANVAS, Variation, draw_icons, make_bank
 from icons import PHOSPHOR, PRETRAINING, REMIX, UNSEEN, Family, concept_of, glyphs, without_style
@@ -47,10 +50,19 @@ TINY = Recipe(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_icons() -> None:
-    """Leave the caches of the fonts' tables filled; they are read once for all tests."""
-    icons.shared_concepts()
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pre-training on some icons, and on characters of two fonts."""
+    some = glyphs(PRETRAINING[3])[:60]
+    names = {glyph.concept: icons.caption_names()[glyph.concept] for glyph in some}
+    monkeypatch.setattr(pretrain_embedded, "icon_glyphs", lambda: some)
+    monkeypatch.setattr(pretrain_embedded, "caption_names", lambda: names)
+    monkeypatch.setattr(pretrain_embedded, "character_bank", two_fonts)
+
+
+@cache
+def two_fonts() -> torch.Tensor:
+    return character_bank(fonts=("DejaVuSans", "cmr10"))
 
 
 def test_families_are_disjoint() -> None:
@@ -280,6 +292,7 @@ def test_equal_kinds_are_positives() -> None:
     assert contrastive_loss(-logits, torch.tensor([4, 4, 2])) > 5
 
 
+@pytest.mark.usefixtures("small")
 def test_pretraining_repeats_bit_for_bit(tmp_path: Path) -> None:
     record = run(tmp_path / "model", TINY, seed=0)
     first, again, other = (pretrain(TINY, seed)[0].state_dict() for seed in (0, 0, 1))
@@ -293,6 +306,7 @@ def test_pretraining_repeats_bit_for_bit(tmp_path: Path) -> None:
         run(tmp_path / "model", TINY, seed=0)
 
 
+@pytest.mark.usefixtures("small")
 def test_pretraining_leaves_global_state_alone() -> None:
     threads = torch.get_num_threads()
     torch.manual_seed(3)

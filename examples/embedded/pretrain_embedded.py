@@ -332,6 +332,7 @@ def train(
 def save(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
     """Write model and processor; the weights as float16, and a configuration that makes them float32 on loading."""
     model.save_pretrained(folder)
+    processor.tokenizer.backend_tokenizer.no_padding()  # as it was before anything was measured
     processor.save_pretrained(folder)
     half = {name: tensor.half() for name, tensor in load_file(folder / WEIGHTS).items()}
     save_file(half, folder / WEIGHTS, metadata={"format": "pt"})
