@@ -29,6 +29,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from peft import AutoPeftModel, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
@@ -69,7 +70,7 @@ def tiny_clip() -> CLIPModel:
 def save_sound_adapter(folder: Path, base: Path, **choices: Any) -> None:
     """Save an adapter of a tiny CLIP, without a tokenizer."""
     config = ANPromptConfig(class_names=["cat", "dog", "fish"], init_noise_prompts=False, **choices)
-    model = get_peft_model(CLIPModel.from_pretrained(base), config)
+    model: Any = get_peft_model(CLIPModel.from_pretrained(base), config)
     head = model.get_base_model().visual_projection
     assert isinstance(head, ANPromptHead)
     for name in ("anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features"):
@@ -95,7 +96,7 @@ class Snapshot:
     def _look(self, full: bool) -> list[Any]:
         modules = list(self.model.modules())
         shapes = [(id(each), type(each), each.training, *map(_tensor, each._parameters.values())) for each in modules]
-        active = [list(each._active_adapter) for each in modules if hasattr(each, "_active_adapter")]
+        active = [list(each.active_adapters) for each in modules if isinstance(each, BaseTunerLayer)]
         attributes = [_shape_of(vars(each)) for each in modules] if full else []
         return [shapes, active, {**vars(self.model.config)}, attributes]
 
@@ -182,8 +183,8 @@ def _change_header(draw: st.DrawFn, header: dict[str, Any], data: bytearray, nam
     elif action == "metadata":
         header["__metadata__"] = draw(JSON)
     else:
-        other = draw(st.sampled_from(names))
-        header[name], header[other] = header[other], header[name]
+        second = draw(st.sampled_from(names))
+        header[name], header[second] = header[second], header[name]
 
 
 def foreign_names() -> st.SearchStrategy[str]:
@@ -335,7 +336,7 @@ def fuzz(fuzzer: Fuzzer, examples: int, number: int = 0) -> None:
         database=None,
         deadline=None,
         phases=[Phase.generate],
-        suppress_health_check=HealthCheck,
+        suppress_health_check=list(HealthCheck),
     )
     @given(st.data())
     def run(data: st.DataObject) -> None:
