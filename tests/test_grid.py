@@ -73,6 +73,12 @@ class Noisy:
         FITTED.append((str(self.options), seed))
         if BREAKS.get("seed") == seed:
             raise BREAKS["error"]
+        for _ in range(2):
+            learnt = torch.zeros(7, requires_grad=True)
+            optimizer = torch.optim.SGD([learnt], lr=1.0)
+            learnt.sum().backward()
+            optimizer.step()
+            optimizer.step()
         return NoisyFitted(backbone, self.scale, seed)
 
 
@@ -81,7 +87,6 @@ class NoisyFitted:
     backbone: Backbone
     scale: float
     seed: int
-    learnable_parameters: int = 7
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         drawn = torch.randn(len(images), len(classes.names), generator=torch.Generator().manual_seed(self.seed))
@@ -221,7 +226,7 @@ def test_a_cell_holds_figures_predictions_and_shots(cells: Callable[..., list[Ce
     made = cells([5])
     assert run_grid(made, Place(tmp_path)) == []
     (record,) = (each for each in read_results(tmp_path) if each["configuration"]["method"]["name"] == "noisy")
-    assert record["learnable_parameters"] == 7
+    assert record["learnable_parameters"] == 2 * 7
     assert record["fit_seconds"] >= 0
     assert record["provenance"]["versions"]["torch"] == torch.__version__
     parts = read_predictions(tmp_path, record["key"])

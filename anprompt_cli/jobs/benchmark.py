@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
 from anprompt_peft.evaluation.grid import (
     Cell,
     Failed,
@@ -23,7 +25,7 @@ from anprompt_peft.evaluation.grid import (
 from anprompt_peft.evaluation.peers import make_method
 from anprompt_peft.report.benchmark import write_benchmark
 
-from ..errors import Interrupted
+from ..errors import Failure, Interrupted
 from ..options import BenchmarkOptions, BenchmarkReportOptions
 from .models import choose_device, load_clip, quieten
 
@@ -44,6 +46,7 @@ def run_benchmark(
     Raises:
         ValueError: if the model, a method or a setting is unknown.
         Interrupted: by Ctrl-C.
+        Failure: if a process was killed.
     """
     assert options.output is not None
     assert options.data is not None
@@ -71,6 +74,10 @@ def run_benchmark(
         raise Interrupted(
             f"interrupted: {done} of {len(cells)} cells are done. The same command runs the others."
         ) from None
+    except TerminatedWorkerError as error:
+        raise Failure(
+            "a process was killed, most likely because memory ran out: use fewer --jobs. Finished cells stay."
+        ) from error
     if any(is_done(place.output, cell) for cell in cells):
         collect(place.output)
     return [*_reasons(failed)]

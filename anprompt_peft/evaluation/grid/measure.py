@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..backbone import Backbone
 from ..calibration import adaptive_calibration_error, expected_calibration_error
@@ -31,7 +34,7 @@ class Measured:
         rows (`list[dict]`): tidy figures: part, metric, value.
         parts (`dict[str, PartPredictions]`): predictions by the names of the parts.
         fit_seconds (`float`): of `Method.fit`.
-        learnable_parameters (`int`, *optional*): as the fitted method states it.
+        learnable_parameters (`int`, *optional*): how many numbers torch's optimizers changed in it; `None` if none.
         robustness (`list[dict]`): the same with family, strength and draw of a perturbation.
     """
 
@@ -48,9 +51,10 @@ def measure(cell: Cell, backbone: Backbone, task: Task) -> Measured:
     Raises:
         ValueError: if the method returns logits of another shape, or none that are finite.
     """
-    started = perf_counter()
-    fitted = cell.method.fit(backbone, task.shots, task.classes, cell.seed)
-    seconds = perf_counter() - started
+    with counted_parameters() as sizes:
+        started = perf_counter()
+        fitted = cell.method.fit(backbone, task.shots, task.classes, cell.seed)
+        seconds = perf_counter() - started
     parts, rows = {}, []
     for part in task.parts:
         probabilities, labels = class_probabilities(fitted, part), part.images.labels.numpy()
@@ -64,9 +68,26 @@ def measure(cell: Cell, backbone: Backbone, task: Task) -> Measured:
     if tuple(parts) == BASE_AND_NEW:
         base, new = (np.array(_accuracy(part)) for part in parts.values())
         rows.append(_row(" and ".join(BASE_AND_NEW), "H", float(harmonic_mean(base, new))))
-    return Measured(
-        rows, parts, seconds, getattr(fitted, "learnable_parameters", None), list(perturbed_rows(cell, fitted, task))
-    )
+    learnable = sum(sizes.values()) if sizes else None
+    return Measured(rows, parts, seconds, learnable, list(perturbed_rows(cell, fitted, task)))
+
+
+@contextmanager
+def counted_parameters() -> Iterator[dict[int, int]]:
+    """Give the sizes of all tensors that torch's optimizers change in a block, by the tensors' ids."""
+    sizes: dict[int, int] = {}
+    seen: list[Optimizer] = []  # kept, so that no id is used twice
+
+    def count(optimizer: Optimizer, *_: Any) -> None:
+        if not any(optimizer is each for each in seen):
+            seen.append(optimizer)
+            sizes.update({id(each): each.numel() for group in optimizer.param_groups for each in group["params"]})
+
+    handle = register_optimizer_step_pre_hook(count)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
 
 
 def perturbed_rows(cell: Cell, fitted: Fitted, task: Task) -> Iterator[dict[str, Any]]:

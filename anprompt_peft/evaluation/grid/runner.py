@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -137,6 +138,7 @@ def _settle() -> None:
     """Leave the terminal to the grid's progress bar."""
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)  # PEFT's, for every adapter
 
 
 @lru_cache(maxsize=1)
