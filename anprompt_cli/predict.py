@@ -14,6 +14,8 @@ from .errors import FAILED
 from .options import PredictOptions, command
 from .text import printable
 
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+
 
 @command
 def predict(options: PredictOptions) -> None:
@@ -51,14 +53,11 @@ def find_images(patterns: Sequence[str]) -> list[str]:
     Raises:
         FileNotFoundError: if one of them finds nothing.
     """
-    from PIL import Image
-
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: list[str] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            found = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in suffixes]
+            found = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
             missing = f"There are no images in the folder {pattern}."
         else:
             names = [str(path)] if path.exists() else sorted(glob.glob(str(path), recursive=True))

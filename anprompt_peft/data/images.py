@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +16,15 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 IMAGE, LABEL = "image", "label"
 STREAM_BATCH = 16
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of the formats that are read, whatever a file's name says. Others can run programs (EPS)."""
+MAX_PIXELS = 40 * 10**6
+"""Most pixels of an image to decode; larger JPEG files are decoded at a fraction of their size."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +50,8 @@ class RGBImage(ImageFeature):
             token_per_repo_id (`dict`, *optional*): tokens for images in private repositories.
 
         Raises:
-            CorruptImageError: if the bytes are not a whole image. Failures to get the bytes keep their own error.
+            CorruptImageError: if the bytes are not a whole image of one of [`FORMATS`], or have too many pixels.
+                Failures to get the bytes keep their own error.
         """
         if not isinstance(value, dict):
             return value
@@ -51,7 +59,38 @@ class RGBImage(ImageFeature):
             storage = self.embed_storage(pa.array([value], self.pa_type), token_per_repo_id)
             value = {"path": value["path"], "bytes": storage[0]["bytes"].as_py()}
         with naming(value["path"]):
-            return to_rgb(ImageFeature().decode_example(value))
+            if value["bytes"] is None and value["path"] is None:
+                raise ValueError("it has neither bytes nor a path")
+            return open_image(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
+
+
+def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
+    """Return an image upright (EXIF rotation applied) and in RGB, decoded.
+
+    Args:
+        source (`str`, `Path` or `BytesIO`): a regular file, or its content. An address (`https://...`) is no file.
+
+    Raises:
+        OSError: if there is no such file, or it is no image of one of [`FORMATS`].
+        ValueError: if it is a pipe or a device, or has more than [`MAX_PIXELS`] pixels.
+    """
+    if not isinstance(source, io.BytesIO):
+        kind = stat.S_IFMT(os.stat(source).st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a folder has an error of its own
+            raise ValueError("it is no regular file")
+    with Image.open(source, formats=FORMATS) as image:
+        _limit(image)
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _limit(image: Image.Image) -> None:
+    """Let a large JPEG be decoded at a fraction of its size, and raise for other large images."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.draft(None, (width // 8, height // 8))
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}; save it smaller")
 
 
 class CheckedImages(NamedTuple):
