@@ -23,6 +23,7 @@ from .evaluate import evaluate
 from .info import info
 from .predict import predict
 from .push import push
+from .text import escaped_output
 from .train import train
 
 __all__ = ["app", "main"]
@@ -80,11 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(arguments, prog_name="anprompt", standalone_mode=False, obj=state) or 0
     except Exception as error:
-        if state.debug:
-            traceback.print_exc()
         code = exit_code(error)
-        if text := message(error):
-            print(text, file=sys.stderr)
+        with escaped_output():
+            if state.debug:
+                traceback.print_exc()
+            if text := message(error):
+                print(text, file=sys.stderr)
     else:
         if code == INTERRUPTED:
             print("interrupted", file=sys.stderr)

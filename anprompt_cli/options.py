@@ -18,6 +18,7 @@ from typer import Argument, Option
 
 from .config_file import use_file
 from .grid_file import use_grid
+from .text import escaped_output
 
 DATA, CLASSES, TRAINING, RUN, OUTPUT = "Data", "Classes", "Training", "Running", "Output"
 ROBUSTNESS = "Robustness"
@@ -48,7 +49,8 @@ class OnCorrupt(StrEnum):
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a typer command of a function whose parameter `options` is a dataclass of options.
 
-    typer sees the fields in place of that parameter: their names, `Annotated` types and defaults.
+    typer sees the fields in place of that parameter: their names, `Annotated` types and defaults. All that the command
+    prints is escaped.
     """
     record = get_type_hints(function)["options"]
     hints = get_type_hints(record, include_extras=True)
@@ -57,7 +59,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def call(**values: Any) -> None:
         given = {each.name: values.pop(each.name) for each in others}
-        function(**given, options=record(**values))
+        with escaped_output():
+            function(**given, options=record(**values))
 
     options = [
         Parameter(

@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+JOINERS = "\u200c\u200d"  # parts of words in Persian and Hindi, and of emoji
+CURSOR_UP = re.compile(r"(\x1b\[A|\n)+")
 
 
 def printable(text: str) -> str:
-    """Return a text in which control characters, which a terminal would obey, are escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    """Return a text in which what a terminal would obey is escaped: control and bidirectional characters, and bytes
+    that are no text."""
+    return "".join(map(_escaped, text))
+
+
+@contextmanager
+def escaped_output() -> Iterator[None]:
+    """Escape within a block all that is printed, logged or warned of, line by line.
+
+    Names, paths and messages may come from strangers. What progress bars need passes: a carriage return at the ends
+    of a text, and steps to the line above that are a text of their own.
+    """
+    out: Any = _Escaping(sys.stdout)
+    err: Any = _Escaping(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        yield
+
+
+class _Escaping:
+    """A stream that escapes what is written to it, and is otherwise the given one."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, escaped."""
+        self._stream.write(text if CURSOR_UP.fullmatch(text) else self._escape(text))
+        return len(text)
+
+    def _escape(self, text: str) -> str:
+        inner = text.strip("\r")
+        lines = "\n".join("\t".join(map(printable, line.split("\t"))) for line in inner.split("\n"))
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        return text.replace(inner, lines, 1).encode(encoding, "backslashreplace").decode(encoding)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -18,3 +62,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
+
+
+def _escaped(char: str) -> str:
+    """Return a character, or its escape, which from U+007F on is JSON's, so that JSON stays JSON."""
+    if char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs":
+        return char
+    return repr(char)[1:-1] if char < " " else json.dumps(char)[1:-1]

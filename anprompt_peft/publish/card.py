@@ -32,6 +32,7 @@ END = "<!-- anprompt_peft: end -->"
 GENERATED = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 SUMMARY = re.compile(r"<!-- Trainer's summary (\w{16}) -->\n(.*?)\n<!-- end of Trainer's summary -->\n*", re.DOTALL)
 ADAPTER = re.compile(r'^adapter = "([^"]*)".*$', re.MULTILINE)
+MARKUP = re.compile(r"[\\`*<>\[\]|~]|^[#+=-]|&(?=#?\w)")
 HERE = "."
 EMPTY = "---\n\n---\n"
 RELATION = "base_model:"
@@ -172,7 +173,7 @@ def _body(
     environment = Environment(
         loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(code=_code, cell=_cell, json=partial(json.dumps, ensure_ascii=False))
+    environment.filters.update(code=_code, text=_text, json=partial(json.dumps, ensure_ascii=False))
     body = environment.get_template("card_template.md").render(
         config=config,
         facts=facts,
@@ -187,9 +188,9 @@ def _body(
     return body.replace("<!--", "&lt;!--")
 
 
-def _cell(text: str) -> str:
-    """Return a text as a table's cell, on one line."""
-    return " ".join(text.split()).replace("|", r"\|")
+def _text(text: Any) -> str:
+    """Return a text as plain text of Markdown, on one line: no HTML, link, image or end of a table's cell."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
 def _code(text: str) -> str:
