@@ -27,7 +27,7 @@ from .method.class_texts import (
 )
 from .method.config import ANPromptConfig
 from .method.features import at_least_float32, ensemble, full_precision, normalize
-from .method.layer import ANPromptHead
+from .method.layer import ANPromptHead, Choice
 from .method.losses import Frozen, Scores, Term, loss_terms, score, total_loss
 from .method.noise import text_targets
 
@@ -83,6 +83,8 @@ class PromptedCLIPModel(CLIPModel):
     ) -> Any:
         """Classify images, or score image-text pairs as `CLIPModel` does.
 
+        Adapter and classes are those at the time of the call, whatever other threads choose meanwhile.
+
         Args:
             input_ids (`Tensor`, *optional*): int64 `[n, L]`. If given, this is `CLIPModel.forward`.
             pixel_values (`Tensor`): `[B, 3, H, W]`.
@@ -100,6 +102,10 @@ class PromptedCLIPModel(CLIPModel):
             ValueError: if `pixel_values` is missing, `labels` come with `input_ids` or lie outside the classes, or no
                 adapter is active.
         """
+        if not torch.compiler.is_compiling() and self.head.choice is None:
+            texts = input_ids, pixel_values, attention_mask, position_ids, return_loss
+            with self.head.holding(self.choose()):
+                return PromptedCLIPModel.forward(self, *texts, interpolate_pos_encoding, labels, **kwargs)
         if input_ids is not None:
             if labels is not None:
                 raise ValueError("labels go with the adapter's own classes: call the model without input_ids.")
@@ -226,8 +232,18 @@ class PromptedCLIPModel(CLIPModel):
         Without gradients they are kept until anything they depend on changes: adapter, weights (in-place updates and
         loading included), classes, dtype, device, autocast. Edits through `.data` go unnoticed.
         """
-        classes, text = self._classes_and_kept_text()
-        return self.text_embeds(classes) if text is None else text
+        with self.head.holding(self.head.choice or self.choose()):
+            classes, text = self._classes_and_kept_text()
+            return self.text_embeds(classes) if text is None else text
+
+    def choose(self) -> Choice:
+        """Return what a call that begins now runs with."""
+        return Choice(self.head, self.head.adapter, self.head.disable_adapters, self.anprompt_state.classes)
+
+    @property
+    def asked_classes(self) -> ClassSet | None:
+        """The classes asked for with [`set_classes`]; `None` means those of the active adapter."""
+        return self.head.choice.classes if self.head.choice else self.anprompt_state.classes
 
     @property
     def class_names(self) -> list[str]:
@@ -292,7 +308,7 @@ class PromptedCLIPModel(CLIPModel):
     @property
     def classes(self) -> ClassSet:
         """The current classes: those asked for, else those that the active adapter was trained on."""
-        return self.anprompt_state.classes or self.trained_classes
+        return self.asked_classes or self.trained_classes
 
     @property
     def trained_classes(self) -> ClassSet:
@@ -374,7 +390,7 @@ class PromptedCLIPModel(CLIPModel):
         """Return the frozen CLIP's clean and perturbed features w and u, each `[C, d]`."""
         head, adapter = self.head, self.head.adapter
         own = head.anprompt_clean_features[adapter], head.anprompt_perturbed_features[adapter]
-        if self.anprompt_state.classes is None:
+        if self.asked_classes is None:
             return own
         fingerprint = Fingerprint((classes.input_ids, *own))  # an adapter's own features are new with every adapter
         return self.anprompt_state.kept(

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Event, Lock, Thread
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, load_dataset
+from markdown_it import MarkdownIt
 from peft import PeftModel, get_peft_model
+from PIL import EpsImagePlugin, Image
 from safetensors.torch import load
+from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 import distributed_worker as worker
 from anprompt_cli import main
 from anprompt_cli.jobs import models
-from anprompt_peft.data import ClipTransform
+from anprompt_cli.text import escaped_output
+from anprompt_peft import Metric, TrainingFacts
+from anprompt_peft.data import ClipTransform, CorruptImageError, RGBImage, images
+from anprompt_peft.data.images import FORMATS, MAX_PIXELS, open_image
+from anprompt_peft.fast import Savings
 from anprompt_peft.serve import predict
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, NonFiniteError, alone_in
 from conftest import IMAGE_SIZE, MakeClip
 from export_folder import export
-from helpers import CLASSES, adapt, make_config, trainable
+from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
 
 TINY_CLIP = worker.EXAMPLES / "digits" / "tiny_clip"
 WEIGHTS = "adapter_model.safetensors"
@@ -76,10 +90,10 @@ def test_the_first_loss_that_is_not_finite_ends_the_training(
     make_clip: MakeClip, tokenizer: CLIPTokenizer, digits: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
     """The message names step and images, the weights are those of the step before, and so is the checkpoint."""
-    images = load_dataset("imagefolder", data_dir=str(digits), split="train").select(range(8))
-    images = images.cast_column("label", images.features["label"]).map(lambda row: {"label": row["label"] % 3})
+    shots = load_dataset("imagefolder", data_dir=str(digits), split="train").select(range(8))
+    shots = shots.map(lambda row: {"label": row["label"] % 3})
     transform = ClipTransform(CLIPProcessor.from_pretrained(clip_folder))
-    trainer = make_trainer(make_clip(), tokenizer, transform.apply(images), tmp_path, save_strategy="steps")
+    trainer = make_trainer(make_clip(), tokenizer, transform.apply(shots), tmp_path, save_strategy="steps")
     compute_loss, seen = trainer.compute_loss, []
 
     def fail(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -188,6 +202,83 @@ def test_the_accelerate_example_stops_at_such_a_loss(digits: Path, tmp_path: Pat
     with pytest.raises(NonFiniteError, match=r"The loss is nan at step 2, batch 4 of epoch 1\."):
         worker.run_script(digits, tmp_path, *settings)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+# images
+
+
+def jpeg(path: Path, width: int, height: int) -> Path:
+    Image.new("RGB", (width, height), (200, 30, 90)).save(path)
+    return path
+
+
+def test_a_picture_that_is_none_never_reaches_another_program(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands EPS to Ghostscript, whatever the file's name says."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "EPS")
+    path = tmp_path / "picture.png"
+    path.write_bytes(buffer.getvalue())
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    for value in ({"path": str(path), "bytes": None}, {"path": str(path), "bytes": path.read_bytes()}):
+        with pytest.raises(CorruptImageError, match=r"picture\.png cannot be decoded: no known image format"):
+            RGBImage().decode_example(value)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_formats_meant_are_read(kind: str, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), (200, 30, 90)).save(buffer, kind)
+    image = open_image(io.BytesIO(buffer.getvalue()))
+    assert (image.size, image.mode) == ((8, 6), "RGB")
+    assert np.abs(np.asarray(image).astype(int) - (200, 30, 90)).max() < 8
+
+
+def test_large_jpegs_are_decoded_small_and_other_large_images_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MAX_PIXELS < Image.MAX_IMAGE_PIXELS / 2
+    monkeypatch.setattr(images, "MAX_PIXELS", 80_000)
+    for name in ("just.jpg", "just.png"):
+        assert open_image(jpeg(tmp_path / name, 400, 200)).size == (400, 200)
+    large = open_image(jpeg(tmp_path / "large.jpg", 808, 400))
+    assert large.size == (101, 50)
+    assert np.abs(np.asarray(large).astype(int) - (200, 30, 90)).max() < 8
+    for name, size in (("large.png", (401, 200)), ("huge.jpg", (8000, 800))):
+        path = jpeg(tmp_path / name, *size)
+        message = f"{name} cannot be decoded: it has {size[0]} x {size[1]} pixels, more than 80,000"
+        with pytest.raises(CorruptImageError, match=message):
+            RGBImage().decode_example({"path": str(path), "bytes": None})
+
+
+def test_pipes_devices_and_addresses_are_no_images_and_names_need_no_utf8(
+    trained: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The command goes on to the end, and prints what it reads as UTF-8."""
+    adapter, data = trained
+    whole = next((data / "test").rglob("*.png")).read_bytes()
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/c\xff.png")
+    Path(odd).write_bytes(whole)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xfe.png")).write_text("no image")
+    for options in ([], ["--jsonl"]):
+        assert main(["predict", str(adapter), str(tmp_path), *options]) == 1
+        answer = capfd.readouterr()
+        (line,) = answer.out.splitlines()
+        if options:
+            assert json.loads(line)["image"] == odd
+        else:
+            assert line.startswith(f"{tmp_path}/c\\udcff.png  ")
+        errors = [line for line in answer.err.splitlines() if line.startswith("error: ")]
+        assert [error.removeprefix(f"error: {tmp_path}/") for error in errors] == [
+            "a.png cannot be decoded: it is no regular file",
+            "b.png cannot be decoded: it is no regular file",
+            "d\\udcfe.png cannot be decoded: no known image format",
+        ]
+    with pytest.raises(FileNotFoundError):
+        open_image("https://127.0.0.1/picture.png")
 
 
 # crashes, and two runs at once
@@ -357,3 +448,214 @@ def test_a_folder_is_held_once_and_again_by_the_same_thread(tmp_path: Path) -> N
     hold()
     assert seen == ["refused", "held"]
     assert not (tmp_path / "new").exists()
+
+
+# output is data
+
+HOSTILE = "\x1b[2Jred\x9b31m \u202ereversed\u2066 \x07\x7f tab\there\udcff \u540d\u524d \u0646\u200c\u0645"
+ESCAPED = (
+    r"\x1b[2Jred\u009b31m \u202ereversed\u2066 \x07\u007f tab" "\t" r"here\udcff" " \u540d\u524d \u0646\u200c\u0645"
+)
+
+
+HOSTILE_COMMAND = """
+import json, logging, sys, warnings
+from tqdm import tqdm
+import anprompt_cli
+from anprompt_cli import main
+
+def describe(folder):
+    print({text!r} + "\\r" + {text!r} + "\\n")
+    logging.getLogger("anprompt_peft").warning("%s", {text!r})
+    warnings.warn({text!r})
+    for _ in tqdm(range(2), desc={text!r}):
+        tqdm.write({text!r}, file=sys.stderr)
+    print(json.dumps({{"name": {text!r}}}, ensure_ascii=False))
+    raise ValueError({text!r})
+
+module = sys.modules["anprompt_cli.info"]  # the name in the package is the command
+module.describe, module.locate = describe, lambda *_: None
+sys.exit(main(["--debug", "info", "any"]))
+"""
+
+
+def test_terminals_obey_nothing_that_is_printed_logged_or_warned_of() -> None:
+    """Whatever command prints it, and in errors; lines, tabs, other scripts and progress bars stay."""
+    script = HOSTILE_COMMAND.format(text=HOSTILE)
+    done = subprocess.run(
+        [sys.executable, "-c", script.encode("ascii", "backslashreplace").decode()],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        check=False,
+    )
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 2
+    for char in set(out + err) - set("\n\t\r\u200c"):
+        assert char.isprintable(), repr(char)
+    first, empty, record = out.split("\n")[:3]
+    assert (first, empty) == (f"{ESCAPED}\\r{ESCAPED}", "")
+    assert json.loads(record) == {"name": HOSTILE}
+    assert err.count(ESCAPED) >= 6  # log, warning, bar, two lines beside it, traceback
+    assert err.splitlines()[-1].startswith("error: " + ESCAPED[:30])
+
+
+def test_bars_and_terminals_that_lack_letters() -> None:
+    """What a bar writes to go back and up passes; a letter that the encoding lacks is escaped, and no error."""
+    raw = io.BytesIO()
+    with redirect_stdout(io.TextIOWrapper(raw, encoding="ascii")) as stream, escaped_output():
+        for text in ("\n\x1b[A", "\rbar \x1b[A\r", "name \u540d\n"):
+            sys.stdout.write(text)
+        assert sys.stdout.encoding == "ascii"
+        assert not sys.stdout.isatty()
+        stream.flush()
+    assert raw.getvalue() == b"\n\x1b[A\rbar \\x1b[A\rname \\u540d\n"
+
+
+MARKUP = "<img src=x onerror=alert(1)> [text](javascript:alert(1)) ![x](https://host/x) `a` | b &lt;b&gt; <!-- x"
+
+
+def test_nothing_in_a_card_is_markup(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    """Whatever it holds is read as text: rendered by CommonMark, only the template's own tags and links are there."""
+    model = adapt(make_clip(), tokenizer, class_names=["cat", "dog", "<b>`x"], template="a {} <i>|")
+    facts = TrainingFacts(
+        training_data=f"# {MARKUP}\n\n---\n{MARKUP}",
+        arguments={f"a `{MARKUP}": MARKUP, "list": [MARKUP]},
+        metrics=[Metric(MARKUP, 1.0, MARKUP, name=MARKUP, split=MARKUP)],
+    )
+    model.describe_training(facts)
+    model.save_pretrained(tmp_path)
+    page = markdown_of((tmp_path / "README.md").read_text())
+    assert "onerror" in page
+    assert set(re.findall(r"<(\w+)", page)) <= TAGS
+    assert set(re.findall(r'(?:href|src)="([^"]*)"', page)) == {"https://arxiv.org/abs/2508.04677"}
+
+
+TAGS = {"h1", "h2", "p", "a", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+
+
+def markdown_of(card: str) -> str:
+    """A card without its metadata and comments, rendered."""
+    body = card.split("---\n", 2)[2]
+    return str(MarkdownIt("commonmark").enable("table").render(re.sub("<!-- anprompt_peft.*?-->", "", body)))
+
+
+# threads
+
+
+@pytest.fixture
+def pair(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> Any:
+    """A model with two adapters that differ."""
+    model = adapt(make_clip(), tokenizer)
+    model.add_adapter("other", make_config(tokenizer, text_layers=1, vision_layers=3))
+    for adapter, seed in (("other", 5), ("default", 2)):
+        model.set_adapter(adapter)
+        scatter(model, seed=seed)
+    return model.eval()
+
+
+@pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["decomposed", "whole"])
+def test_a_choice_in_the_middle_of_a_call_is_for_the_next(
+    savings: Savings, pair: Any, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread chooses adapter and classes between the texts and the images of a call."""
+    pair.set_savings(savings)
+    expected = logits(pair, pixels)
+    embedding = pair.vision_model.embeddings
+
+    def choose() -> None:
+        pair.set_adapter("other")
+        pair.set_classes(["small dog", "cat"])
+
+    def interrupt(*_: Any) -> None:
+        hook.remove()
+        thread = Thread(target=choose)
+        thread.start()
+        thread.join()
+
+    hook = embedding.register_forward_pre_hook(interrupt)
+    assert torch.equal(logits(pair, pixels), expected)
+    later = logits(pair, pixels)
+    assert later.shape == (3, 2)
+    fresh = pair.get_base_model()
+    assert (fresh.head.adapter, fresh.class_names) == ("other", ["small dog", "cat"])
+    pair.set_adapter("default")
+    assert not torch.equal(logits(pair, pixels), later)
+
+
+def in_threads(*jobs: Callable[[], None]) -> None:
+    """Run jobs at once, with threads that take turns as often as they can; the first error is raised."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            for job in [pool.submit(job) for job in jobs]:
+                job.result()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+ROUNDS = [5, pytest.param(200, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_every_output_is_that_of_one_adapter(rounds: int, pair: Any, pixels: Tensor) -> None:
+    expected = {}
+    for adapter in ("other", "default"):
+        pair.set_adapter(adapter)
+        expected[adapter] = logits(pair, pixels)
+    found: list[Tensor] = []
+    end = Event()
+
+    def switch() -> None:
+        while not end.is_set():
+            for adapter in expected:
+                pair.set_adapter(adapter)
+
+    def call() -> None:
+        found.extend(logits(pair, pixels) for _ in range(rounds))
+        if len(found) == 2 * rounds:
+            end.set()
+
+    in_threads(switch, call, call)
+    assert len(found) == 2 * rounds
+    assert all(any(torch.allclose(each, one, atol=1e-5) for one in expected.values()) for each in found)
+
+
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_iterators_of_several_threads_keep_their_classes(
+    rounds: int, make_clip: MakeClip, tokenizer: CLIPTokenizer, clip_folder: Path, digits: Path
+) -> None:
+    """While a third thread chooses classes, none of which is lost. The model is in training mode, before and after."""
+    model, processor = adapt(make_clip(), tokenizer).train(), CLIPProcessor.from_pretrained(clip_folder)
+    files = sorted(map(str, digits.rglob("*.png")))[:6]
+    lists = [["cat", "dog"], ["small fish", "bird", "dog"]]
+    expected = []
+    for names in lists:
+        model.set_classes(names)
+        expected.append([each.ranking for each in predict(model, files, processor, top_k=3, batch_size=2)])
+    model.set_classes(None)
+    wrong, lost, ready = [], [], Barrier(len(lists) + 1)
+
+    def ask(number: int) -> None:
+        for _ in range(rounds):
+            with lock:
+                model.set_classes(lists[number])
+                iterator = predict(model, files, processor, top_k=3, batch_size=2, workers=1)
+            for found, ranking in zip(iterator, expected[number], strict=True):
+                if [name for name, _ in found.ranking] != [name for name, _ in ranking]:
+                    wrong.append(found)
+        ready.wait()
+
+    def choose() -> None:
+        for number in range(rounds):
+            with lock:
+                model.set_classes(["bird", f"cat {number}"])
+                if model.class_names != ["bird", f"cat {number}"]:
+                    lost.append(number)
+        ready.wait()
+
+    lock = Lock()
+    in_threads(lambda: ask(0), lambda: ask(1), choose)
+    assert (wrong, lost) == ([], [])
+    assert all(module.training for module in model.modules())

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import CLIPModel
 
-from ..data.images import IMAGE, CorruptImageError, RGBImage, naming, to_rgb
+from ..data.images import IMAGE, CorruptImageError, naming, open_image, to_rgb
 from ..data.transform import ClipTransform
 from ..method.features import evaluating
 from ..tuner import adapted_clip
@@ -56,8 +56,9 @@ def predict(
 ) -> Iterator[Prediction]:
     """Classify images in order, in batches; threads decode the next batch while the model computes.
 
-    Classes, adapter and whether it is disabled are those at the time of the call. The forward pass runs in evaluation
-    mode; between predictions every module is in the mode that the caller left it in. `images` is read in the caller's
+    Classes, adapter and whether it is disabled are those at the time of the call, whatever is chosen later or by other
+    threads. The forward pass runs in evaluation mode; between predictions every module is in the mode that the caller
+    left it in. `images` is read in the caller's
     thread, at most one batch ahead, so it may be endless.
 
     Args:
@@ -76,7 +77,7 @@ def predict(
         TypeError: if the model has no ANPrompt adapter, or an item is neither a path nor an image. Items of a list or
             tuple are checked at the call, others when they are read.
         ValueError: for a number below 1 or not whole, no active adapter, or a processor that is not CLIP's.
-        RuntimeError: from the iterator, if the adapter was changed, disabled or enabled after the call.
+        RuntimeError: from the iterator, if the adapter was deleted after the call.
     """
     for name, number in {"top_k": top_k, "batch_size": batch_size, "workers": workers}.items():
         if (type(number) is not int or number < 1) and (name, number) != ("workers", None):
@@ -137,31 +138,25 @@ def _read(source: Source, transform: ClipTransform) -> Tensor | str:
             with naming(path), _LOCKS[id(source) % len(_LOCKS)]:
                 image = to_rgb(ImageOps.exif_transpose(source))
         else:
-            image = RGBImage().decode_example({"path": path, "bytes": None})
+            with naming(path):
+                image = open_image(source)
         return transform({IMAGE: [image]})["pixel_values"]
     except (CorruptImageError, OSError) as error:
         return str(error)
 
 
 def _ranker(model: PeftModel | CLIPModel, top_k: int) -> Ranker:
-    """Return a function from pixel values `[B, 3, H, W]` to rankings with the current classes and adapter."""
+    """Return a function from pixel values `[B, 3, H, W]` to rankings with the classes and the adapter of now."""
     clip = adapted_clip(model)
-    state, head, classes = clip.anprompt_state, clip.head, clip.classes
-    adapter, count = (head.adapter, head.disable_adapters), min(top_k, len(classes.names))
+    classes = clip.classes
+    choice, count = clip.choose()._replace(classes=classes), min(top_k, len(classes.names))
 
     @torch.no_grad()
     def rank(pixels: Tensor) -> list[Ranking]:
-        if (head.adapter, head.disable_adapters) != adapter:
-            raise RuntimeError(
-                "The model's adapter was changed, disabled or enabled after predict was called. Take all predictions "
-                "first (list(predict(...)), also within `with model.disable_adapter():`), or call predict again."
-            )
-        asked, state.classes = state.classes, classes
-        try:
-            with evaluating(model):
-                shares = model(pixel_values=pixels.to(clip.device)).logits.softmax(dim=-1)
-        finally:
-            state.classes = asked
+        if choice.adapter not in clip.head.configs:
+            raise RuntimeError(f"The adapter {choice.adapter!r} was deleted after predict was called.")
+        with evaluating(model), clip.head.holding(choice):
+            shares = model(pixel_values=pixels.to(clip.device)).logits.softmax(dim=-1)
         rows = zip(*(each.tolist() for each in shares.topk(count)), strict=True)
         return [[(classes.names[at], share) for share, at in zip(*row, strict=True)] for row in rows]
 
