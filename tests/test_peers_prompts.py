@@ -30,7 +30,7 @@ from anprompt_peft.evaluation.peers.training import seeded
 from anprompt_peft.evaluation.peers.vpt import VPT
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from conftest import CONTEXT, IMAGE_SIZE, MakeClip
-from helpers import assert_exact
+from helpers import assert_exact, count_calls
 
 NAMES = ("cat", "dog", "small fish")
 SHOTS = 2
@@ -270,6 +270,7 @@ def test_one_step_of_cocoop_moves_context_and_network(
     pixels = shots.pixels().double().flip(-1) if augment else shots.pixels().double()
     loss = plain_loss(backbone, "cocoop", (leaves[0], leaves[1:]), pixels, shots.labels, classes)
     context, network = cocoop_parameters(stepped)
+    assert not any(each.requires_grad for each in (context, *network))
     for leaf, gradient, ours in zip(leaves, torch.autograd.grad(loss, leaves), (context, *network), strict=True):
         assert float(gradient.abs().max()) > 1e-6
         assert_exact(ours, (leaf - gradient).detach())
@@ -339,6 +340,13 @@ def test_chunks_change_nothing_and_bound_the_texts_at_a_time(
     hook.remove()
     assert_exact(logits, whole)
     assert max(rows) == 2
+
+
+def test_cocoop_asks_for_few_images_at_a_time(backbone: Backbone, shots: ImageSet, classes: ClassTexts) -> None:
+    fitted = CoCoOp(STAY, text_chunk=7).fit(backbone, shots, classes, SEED)
+    rows = count_calls(fitted.learner)
+    fitted.logits(shots, classes)
+    assert rows == [2, 2, 2]
 
 
 @pytest.mark.parametrize("name", sorted(PEERS))
