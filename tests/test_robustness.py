@@ -194,6 +194,9 @@ def test_a_share_of_the_words_is_dropped_and_never_all() -> None:
 def test_a_name_stays_clean_where_every_other_spelling_is_taken() -> None:
     classes = ClassTexts(("red car", "Red", "car"))
     assert BY_NAME["dropped words"].texts(classes, 0.5).written == classes.names
+    vans = ClassTexts(("red van", "blue van"))
+    drawn = {BY_NAME["dropped words"].texts(vans, 0.5, draw).written for draw in range(40)}
+    assert drawn == {("red", "blue"), ("red", "van"), ("van", "blue")}
 
 
 def test_paraphrases_keep_what_the_template_says_of_the_class() -> None:
@@ -471,7 +474,7 @@ def test_methods_share_the_perturbed_images(part: Part) -> None:
 
 
 def test_area() -> None:
-    assert area_below([0, 1], [80, 40]) == 60
+    assert area_below([0, 1], [80, 40]) == area_below([2, 5], [80, 40]) == 60
     assert area_below([0, 0.1, 0.2], [80, 80, 20]) == pytest.approx(65)
 
 
