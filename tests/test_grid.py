@@ -424,6 +424,8 @@ def test_perturbations_are_measured_too(cells: Callable[..., list[Cell]], tmp_pa
 
 def test_families_by_name() -> None:
     assert [family.name for family in choose_families(["JPEG", "case", "JPEG"])] == ["JPEG", "case"]
+    assert choose_families(["synonyms"], {"a": ["b"]})[0].name == "synonyms"
+    assert choose_families(["text"], {"a": ["b"]})[-1].name == "synonyms"
     assert len(choose_families(["text", "image"])) == len(choose_families(["text"])) + len(choose_families(["image"]))
     with pytest.raises(ValueError, match=r"robustness=\['typos'\] must be of text, image, "):
         choose_families(["typos"])

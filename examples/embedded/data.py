@@ -24,7 +24,7 @@ from anprompt_peft.data import RGBImage
 from anprompt_peft.evaluation.benchmarks import BenchmarkData
 from handwriting import CLASS_NAMES, MAX_INK, SPLIT_SEED, TEMPLATE, load_split, to_image
 from icon_captions import TEMPLATE as ICON_TEMPLATE
-from icons import PHOSPHOR, REMIX, development_concepts, images_of, report_concepts
+from icons import PHOSPHOR, REMIX, caption_names, development_concepts, images_of, report_concepts, unseen_names
 
 BITMAP = 32  # pixels, side of the bitmap that a digit is fitted to
 BLOCK = 4  # pixels, side of the squares in which ink is counted
@@ -37,6 +37,16 @@ Labelled = tuple[list[Image.Image], np.ndarray]
 def digits() -> BenchmarkData:
     """Handwritten digits of scikit-learn: shots from the "train" split, 718 images of the "test" split."""
     return BenchmarkData("digits", _digits("train"), _digits("test"), (TEMPLATE,), comparable=False)
+
+
+def digits_high() -> BenchmarkData:
+    """`digits()` with the order 5-9, 0-4, so that `halves: order` makes 5-9 the base classes."""
+    return _reordered("digits, base 5-9", [5, 6, 7, 8, 9, 0, 1, 2, 3, 4])
+
+
+def digits_even() -> BenchmarkData:
+    """`digits()` with the even digits first."""
+    return _reordered("digits, base even", [0, 2, 4, 6, 8, 1, 3, 5, 7, 9])
 
 
 def digits_development() -> BenchmarkData:
@@ -57,7 +67,7 @@ def digits_mnist() -> BenchmarkData:
 
 
 def icons() -> BenchmarkData:
-    """Report concepts: shots of one designer, Phosphor, measured on another, Remix."""
+    """Report concepts: shots of one designer, Phosphor, measured on another, Remix. Synonyms are of both kinds."""
     return _icons("icons", report_concepts())
 
 
@@ -98,6 +108,14 @@ def _digits(split: str) -> Dataset:
     return _dataset(load_split(split), CLASS_NAMES)
 
 
+def _reordered(name: str, order: Sequence[int]) -> BenchmarkData:
+    train, test = (
+        _dataset((images, np.argsort(order)[labels]), [CLASS_NAMES[digit] for digit in order])
+        for images, labels in map(load_split, ("train", "test"))
+    )
+    return BenchmarkData(name, train, test, (TEMPLATE,), comparable=False)
+
+
 def _halves(data: Labelled) -> tuple[Dataset, Dataset]:
     images, labels = data
     parts = train_test_split(np.arange(len(labels)), train_size=TRAIN_SHARE, stratify=labels, random_state=SPLIT_SEED)
@@ -109,7 +127,8 @@ def _halves(data: Labelled) -> tuple[Dataset, Dataset]:
 
 def _icons(name: str, concepts: Sequence[str]) -> BenchmarkData:
     train, test = (_dataset(images_of(family, concepts), concepts) for family in (PHOSPHOR, REMIX))
-    return BenchmarkData(name, train, test, (ICON_TEMPLATE,), comparable=False)
+    synonyms = {concept: (*caption_names()[concept][1:], *unseen_names()[concept]) for concept in concepts}
+    return BenchmarkData(name, train, test, (ICON_TEMPLATE,), comparable=False, synonyms=synonyms)
 
 
 def _dataset(data: Labelled, names: Sequence[str]) -> Dataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter
@@ -92,21 +92,23 @@ def counted_parameters() -> Iterator[dict[int, int]]:
 
 def perturbed_rows(cell: Cell, fitted: Fitted, task: Task) -> Iterator[dict[str, Any]]:
     """Yield the tidy figures under the perturbations that a cell asks for. Their draws depend on the seed alone."""
-    chosen = choose_families(cell.setup.robustness)
-    for part in task.parts if chosen else ():
+    for part in task.parts if cell.setup.robustness else ():
+        chosen = choose_families(cell.setup.robustness, part.synonyms)
         for record in measure_robustness({cell.name: fitted}, part, chosen, cell.seed, progress=False).records:
             row = asdict(record)
             del row["method"]
             yield row
 
 
-def choose_families(names: Sequence[str]) -> list[Family]:
+def choose_families(names: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None) -> list[Family]:
     """Return families of perturbations by their names; `text` and `image` stand for all of a kind.
+
+    Data with synonyms of their class names have one more, `synonyms`.
 
     Raises:
         ValueError: for an unknown name.
     """
-    groups: dict[str, list[Any]] = {"text": list(text_families()), "image": list(IMAGE_FAMILIES)}
+    groups: dict[str, list[Any]] = {"text": list(text_families(synonyms)), "image": list(IMAGE_FAMILIES)}
     families = groups | {each.name: [each] for group in groups.values() for each in group}
     if unknown := [name for name in names if name not in families]:
         raise ValueError(f"robustness={unknown} must be of {', '.join(families)}.")
