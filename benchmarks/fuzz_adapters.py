@@ -366,7 +366,9 @@ def _shape_of(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (dict, list, set)):
+    if isinstance(value, set):
+        return sorted(map(str, value))
+    if isinstance(value, (dict, list)):
         return [str(each) for each in value if not isinstance(each, nn.Module)]
     return value if isinstance(value, (bool, int, float, str, type(None))) else id(value)
 

@@ -177,7 +177,7 @@ def _set(name: str, value: float, at: Any = 0) -> Callable[[Tensors], None]:
 
 def _copy_class(tensors: Tensors) -> None:
     tensors[IDS][4:6] = tensors[IDS][0:2]
-    tensors[IDS][4, -1] += 1  # behind the end of the text, where CLIP does not look
+    tensors[IDS][4, -1] -= 1  # behind the end of the text, where CLIP does not look
 
 
 BAD_TENSORS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
@@ -196,7 +196,7 @@ BAD_TENSORS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "all missing": (lambda each: each.clear(), "missing: .* and 9 more"),
     "shape": (lambda each: each.update({TOKENS: torch.zeros(5, 25)}), r"\[5, 25\], and \[5, 24\] is needed"),
     "broadcast": (lambda each: each.update({TOKENS: torch.zeros(1, 24)}), r"\[1, 24\], and \[5, 24\] is needed"),
-    "integers": (lambda each: each.update({TOKENS: torch.zeros(5, 24).int()}), "type I32"),
+    "integers": (lambda each: each.update({TOKENS: torch.zeros(5, 24).int()}), "type (I32|torch.int32)"),
     "ids as floats": (lambda each: each.update({IDS: each[IDS].float()}), "type F32"),
     "NaN": (_set(TOKENS, float("nan"), 7), "anprompt_tokens is not finite"),
     "infinity": (_set(f"{HEAD}anprompt_clean_features", float("-inf")), "clean_features is not finite"),
