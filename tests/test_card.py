@@ -201,9 +201,13 @@ def test_a_card_of_the_authors_own_stays(model: Any, tmp_path: Path) -> None:
 def test_a_broken_card_is_not_overwritten(model: Any, tmp_path: Path) -> None:
     broken = f"---\ntags: [a\n---\n{NOTE}\n"
     (tmp_path / "README.md").write_text(broken)
-    with pytest.raises(ValueError, match=r"The metadata at the top of .*README.md cannot be read; correct it first"):
+    message = r"The metadata at the top of .*README.md cannot be read; correct it first"
+    with pytest.warns(UserWarning, match=f"The weights are saved, and the card is not: {message}"):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == broken
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    with pytest.raises(ValueError, match=message):
+        model.create_or_update_model_card(tmp_path)
 
 
 def test_names_cannot_break_the_card(clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
