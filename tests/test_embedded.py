@@ -38,6 +38,7 @@ from pretrain_embedded import (
     pretrain,
     run,
     text_features,
+    tokenizer_of,
 )
 from tokenization import train_tokenizer
 
@@ -46,7 +47,7 @@ TINY_CLIP = EXAMPLES / "embedded" / "tiny_clip"
 MAX_BYTES = 10_000_000
 TINY = Recipe(
     steps=3, icons=5, digits=2, letters=1, icon_pool=20, character_pool=20, hidden=16, heads=2, layers=1, mlp=16,
-    projection=16, merges=50,
+    projection=16,
 )  # fmt: skip
 
 
@@ -290,6 +291,15 @@ def test_equal_kinds_are_positives() -> None:
     logits = torch.tensor([[9.0, 9.0, 0.0], [9.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
     assert contrastive_loss(logits, torch.tensor([4, 4, 2])).item() == pytest.approx(2 / 3 * np.log(2), abs=1e-3)
     assert contrastive_loss(-logits, torch.tensor([4, 4, 2])) > 5
+
+
+def test_the_default_recipe_takes_the_shipped_tokenizer() -> None:
+    texts = [Texts(("search",), ("an icon of {}.",))]
+    shipped = AutoProcessor.from_pretrained(TINY_CLIP).tokenizer
+    assert tokenizer_of(Recipe(), texts).get_vocab() == shipped.get_vocab()
+    learnt = tokenizer_of(replace(Recipe(), merges=5), texts)
+    assert len(learnt) <= 512 + 5 + 2
+    assert learnt.model_max_length == 32
 
 
 @pytest.mark.usefixtures("small")

@@ -43,6 +43,7 @@ from tokenization import train_tokenizer
 
 MAX_LOGIT_SCALE = math.log(100)
 WEIGHTS = "model.safetensors"
+TINY_CLIP = Path(__file__).resolve().parent / "tiny_clip"
 DRAWN_AT_ONCE = 500  # images
 
 
@@ -142,17 +143,26 @@ def draw_character_pool(recipe: Recipe, rng: np.random.Generator) -> tuple[Image
     return Images(digit_images, first), Images(letter_images, second)
 
 
-def make_processor(recipe: Recipe, texts: list[Texts], mean: float, std: float) -> CLIPProcessor:
-    """Tokenizer trained on the captions, and an image processor with the given grey mean and deviation."""
+def tokenizer_of(recipe: Recipe, texts: list[Texts]) -> CLIPTokenizer:
+    """The shipped tokenizer for the default number of merges and context, else one learnt from the captions.
+
+    Learning breaks ties between equally frequent merges differently in every process: weights would not repeat.
+    """
+    if (recipe.merges, recipe.context) == (Recipe.merges, Recipe.context):
+        return CLIPTokenizer.from_pretrained(TINY_CLIP)
     corpus = [template.replace("{}", name) for text in texts for name in text.names for template in text.templates]
+    return train_tokenizer(corpus, recipe.merges, recipe.context)
+
+
+def make_processor(recipe: Recipe, texts: list[Texts], mean: float, std: float) -> CLIPProcessor:
+    """The recipe's tokenizer, and an image processor with the given grey mean and deviation."""
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
         image_mean=[mean] * 3,
         image_std=[std] * 3,
     )
-    tokenizer = train_tokenizer(corpus, recipe.merges, recipe.context)
-    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
+    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer_of(recipe, texts))
 
 
 def make_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPModel:
