@@ -15,7 +15,8 @@ LOCK = ".lock"
 def alone_in(folder: str | Path) -> Iterator[None]:
     """Hold a folder for a block, against other processes and threads; the same thread may hold it again inside.
 
-    The operating system ends the hold with the process, however that ends. A folder that the block leaves empty, and
+    The operating system ends the hold with the process, however that ends, and with the data workers that it forked,
+    which follow within seconds. A folder that the block leaves empty, and
     that was not there before, is removed.
 
     Args:
