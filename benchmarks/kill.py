@@ -176,6 +176,7 @@ def kill_and_resume(name: str, data: Path, folder: Path, kills: int, seed: int =
         counts["same weights"] += same
         left = [path.name for path in output.rglob(".*")] + [path.name for path in output.rglob("unfinished")]
         assert not left, left
+        print(name, counts, file=sys.stderr, flush=True)
     return counts
 
 
