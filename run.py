@@ -1,5 +1,6 @@
 """Sets up the environment and runs the project's commands; needs nothing but Python.
 
+    python3 run.py compare          compare ANPrompt with its peers on digits and icons: where it wins, and where not
     python3 run.py digits           adapt a tiny CLIP to handwritten digits and report what it gained
     python3 run.py classify IMAGE   classify an image file with the adapter that `digits` saved
     python3 run.py test             lint, type check and test
@@ -24,6 +25,7 @@ PYTHON = str(ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/py
 DIGITS = ROOT / "outputs" / "digits"
 QUIET = ["-W", "ignore:`is_gradient_checkpointing`:FutureWarning"]  # raised by PEFT for every adapter
 EXAMPLES: dict[str, list[str]] = {
+    "compare": [*QUIET, f"{ROOT}/examples/embedded/compare.py", f"--output={ROOT}/outputs/compare"],
     "digits": [*QUIET, f"{ROOT}/examples/digits/base_to_new.py", f"--output={DIGITS}"],
     "classify": [*QUIET, f"{ROOT}/examples/digits/classify.py", f"--adapter={DIGITS}/adapter"],
 }

@@ -69,6 +69,14 @@ def test_the_digits_are_written_to_the_checkout_unless_the_reader_says_otherwise
     assert (default, chosen) == (ROOT / "outputs" / "digits", Path("mine"))
 
 
+def test_the_comparison_says_what_is_wrong_with_seeds(
+    run: ModuleType, elsewhere: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(["compare", "--output", "grid", "--seeds", "one"]) == 2
+    assert "--seeds one must be a number, or a range such as 1-3." in capfd.readouterr().err
+    assert not Path("grid").exists()
+
+
 def test_checks_stop_at_the_first_failure_and_take_paths_from_any_folder(
     run: ModuleType, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +99,7 @@ def test_checks_stop_at_the_first_failure_and_take_paths_from_any_folder(
 def test_unknown_commands_are_named(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["clasify", "six.png"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: unknown command 'clasify'. Choose one of: digits, classify, test.\n")
+    assert err.startswith("error: unknown command 'clasify'. Choose one of: compare, digits, classify, test.\n")
     assert run.main([]) == 2
     assert "error" not in capsys.readouterr().err
     assert run.main(["--help"]) == 0
