@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel
 from transformers.utils import ModelOutput
 
+from .fast.choice import Choice, ChoosingHead
 from .fast.encoders import ImageFeatures, image_features, text_features
 from .fast.fingerprint import Fingerprint, autocast_state, optimizer_steps
 from .fast.image_cache import DEFAULT_MAX_BYTES, ImageCache
@@ -27,7 +28,6 @@ from .method.class_texts import (
 )
 from .method.config import ANPromptConfig
 from .method.features import at_least_float32, ensemble, full_precision, normalize
-from .method.layer import ANPromptHead, Choice
 from .method.losses import Frozen, Scores, Term, loss_terms, score, total_loss
 from .method.noise import text_targets
 
@@ -290,7 +290,7 @@ class PromptedCLIPModel(CLIPModel):
         return self.anprompt_state.image_cache
 
     @property
-    def head(self) -> ANPromptHead:
+    def head(self) -> ChoosingHead:
         """The module that holds the adapters and knows which one is active."""
         return self.visual_projection
 

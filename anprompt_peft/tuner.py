@@ -18,6 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from .clip import PromptedCLIPModel
 from .fast.blocks import decomposes
+from .fast.choice import ChoosingHead
 from .fast.state import State
 from .files import hub_id
 from .method.config import ANPromptConfig
@@ -117,7 +118,7 @@ class ANPromptModel(BaseTuner):
     ) -> None:
         inference_mode = peft_config.inference_mode
         if current_key == "visual_projection":
-            head = target if isinstance(target, ANPromptHead) else ANPromptHead(target)
+            head = target if isinstance(target, ANPromptHead) else ChoosingHead(target)
             text = self.model.config.text_config
             head.update_layer(
                 adapter_name, peft_config, text.hidden_size, text.max_position_embeddings, inference_mode

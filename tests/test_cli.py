@@ -361,7 +361,7 @@ def test_whoever_ends_below_zero_shot_is_told(wrong: int) -> None:
         assert single.summary().startswith("+10.0 points over zero-shot, 100.0 against 90.0\n")
         assert double.summary().startswith("+10.0 points over zero-shot in the harmonic mean, 100.0 against 90.0\n")
         assert single.notes() == double.notes() == []
-        assert measuring.Measured(*parts, parts[0]).notes() == []
+        assert measuring.Measured(parts[0], parts[1], parts[0]).notes() == []
         (note,) = measuring.Measured(parts[1][:1], parts[1][:1], parts[0][:1]).notes()
         assert note == "A linear probe on the same images is ahead: 100.0 against 90.0 %."
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from ..method.class_texts import ClassSet
-from ..method.layer import ANPromptHead
+from .choice import ChoosingHead
 from .fingerprint import Fingerprint
 from .image_cache import ImageCache
 from .savings import Savings
@@ -73,6 +73,6 @@ def state_of(clip: CLIPModel) -> State:
     return clip.anprompt_state
 
 
-def head_of(clip: CLIPModel) -> ANPromptHead:
+def head_of(clip: CLIPModel) -> ChoosingHead:
     """Return the head of an adapted model, which holds its adapters and knows which one is active."""
     return clip.visual_projection

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import InitVar, dataclass, field
-from types import NoneType
 from typing import Any, Literal, get_args
 
 from peft.config import PeftConfig
 from transformers import CLIPConfig
 
-from ..checks import FORMAT_VERSION, check_choice, check_float, check_format, check_int
 from .class_texts import check_class_names, check_descriptions, check_template
 from .registration import peft_type
 
@@ -18,7 +17,8 @@ NoiseIntegration = Literal["concat", "add"]
 NoiseMap = Literal["fixed", "learned"]
 InferenceLogits = Literal["auto", "fused", "class", "prototype"]
 
-DEFAULT_DEPTH = 7 / 12
+DEFAULT_DEPTH, FINITE = 7 / 12, sys.float_info.max
+FORMAT_VERSION = 1  # of a saved configuration: grows when an older version of this package would load it wrongly
 
 
 @dataclass
@@ -85,8 +85,6 @@ class ANPromptConfig(PeftConfig):
             where they come with the weights.
         training_facts (`dict`, *optional*):
             What `describe_training` attached: facts for the model card, kept with the adapter.
-        format_version (`int`):
-            Of the saved configuration. A newer one than this package knows is refused.
 
     Raises:
         ValueError: for any value outside its allowed range; the message names the value and the allowed ones.
@@ -132,7 +130,7 @@ class ANPromptConfig(PeftConfig):
 
     def __post_init__(self, format_version: int) -> None:
         super().__post_init__()
-        check_format(format_version)
+        _check_int("format_version", format_version, 1, FORMAT_VERSION)
         self.peft_type = peft_type()
         self.target_modules: str | None = None
         self.tokenizer: Any = None
@@ -153,17 +151,17 @@ class ANPromptConfig(PeftConfig):
         self._check_noise()
 
     def _check_numbers(self) -> None:
-        check_int("num_virtual_tokens", self.num_virtual_tokens, 0)
-        check_int("num_noise_tokens", self.num_noise_tokens, 0)
-        check_int("noise_draws", self.noise_draws, 1)
-        check_int("noise_seed", self.noise_seed, 0, 2**32 - 1)
+        _check_int("num_virtual_tokens", self.num_virtual_tokens, 0)
+        _check_int("num_noise_tokens", self.num_noise_tokens, 0)
+        _check_int("noise_draws", self.noise_draws, 1)
+        _check_int("noise_seed", self.noise_seed, 0, 2**32 - 1)
         for name in ("latent_dim", "projection_rank", "prototype_rank"):
             if getattr(self, name) is not None:
-                check_int(name, getattr(self, name), 1)
+                _check_int(name, getattr(self, name), 1)
         for name in ("alpha", "prompt_mixing"):
-            check_float(name, getattr(self, name), 0.0, 1.0)
+            _check_float(name, getattr(self, name), 0.0, 1.0)
         for name in ("noise_scale", "similarity_weight", "waloss_weight"):
-            check_float(name, getattr(self, name), 0.0)
+            _check_float(name, getattr(self, name), 0.0)
 
     def _check_choices(self) -> None:
         for name, choices in (
@@ -171,7 +169,7 @@ class ANPromptConfig(PeftConfig):
             ("noise_map", NoiseMap),
             ("inference_logits", InferenceLogits),
         ):
-            check_choice(name, getattr(self, name), get_args(choices))
+            _check_choice(name, getattr(self, name), get_args(choices))
         if self.noise_integration == "add" and self.num_virtual_tokens != self.num_noise_tokens:
             raise ValueError(
                 "noise_integration='add' sums each noise prompt with a learnable token, so it needs as many of one as "
@@ -185,7 +183,7 @@ class ANPromptConfig(PeftConfig):
         if isinstance(self.noise_source, str):
             self.noise_source = [self.noise_source]
         for source in self.noise_source or ():
-            check_choice("noise_source", source, get_args(NoiseSource))
+            _check_choice("noise_source", source, get_args(NoiseSource))
         if self.noise_source is not None and (
             not self.noise_source or len(set(self.noise_source)) < len(self.noise_source)
         ):
@@ -193,8 +191,6 @@ class ANPromptConfig(PeftConfig):
                 f"noise_source={self.noise_source!r} must name one or more different sources of "
                 f"{list(get_args(NoiseSource))}."
             )
-        if not isinstance(self.descriptions, (dict, NoneType)):
-            raise ValueError(f"descriptions must be sentences by class name, got {self.descriptions!r}.")
         if self.descriptions is not None:
             self.descriptions = {
                 name: [texts] if isinstance(texts, str) else list(texts) for name, texts in self.descriptions.items()
@@ -239,9 +235,9 @@ class ANPromptConfig(PeftConfig):
         )
         widths = (clip_config.text_config.hidden_size, clip_config.vision_config.hidden_size)
         if self.projection_rank is not None:
-            check_int("projection_rank", self.projection_rank, 1, min(self.latent_dim, *widths))
+            _check_int("projection_rank", self.projection_rank, 1, min(self.latent_dim, *widths))
         if self.prototype_rank is not None:
-            check_int("prototype_rank", self.prototype_rank, 1, min(clip_config.projection_dim, widths[1]))
+            _check_int("prototype_rank", self.prototype_rank, 1, min(clip_config.projection_dim, widths[1]))
         self.noise_source = self.noise_sources
 
     def to_dict(self) -> dict[str, Any]:
@@ -267,11 +263,28 @@ def resolve_layers(name: str, layers: int | list[int] | None, depth: int) -> lis
     if layers is None:
         layers = max(1, round(DEFAULT_DEPTH * depth))
     if isinstance(layers, int):
-        check_int(name, layers, 1, depth)
+        _check_int(name, layers, 1, depth)
         return list(range(depth - layers + 1, depth + 1))
     layers = list(layers)
     if not layers or len(set(layers)) < len(layers):
         raise ValueError(f"{name}={layers} must be different layer numbers between 1 and {depth}, at least one.")
     for layer in layers:
-        check_int(name, layer, 1, depth)
+        _check_int(name, layer, 1, depth)
     return sorted(layers)
+
+
+def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
+    allowed = f"at least {low}" if high is None else f"between {low} and {high}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise ValueError(f"{name}={value!r} must be an integer, {allowed}.")
+
+
+def _check_float(name: str, value: Any, low: float, high: float = FINITE) -> None:
+    allowed = f"at least {low:g}" if high == FINITE else f"between {low:g} and {high:g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{name}={value!r} must be a finite number, {allowed}.")
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {list(allowed)}.")

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPModel
 
 TEXT_CHUNK = 256
-
-_LOCK = Lock()
-_HELD: WeakKeyDictionary[nn.Module, tuple[int, list[nn.Module]]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -51,25 +46,14 @@ def frozen_text_features(clip: CLIPModel, input_ids: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a block; then each of its modules is in the mode it was in before.
-
-    Where blocks of several threads overlap, that happens after the last one.
-    """
-    with _LOCK:
-        count, training = _HELD.pop(model, (0, []))
-        training = training if count else [module for module in model.modules() if module.training]
-        _HELD[model] = count + 1, training
-        model.eval()
+    """Put a model into evaluation mode for a block; then each of its modules is in the mode it was in before."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
         yield
     finally:
-        with _LOCK:
-            count, training = _HELD.pop(model)
-            if count > 1:
-                _HELD[model] = count - 1, training
-            else:
-                for module in training:
-                    module.training = True
+        for module in training:
+            module.training = True
 
 
 def ensemble(features: Tensor, num_templates: int) -> Tensor:

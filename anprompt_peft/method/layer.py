@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -14,32 +11,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .class_texts import ClassSet
 from .config import ANPromptConfig
 from .features import PromptContext
 from .noise import Fitted
 
 TOKEN_STD = 0.02
 LOW_RANK_STD = 0.02
-
-
-class Choice(NamedTuple):
-    """What one call of a model runs with, whatever other threads choose meanwhile.
-
-    Attributes:
-        head (`ANPromptHead`): of the model.
-        adapter (`str`): the active adapter, empty if there is none.
-        disabled (`bool`): whether adapters are off.
-        classes (`ClassSet`, *optional*): the classes asked for; `None` means those of the adapter.
-    """
-
-    head: ANPromptHead
-    adapter: str
-    disabled: bool
-    classes: ClassSet | None
-
-
-_CHOICE: ContextVar[Choice | None] = ContextVar("anprompt_choice", default=None)
 
 
 class LowRank(nn.Module):
@@ -182,30 +159,9 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         self.anprompt_class_ids[adapter_name].copy_(ids)
 
     @property
-    def choice(self) -> Choice | None:
-        """What the call that is going on in this thread runs with; `None` outside of calls and where compiled."""
-        choice = None if torch.compiler.is_compiling() else _CHOICE.get()
-        return choice if choice is not None and choice.head is self else None
-
-    @contextmanager
-    def holding(self, choice: Choice) -> Iterator[None]:
-        """Let this thread's calls within a block run with a choice."""
-        token = _CHOICE.set(choice)
-        try:
-            yield
-        finally:
-            _CHOICE.reset(token)
-
-    @property
     def adapter(self) -> str:
         """Name of the active adapter, empty if there is none."""
-        active = [self.choice.adapter] if self.choice else self.active_adapters
-        return active[0] if active else ""
-
-    @property
-    def disable_adapters(self) -> bool:
-        """Whether adapters are off."""
-        return self.choice.disabled if self.choice else super().disable_adapters
+        return self.active_adapters[0] if self.active_adapters else ""
 
     @property
     def active_config(self) -> ANPromptConfig | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -10,8 +11,6 @@ from types import NoneType
 from typing import Any
 
 from huggingface_hub.utils import validate_repo_id
-
-from ..checks import is_number
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -51,7 +50,7 @@ class Metric:
         if not (_is_list(self.seeds) and _is_list(self.interval or ())):
             raise ValueError(f"{self.type}: seeds={self.seeds!r} and interval={self.interval!r} must be lists.")
         baseline = () if self.baseline is None else (self.baseline,)
-        if not all(map(is_number, (self.value, *(self.interval or ()), *baseline))):
+        if not all(map(_is_number, (self.value, *(self.interval or ()), *baseline))):
             raise ValueError(
                 f"{self.type}: value={self.value!r}, interval={self.interval!r} and baseline={self.baseline!r} must "
                 "be finite numbers."
@@ -134,3 +133,10 @@ def _is_text(value: Any) -> bool:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -math.inf < value < math.inf and (isinstance(value, float) or value.bit_length() < 1024)

@@ -19,7 +19,7 @@ from transformers import CLIPModel
 
 from ..data.images import IMAGE, CorruptImageError, naming, open_image, to_rgb
 from ..data.transform import ClipTransform
-from ..method.features import evaluating
+from ..fast.choice import evaluating_together
 from ..tuner import adapted_clip
 
 Source = str | os.PathLike[str] | Image.Image
@@ -155,7 +155,7 @@ def _ranker(model: PeftModel | CLIPModel, top_k: int) -> Ranker:
     def rank(pixels: Tensor) -> list[Ranking]:
         if choice.adapter not in clip.head.configs:
             raise RuntimeError(f"The adapter {choice.adapter!r} was deleted after predict was called.")
-        with evaluating(model), clip.head.holding(choice):
+        with evaluating_together(model), clip.head.holding(choice):
             shares = model(pixel_values=pixels.to(clip.device)).logits.softmax(dim=-1)
         rows = zip(*(each.tolist() for each in shares.topk(count)), strict=True)
         return [[(classes.names[at], share) for share, at in zip(*row, strict=True)] for row in rows]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from .tensors import check_file, check_tensors
 HUB = set(inspect.signature(hf_hub_download).parameters) - {"repo_id", "filename", "subfolder"}
 
 logger = logging.getLogger(__name__)
+
+_LOADING: ContextVar[bool] = ContextVar("anprompt_loading", default=False)
 
 
 def guard() -> None:
@@ -69,7 +73,7 @@ def _from_json_file(stock: Callable[..., Any]) -> Callable[..., Any]:
             attributes = stock(cls, path_json_file, **kwargs)
         except (RecursionError, ValueError, TypeError) as error:
             raise ValueError(f"{path_json_file} is no JSON object that can be read: {error}") from error
-        return check_attributes(str(path_json_file), attributes)
+        return _for_loading(check_attributes(str(path_json_file), attributes))
 
     return from_json_file
 
@@ -98,7 +102,7 @@ def _from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
             return stock(cls, model, model_id, adapter_name, is_trainable, config, *args, **kwargs)
         check_backbone(model)
         check_file(weights_file(model_id, **_hub(kwargs)), config, model)
-        with restored_on_error(model):
+        with _loading(model):
             return stock(cls, model, model_id, adapter_name, is_trainable, config, *args, **kwargs)
 
     return from_pretrained
@@ -111,7 +115,7 @@ def _load_adapter(stock: Callable[..., Any]) -> Callable[..., Any]:
         config = self.peft_config.get(adapter_name) or _read_config(model_id, **kwargs)
         if isinstance(config, ANPromptConfig):
             check_file(weights_file(model_id, **_hub(kwargs)), config, self.get_base_model())
-        with restored_on_error(self):
+        with _loading(self):
             return stock(self, model_id, adapter_name, *args, **kwargs)
 
     return load_adapter
@@ -144,7 +148,10 @@ def _native_load_adapter(stock: Callable[..., Any]) -> Callable[..., Any]:
                 check_tensors(adapter_state_dict, config, self)
             elif name is not None:
                 check_file(weights_file(name, **_hub(hub)), config, self)
-        guarded = restored_on_error(self) if isinstance(config, ANPromptConfig) else nullcontext()
+            if peft_config is not None:
+                peft_config = copy.copy(config)
+                peft_config.init_noise_prompts = False
+        guarded = _loading(self) if isinstance(config, ANPromptConfig) else nullcontext()
         with guarded:
             return stock(self, peft_model_id, adapter_name, peft_config, adapter_state_dict, *args, **kwargs)
 
@@ -193,9 +200,30 @@ def _auto_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
 def _read_config(model_id: Any, **kwargs: Any) -> Any:
     """Return the configuration of an adapter if it is one of this method, else `None`."""
     hub = _hub(kwargs)
-    return (
-        ANPromptConfig.from_pretrained(model_id, **hub) if PeftConfig._get_peft_type(model_id, **hub) == NAME else None
-    )
+    with _noise_prompts_from_weights():
+        method = PeftConfig._get_peft_type(model_id, **hub)
+        return ANPromptConfig.from_pretrained(model_id, **hub) if method == NAME else None
+
+
+@contextmanager
+def _loading(model: Any) -> Iterator[None]:
+    with _noise_prompts_from_weights(), restored_on_error(model):
+        yield
+
+
+@contextmanager
+def _noise_prompts_from_weights() -> Iterator[None]:
+    """Within this block configurations are those of adapters that are loaded: their noise prompts are not computed."""
+    token = _LOADING.set(True)
+    try:
+        yield
+    finally:
+        _LOADING.reset(token)
+
+
+def _for_loading(attributes: dict[str, Any]) -> dict[str, Any]:
+    own = _LOADING.get() and attributes.get("peft_type") == NAME
+    return {**attributes, "init_noise_prompts": False} if own else attributes
 
 
 def _hub(kwargs: dict[str, Any]) -> dict[str, Any]:

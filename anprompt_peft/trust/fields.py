@@ -10,8 +10,7 @@ from typing import Any, get_type_hints
 from huggingface_hub.dataclasses import type_validator
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from ..checks import check_format
-from ..method.config import ANPromptConfig
+from ..method.config import FORMAT_VERSION, ANPromptConfig
 from ..method.registration import NAME
 from ..publish.facts import TrainingFacts
 
@@ -23,13 +22,14 @@ TYPES: dict[str, Any] = {
     "descriptions": dict[str, list[str] | str] | None,
 }
 KNOWN = {*TYPES, "format_version"}
+CAPS = {"num_virtual_tokens": 1024, "num_noise_tokens": 1024, "latent_dim": 65536, "noise_draws": 1000}
+"""Far beyond any use; without them a small file could ask for much memory or time."""
 
 
 def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
     """Return what a configuration file holds, for use.
 
-    Only that of this method's adapters is looked into. Noise prompts are never computed for a loaded adapter: they
-    come with its weights.
+    Only that of this method's adapters is looked into.
 
     Args:
         path (`str`): the file, for messages.
@@ -45,7 +45,7 @@ def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
         raise ValueError(f"{path}: peft_type={_short(method)} is no method of the installed PEFT.")
     if method != NAME:
         return attributes
-    check_format(attributes.get("format_version", 1))
+    _check_format(attributes.get("format_version", 1))
     for name, value in attributes.items():
         if name in TYPES:
             _check_field(name, value)
@@ -53,7 +53,7 @@ def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
         TrainingFacts.from_dict(attributes.get("training_facts"))
     except ValueError as error:
         raise ValueError(f"training_facts in an adapter's configuration: {error}") from error
-    return {**attributes, "init_noise_prompts": False}
+    return attributes
 
 
 def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,11 +71,24 @@ def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _check_field(name: str, value: Any) -> None:
     _check_plain(name, value)
     kind = TYPES[name]
+    if isinstance(value, int) and value > CAPS.get(name, value):
+        raise ValueError(f"{name}={value!r} is more than this package handles, which is {CAPS[name]}.")
     try:
         type_validator(name, value, int | float if kind is float else kind)
     except TypeError:
         wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         raise ValueError(f"{name}={_short(value)} in an adapter's configuration must be of type {wanted}.") from None
+
+
+def _check_format(version: Any) -> None:
+    """Raise `ValueError` unless this version of the package reads configurations of that `format_version`."""
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"format_version={_short(version)} must be an integer, at least 1.")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"format_version={_short(version)}: a newer version of this package saved the adapter, and this one reads "
+            f"up to {FORMAT_VERSION}. Upgrade it: pip install --upgrade anprompt-peft."
+        )
 
 
 def _check_plain(name: str, value: Any, depth: int = 0) -> None:
