@@ -17,10 +17,10 @@ from ..files import whole_file
 from .curves import Point, linear_ticks
 from .page import shown
 
-WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 320, 118, 12, 8, 22, 26
+WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 360, 158, 12, 8, 22, 26
 MARGIN = 0.05
 TICKS = 5
-LONGEST = 17
+LONGEST = 22
 
 
 @dataclass(frozen=True)
