@@ -11,7 +11,10 @@ import pytest
 import kill
 from export_folder import export
 
-pytestmark = pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="needs os.fork")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(sys.modules["os"], "fork"), reason="needs os.fork"),
+]
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "digits"
 
 
-@pytest.mark.parametrize("kills", [pytest.param(3, id="3"), pytest.param(100, id="100", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, 100])
 @pytest.mark.parametrize("name", kill.RUNS)
 def test_killed_trainings_resume_exactly(name: str, kills: int, data: Path, tmp_path: Path) -> None:
     counts = kill.kill_and_resume(name, data, tmp_path / "work", kills)
@@ -31,7 +34,6 @@ def test_killed_trainings_resume_exactly(name: str, kills: int, data: Path, tmp_
     assert counts["same weights"] == counts["runs"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", kill.RUNS)
 def test_a_full_disk_is_told_and_the_run_can_go_on(name: str, data: Path, tmp_path: Path) -> None:
     counts = kill.fill_and_resume(name, data, tmp_path / "work", every=7)
