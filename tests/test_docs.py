@@ -64,6 +64,7 @@ NOT_RUN = {
     r"(python -m )?pip install .*": "there is no network; test_installs reads it",
     r"git clone .*": "there is no network",
     r"python3 run\.py test": "it is this suite",
+    r"python3 run\.py compare": "minutes of training; test_embedded.py runs its script small",
     r"python3 run\.py digits.*": "minutes of training; test_digits.py runs its script small",
     r"python3 run\.py classify .*": "it needs the result of `digits`; test_digits.py runs its script",
     r"python benchmarks/.*": "minutes at the size of ViT-B/16; test_benchmarks.py runs it small",

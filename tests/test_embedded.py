@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
+import compare
 import data
 import icons
 import pretrain_embedded
+from anprompt_peft.evaluation.peers import make_method
 from development import BAND, FEW, development_figures, first_of, mistyped
 from glyphs import CHARS
 from glyphs import make_bank as character_bank
@@ -420,3 +423,31 @@ def test_characters_are_no_icons() -> None:
     names = {glyph.concept for family in (*PRETRAINING, *UNSEEN) for glyph in glyphs(family)}
     assert not [name for name in names if name.startswith(("alpha ", "numeric ")) or len(name) == 1]
     assert isinstance(PHOSPHOR, Family)
+
+
+def test_the_comparison_writes_tables_and_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With two methods of its grid, and one seed."""
+    grid = yaml.safe_load(compare.GRID.read_text())
+    (tmp_path / "two.yaml").write_text(
+        yaml.safe_dump({**grid, "methods": {name: grid["methods"][name] for name in ("zero-shot", "linear-probe")}})
+    )
+    monkeypatch.setattr(compare, "GRID", tmp_path / "two.yaml")
+    monkeypatch.setenv("PYTHONPATH", "")
+    output = tmp_path / "out"
+    assert compare.main(["--output", str(output), "--seeds", "1", "--jobs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "linear-probe" in printed
+    assert printed.endswith(f"Written to {output}/: page.html, results.jsonl, a folder for each cell\n")
+    assert "linear-probe" in (output / "page.html").read_text()
+
+
+def test_the_grids_name_methods_and_data_that_there_are() -> None:
+    for path in compare.FOLDER.glob("*.yaml"):
+        grid = yaml.safe_load(path.read_text())
+        for name, settings in grid["methods"].items():
+            values = dict(settings or {})
+            make_method(values.pop("method", name), **values)
+        names = grid["data"] if isinstance(grid["data"], list) else [grid["data"], grid.get("target", "data:icons")]
+        assert all(callable(getattr(data, each.removeprefix("data:"))) for each in names)

@@ -16,6 +16,7 @@ from pathlib import Path
 from anprompt_cli import main as anprompt
 
 FOLDER = Path(__file__).resolve().parent
+GRID = FOLDER / "compare.yaml"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.environ["PYTHONPATH"] = str(FOLDER)  # where every process finds the data sets
     sys.path.append(str(FOLDER))
-    grid = [f"--config={FOLDER}/compare.yaml", f"--model={FOLDER}/tiny_clip", f"--seeds={options.seeds}"]
+    grid = [f"--config={GRID}", f"--model={FOLDER}/tiny_clip", f"--seeds={options.seeds}"]
     page = options.output / "page.html"
     code = anprompt(["benchmark", *grid, f"--output={options.output}", f"--jobs={options.jobs}"])
     code = code or anprompt(["benchmark", "report", str(options.output), f"--html={page}"])
