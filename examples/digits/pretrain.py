@@ -6,7 +6,6 @@ No handwriting is seen in training: scikit-learn's digits only measure the finis
 """
 
 import argparse
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,88 +14,44 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPModel, CLIPProcessor
 
 from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
 from captions import captions_for, draw_captions
-from glyphs import BITMAP, CHARS, DIGITS, draw, make_bank
+from glyphs import CHARS, DIGITS, draw, make_bank
 from handwriting import CLASS_NAMES, TEMPLATE, load_split, select_classes
 from modelcard import model_card
+from tiny import (
+    MAX_LOGIT_SCALE,
+    TinyRecipe,
+    contrastive_loss,
+    learning_rate_factor,
+    make_image_processor,
+    make_model,
+    parameter_groups,
+)
 from tokenization import train_tokenizer
 from zeroshot import zero_shot_accuracy
 
-MAX_LOGIT_SCALE = math.log(100)
 BASE, NEW = tuple(range(5)), tuple(range(5, 10))
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(TinyRecipe):
     """Everything that the result depends on besides the seed."""
 
     steps: int = 2000
     batch_size: int = 128
     digit_share: float = 0.5  # of each batch, the rest are letters
-    learning_rate: float = 1e-3
-    warmup: float = 0.05  # share of the steps
-    weight_decay: float = 0.1
-    hidden: int = 128
-    layers: int = 4
-    heads: int = 4
-    mlp: int = 256
-    projection: int = 128
-    patch: int = 8  # pixels
-    context: int = 32  # tokens
-    merges: int = 128
 
 
 def make_processor(recipe: Recipe, mean: float, std: float) -> CLIPProcessor:
     """Tokenizer trained on all captions, and an image processor for 32 px with the given grey mean and deviation."""
     texts = [caption for char in CHARS for caption in captions_for(char)]
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": BITMAP},
-        crop_size={"height": BITMAP, "width": BITMAP},
-        image_mean=[mean] * 3,
-        image_std=[std] * 3,
-    )
     tokenizer = train_tokenizer(texts, recipe.merges, recipe.context)
-    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer)
-
-
-def make_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A freshly initialised float32 model, drawn from torch's global random state."""
-    width: dict[str, Any] = {
-        "hidden_size": recipe.hidden,
-        "intermediate_size": recipe.mlp,
-        "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.heads,
-        "projection_dim": recipe.projection,
-    }
-    text = {
-        **width,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": recipe.context,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {**width, "image_size": BITMAP, "patch_size": recipe.patch}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection))
-
-
-def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
-    """Symmetric cross-entropy in which all pairs of equal class share the target equally.
-
-    Args:
-        logits: float [n, n], images along rows, captions along columns.
-        classes: int64 [n], class of each image and of its caption.
-    """
-    positive = (classes[:, None] == classes[None, :]).to(logits.dtype)
-    target = positive / positive.sum(dim=1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return CLIPProcessor(image_processor=make_image_processor(mean, std), tokenizer=tokenizer)
 
 
 def draw_chars(n: int, digit_share: float, rng: np.random.Generator) -> np.ndarray:
@@ -105,23 +60,6 @@ def draw_chars(n: int, digit_share: float, rng: np.random.Generator) -> np.ndarr
     return np.concatenate(
         [rng.integers(len(DIGITS), size=digits), rng.integers(len(DIGITS), len(CHARS), size=n - digits)]
     )
-
-
-def learning_rate_factor(step: int, recipe: Recipe) -> float:
-    """Linear warm-up to 1, then a cosine to 0."""
-    warmup = max(1, round(recipe.steps * recipe.warmup))
-    if step < warmup:
-        return (step + 1) / warmup
-    return (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup))) / 2
-
-
-def parameter_groups(model: CLIPModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only: biases, norms and the logit scale go without."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def pretrain(recipe: Recipe, seed: int) -> tuple[CLIPModel, CLIPProcessor]:

@@ -9,7 +9,6 @@ handwriting. Those only measure the finished model, on development concepts and 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))  # a script's own folder is all that Python adds
 
@@ -37,18 +36,26 @@ from development import development_figures
 from embedded_card import embedded_card
 from icon_captions import TEMPLATES, draw_caption
 from icon_drawing import draw_icons, make_bank
-from icons import PRETRAINING, SIZE, Glyph, caption_names, is_drawn
+from icons import PRETRAINING, Glyph, caption_names, is_drawn
 from icons import glyphs as glyphs_of
+from tiny import (
+    MAX_LOGIT_SCALE,
+    TinyRecipe,
+    contrastive_loss,
+    learning_rate_factor,
+    make_image_processor,
+    make_model,
+    parameter_groups,
+)
 from tokenization import train_tokenizer
 
-MAX_LOGIT_SCALE = math.log(100)
 WEIGHTS = "model.safetensors"
 TINY_CLIP = Path(__file__).resolve().parent / "tiny_clip"
 DRAWN_AT_ONCE = 500  # images
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(TinyRecipe):
     """Everything that the result depends on besides the seed."""
 
     steps: int = 2400
@@ -61,15 +68,8 @@ class Recipe:
     typos: float = 0.25  # share of the captions whose name has one typing error
     own_name: float = 0.5  # share of the captions that take the concept's own name in any case
     learning_rate: float = 1.5e-3
-    warmup: float = 0.05  # share of the steps
-    weight_decay: float = 0.1
     hidden: int = 192
-    layers: int = 4
-    heads: int = 4
     mlp: int = 384
-    projection: int = 128
-    patch: int = 8  # pixels
-    context: int = 32  # tokens
     merges: int = 2000
 
 
@@ -156,47 +156,7 @@ def tokenizer_of(recipe: Recipe, texts: list[Texts]) -> CLIPTokenizer:
 
 def make_processor(recipe: Recipe, texts: list[Texts], mean: float, std: float) -> CLIPProcessor:
     """The recipe's tokenizer, and an image processor with the given grey mean and deviation."""
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE},
-        crop_size={"height": SIZE, "width": SIZE},
-        image_mean=[mean] * 3,
-        image_std=[std] * 3,
-    )
-    return CLIPProcessor(image_processor=image_processor, tokenizer=tokenizer_of(recipe, texts))
-
-
-def make_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A freshly initialised float32 model, drawn from torch's global random state."""
-    width: dict[str, Any] = {
-        "hidden_size": recipe.hidden,
-        "intermediate_size": recipe.mlp,
-        "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.heads,
-        "projection_dim": recipe.projection,
-    }
-    text = {
-        **width,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": recipe.context,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = {**width, "image_size": SIZE, "patch_size": recipe.patch}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection))
-
-
-def contrastive_loss(logits: Tensor, kinds: Tensor) -> Tensor:
-    """Symmetric cross-entropy in which all pairs of equal kind share the target equally.
-
-    Args:
-        logits (`Tensor`): float [n, n], images along rows, captions along columns.
-        kinds (`Tensor`): int64 [n], of each image and of its caption.
-    """
-    positive = (kinds[:, None] == kinds[None, :]).to(logits.dtype)
-    target = positive / positive.sum(dim=1, keepdim=True)
-    cross_entropy = torch.nn.functional.cross_entropy
-    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    return CLIPProcessor(image_processor=make_image_processor(mean, std), tokenizer=tokenizer_of(recipe, texts))
 
 
 def text_features(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -239,23 +199,6 @@ def backward(
     for job in jobs:
         job.result()
     return loss.item()
-
-
-def learning_rate_factor(step: int, recipe: Recipe) -> float:
-    """Linear warm-up to 1, then a cosine to 0."""
-    warmup = max(1, round(recipe.steps * recipe.warmup))
-    if step < warmup:
-        return (step + 1) / warmup
-    return (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup))) / 2
-
-
-def parameter_groups(model: CLIPModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices only: biases, norms and the logit scale go without."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 def draw_batch(

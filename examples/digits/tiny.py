@@ -1,0 +1,92 @@
+"""What the tiny CLIPs of the examples share: size and schedule, a fresh model, and the contrastive loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+IMAGE_SIZE = 32  # pixels
+MAX_LOGIT_SCALE = math.log(100)
+
+
+@dataclass(frozen=True)
+class TinyRecipe:
+    """Size of a tiny CLIP, and how long and how fast it is trained."""
+
+    steps: int
+    learning_rate: float = 1e-3
+    warmup: float = 0.05  # share of the steps
+    weight_decay: float = 0.1
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 256
+    projection: int = 128
+    patch: int = 8  # pixels
+    context: int = 32  # tokens
+    merges: int = 128
+
+
+def make_image_processor(mean: float, std: float) -> CLIPImageProcessorPil:
+    """An image processor for 32 px with the given grey mean and deviation."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=[mean] * 3,
+        image_std=[std] * 3,
+    )
+
+
+def make_model(recipe: TinyRecipe, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A freshly initialised float32 model, drawn from torch's global random state."""
+    width: dict[str, Any] = {
+        "hidden_size": recipe.hidden,
+        "intermediate_size": recipe.mlp,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "projection_dim": recipe.projection,
+    }
+    text = {
+        **width,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": recipe.context,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**width, "image_size": IMAGE_SIZE, "patch_size": recipe.patch}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection))
+
+
+def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
+    """Symmetric cross-entropy in which all pairs of equal class share the target equally.
+
+    Args:
+        logits: float [n, n], images along rows, captions along columns.
+        classes: int64 [n], class of each image and of its caption.
+    """
+    positive = (classes[:, None] == classes[None, :]).to(logits.dtype)
+    target = positive / positive.sum(dim=1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def learning_rate_factor(step: int, recipe: TinyRecipe) -> float:
+    """Linear warm-up to 1, then a cosine to 0."""
+    warmup = max(1, round(recipe.steps * recipe.warmup))
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, recipe.steps - warmup))) / 2
+
+
+def parameter_groups(model: CLIPModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for matrices only: biases, norms and the logit scale go without."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
