@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,8 @@ import yaml
 
 RECORD, RESULTS = "run.yaml", "results.json"
 SECTIONS = ("adapter", "training")
+Parse = Callable[[Path, typer.Context], tuple[dict[str, Any], dict[str, dict[str, Any]]]]
+"""Reads a file into defaults of the options, by name, and further sections."""
 SHORTCUTS = {
     "template": ("adapter", "template"),
     "recipe": ("training", "recipe"),
@@ -98,9 +100,18 @@ def use_file(context: typer.Context, path: Path | None) -> Path | None:
         if not (output / RECORD).is_file():
             raise ValueError(f"--resume: no run was begun in {output}, as there is no {RECORD} in it.")
         path = path or output / RECORD
+    return set_defaults(context, path, _parse)
+
+
+def set_defaults(context: typer.Context, path: Path | None, parse: Parse) -> Path | None:
+    """Make what `parse` finds in a file the defaults of the options, and the command's sections; return the path.
+
+    Raises:
+        BadParameter: if the file cannot be understood, or says something unknown.
+    """
     if path is not None:
         try:
-            context.default_map, context.obj.sections = _parse(path, context)
+            context.default_map, context.obj.sections = parse(path, context)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise typer.BadParameter(f"{path}: {error}") from None
     return path

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 
-from .config_file import check_known, from_yaml
+from .config_file import check_known, from_yaml, set_defaults
 
 METHODS = "methods"
 
@@ -21,12 +20,7 @@ def use_grid(context: typer.Context, path: Path | None) -> Path | None:
     Raises:
         BadParameter: if the file cannot be understood, or says something unknown.
     """
-    if path is not None:
-        try:
-            context.default_map, context.obj.sections = _parse(path, context)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise typer.BadParameter(f"{path}: {error}") from None
-    return path
+    return set_defaults(context, path, _parse)
 
 
 def choose_methods(

@@ -12,6 +12,11 @@ class NonFiniteError(FloatingPointError):
     """A loss, a weight or a logit is NaN or infinite."""
 
 
+def own_tensors(adapter: str) -> re.Pattern[str]:
+    """Return a pattern to search for in the names of a model's tensors: it is in those of that adapter."""
+    return re.compile(rf"\.anprompt_\w+\.{re.escape(adapter)}(\.|$)")
+
+
 def check_finite(model: nn.Module, adapter: str) -> None:
     """Raise unless all of an adapter's weights and buffers are finite numbers.
 
@@ -22,7 +27,7 @@ def check_finite(model: nn.Module, adapter: str) -> None:
     Raises:
         NonFiniteError: names the first tensors that hold NaN or infinity.
     """
-    own = re.compile(rf"\.anprompt_\w+\.{re.escape(adapter)}(\.|$)")
+    own = own_tensors(adapter)
     tensors = chain(model.named_parameters(), model.named_buffers())
     broken = [name for name, each in tensors if own.search(name) and not each.is_meta and not each.isfinite().all()]
     if broken:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..evaluation.grid import Difference, Summary, make_tables, title_of
 from ..evaluation.grid.tables import AVERAGE, differences_title
 from ..files import whole_file
 from .curves import Point, linear_ticks
-from .page import shown
+from .page import environment
 
 WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 360, 158, 12, 8, 22, 26
 MARGIN = 0.05
@@ -64,14 +63,6 @@ def write_benchmark(summaries: Sequence[Summary], reference: str, path: str | os
 
 def render_benchmark(summaries: Sequence[Summary], reference: str) -> str:
     """Return the page as text. The same runs give the same text."""
-    environment = Environment(
-        loader=PackageLoader(__package__, "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(shown=shown)
     parts = [
         {
             "title": title_of(summary),
@@ -83,8 +74,10 @@ def render_benchmark(summaries: Sequence[Summary], reference: str) -> str:
         }
         for summary in summaries
     ]
-    return environment.get_template("benchmark.html").render(
-        parts=parts, reference=reference, width=WIDTH, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM
+    return (
+        environment()
+        .get_template("benchmark.html")
+        .render(parts=parts, reference=reference, width=WIDTH, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM)
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..publish.card import hyper_parameters
+from ..publish.finite import own_tensors
 from ..tuner import adapted_clip
 from .data import Geometry
 
@@ -60,7 +60,7 @@ def describe_adapter(model: Any) -> dict[str, Any]:
     """
     clip = adapted_clip(model)
     config, adapter = clip.active_config, clip.visual_projection.adapter
-    own = re.compile(rf"\.anprompt_\w+\.{re.escape(adapter)}(\.|$)")
+    own = own_tensors(adapter)
     size = sum(weight.numel() for name, weight in clip.named_parameters() if own.search(name))
     return {
         "base model": config.base_model_name_or_path or clip.name_or_path,

@@ -51,32 +51,41 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def render_report(data: ReportData) -> str:
-    """Return the page as text. The same data give the same text."""
-    environment = Environment(
+def environment() -> Environment:
+    """Return what the pages' templates are rendered in: everything that is filled in is escaped."""
+    pages = Environment(
         loader=PackageLoader(__package__, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, shown=shown, thumbnail=thumbnail, without_folder=without_folder)
+    pages.filters.update(percent=percent, shown=shown, thumbnail=thumbnail, without_folder=without_folder)
+    return pages
+
+
+def render_report(data: ReportData) -> str:
+    """Return the page as text. The same data give the same text."""
     losses = curves.loss_table(data.history)
     before: Sequence[Predictions | None] = data.zero_shot or [None] * len(data.predictions)
-    return environment.get_template("template.html").render(
-        data=data,
-        gains=tables.gains(data.predictions, data.zero_shot) if data.zero_shot else {},
-        results=_results(data),
-        sizes={part.name: tables.class_sizes(part) for part in data.predictions if tables.is_imbalanced(part)},
-        losses=losses,
-        chart=losses and curves.loss_chart(losses),
-        geometry=data.geometry and _geometry(data.geometry),
-        parts=[_part(part, old) for part, old in zip(data.predictions, before, strict=True)],
-        meanings=MEANINGS,
-        robustness=[(measured, robustness.charts(measured)) for measured in data.robustness],
-        strengths=robustness,
-        curves=curves,
-        plane=plane,
+    return (
+        environment()
+        .get_template("template.html")
+        .render(
+            data=data,
+            gains=tables.gains(data.predictions, data.zero_shot) if data.zero_shot else {},
+            results=_results(data),
+            sizes={part.name: tables.class_sizes(part) for part in data.predictions if tables.is_imbalanced(part)},
+            losses=losses,
+            chart=losses and curves.loss_chart(losses),
+            geometry=data.geometry and _geometry(data.geometry),
+            parts=[_part(part, old) for part, old in zip(data.predictions, before, strict=True)],
+            meanings=MEANINGS,
+            robustness=[(measured, robustness.charts(measured)) for measured in data.robustness],
+            strengths=robustness,
+            curves=curves,
+            plane=plane,
+        )
     )
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .prompt_training import FittedPrompts, PromptedCLIP, deep_prompts, fit_prompts
-from .prompted import TEXT_CHUNK, WORDS, Context, depth_in
+from .prompt_training import FittedPrompts, PromptedCLIP, fit_prompts, prompts_of_both
+from .prompted import TEXT_CHUNK, WORDS, Context
 from .training import Recipe
 
 PUBLISHED_DEPTH = 12
@@ -40,11 +40,5 @@ class IVLP:
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens."""
         clip = PromptedCLIP(backbone, Context(self.words, self.text_tokens), self.text_chunk)
-        learner = deep_prompts(
-            clip,
-            text_depth=depth_in(clip.text_layers, self.depth, PUBLISHED_DEPTH),
-            vision_depth=depth_in(clip.vision_layers, self.depth, PUBLISHED_DEPTH),
-            vision_tokens=self.vision_tokens,
-            seed=seed,
-        )
+        learner = prompts_of_both(clip, self.depth, PUBLISHED_DEPTH, self.vision_tokens, seed)
         return fit_prompts(clip, learner, shots, classes, self.recipe, seed)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone, KeptFeatures
 from ..task import ClassTexts, ImageSet
-from .prompted import TEXT_CHUNK, Context, Prompts, encode_images, encode_texts, random_prompts
+from .prompted import TEXT_CHUNK, Context, Prompts, depth_in, encode_images, encode_texts, random_prompts
 from .training import Batch, Recipe, seeded, train
 from .views import features_of
 
@@ -187,3 +187,11 @@ def deep_prompts(clip: PromptedCLIP, text_depth: int, vision_depth: int, vision_
             text += [random_prompts(len(text[0]), text_width) for _ in range(text_depth - 1)]
         vision = [random_prompts(vision_tokens, vision_width) for _ in range(vision_depth)]
     return Learner(Prompts(tuple(text), tuple(vision)), clip.like)
+
+
+def prompts_of_both(clip: PromptedCLIP, depth: int | None, published: int, vision_tokens: int, seed: int) -> Learner:
+    """Return [`deep_prompts`] for both encoders, in as many layers of each as [`depth_in`] says."""
+    text_depth, vision_depth = (
+        depth_in(layers, depth, published) for layers in (clip.text_layers, clip.vision_layers)
+    )
+    return deep_prompts(clip, text_depth, vision_depth, vision_tokens, seed)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .prompt_training import Features, FittedPrompts, PromptedCLIP, deep_prompts, detached, fit_prompts
-from .prompted import TEXT_CHUNK, WORDS, Context, Prompts, depth_in
+from .prompt_training import Features, FittedPrompts, PromptedCLIP, detached, fit_prompts, prompts_of_both
+from .prompted import TEXT_CHUNK, WORDS, Context, Prompts
 from .training import Batch, Recipe
 from .views import features_of
 
@@ -61,13 +61,7 @@ class PromptSRC:
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens."""
         clip = PromptedCLIP(backbone, Context(self.words, self.text_tokens), self.text_chunk)
-        learner = deep_prompts(
-            clip,
-            text_depth=depth_in(clip.text_layers, self.depth, PUBLISHED_DEPTH),
-            vision_depth=depth_in(clip.vision_layers, self.depth, PUBLISHED_DEPTH),
-            vision_tokens=self.vision_tokens,
-            seed=seed,
-        )
+        learner = prompts_of_both(clip, self.depth, PUBLISHED_DEPTH, self.vision_tokens, seed)
         texts = tuple(dict.fromkeys((*classes.templates, *self.templates)))
         frozen_text = backbone.class_features(replace(classes, templates=texts)).to(clip.like)
 
