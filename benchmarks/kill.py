@@ -37,7 +37,7 @@ from anprompt_peft.data import ClipTransform, class_names_of, load_image_data
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 from export_folder import export
 
-TINY_CLIP = Path(__file__).parents[1] / "examples" / "digits" / "tiny_clip"
+TINY_CLIP = Path(__file__).parents[1] / "examples" / "embedded" / "tiny_clip"
 WEIGHTS = "adapter_model.safetensors"
 ADDING = {"open", "os.mkdir", "os.rename"}
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.unlink"}

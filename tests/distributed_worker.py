@@ -214,7 +214,7 @@ def run_script(digits: Path, output: Path, *more: str, stop_after: int | None = 
             raise StoppedError
 
     forget_accelerators()
-    arguments = ["--data", str(digits), "--model", str(EXAMPLES / "digits" / "tiny_clip"), "--output", str(output)]
+    arguments = ["--data", str(digits), "--model", str(EXAMPLES / "embedded" / "tiny_clip"), "--output", str(output)]
     arguments += ["--shots", "2", "--epochs", "2", "--batch-size", "2", "--accumulate", "2", *more]
     with (
         mock.patch.object(script, "save_newest", save_and_stop),

@@ -48,7 +48,7 @@ from handwriting import CLASS_NAMES, TEMPLATE
 from hub_server import HubHandler, HubServer, Route
 
 ROOT = Path(__file__).parents[1]
-TINY_CLIP = ROOT / "examples" / "digits" / "tiny_clip"
+TINY_CLIP = ROOT / "examples" / "embedded" / "tiny_clip"
 LIMIT = 6
 STEPS_PER_EPOCH = 5
 WEIGHTS = "adapter_model.safetensors"

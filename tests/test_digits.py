@@ -1,4 +1,4 @@
-"""The digits job end to end at reduced size, and the command that classifies an image with its adapter."""
+"""The handwritten digits, their job end to end at reduced size, and the command that classifies with its adapter."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from peft import AutoPeftModel
 from PIL import Image
+from sklearn.datasets import load_digits
 
 import base_to_new
 import classify
 from anprompt_peft.evaluation import BaseToNew, Estimate
-from handwriting import CLASS_NAMES
+from handwriting import CLASS_NAMES, SPLITS, load_split, select_classes, split_indices
+
+SPLIT_ROWS = {"recipe": [3, 5, 7, 9, 13], "train": [6, 15, 24, 25, 28], "test": [0, 1, 2, 4, 8]}
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,45 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     """One seed and few epochs of the real job, on the real data."""
     folder = tmp_path_factory.mktemp("digits") / "out"
     return folder, base_to_new.main(["--seeds", "1", "--epochs", "5", "--output", str(folder)])
+
+
+def test_splits_are_disjoint_stratified_and_deterministic() -> None:
+    labels = load_digits().target
+    parts = split_indices(labels)
+    assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(len(labels)))
+    for name, share in zip(SPLITS, (0.4, 0.2, 0.4), strict=True):
+        counts = np.bincount(labels[parts[name]], minlength=10)
+        np.testing.assert_allclose(counts, share * np.bincount(labels), atol=1.5)
+        np.testing.assert_array_equal(parts[name], split_indices(labels)[name])
+
+
+def test_split_rows_are_the_ones_reported_figures_were_taken_on() -> None:
+    first = {name: rows[:5].tolist() for name, rows in split_indices(load_digits().target).items()}
+    assert first == SPLIT_ROWS
+
+
+def test_images_keep_the_ink() -> None:
+    images, labels = load_split("train")
+    assert len(images) == len(labels) == 359
+    assert labels.dtype == np.int64
+    assert {(image.mode, image.size) for image in images} == {("RGB", (32, 32))}
+    counts = load_digits().images[split_indices(load_digits().target)["train"]]
+    means = np.array([np.asarray(image).mean() / 255 for image in images])
+    np.testing.assert_allclose(means, counts.mean(axis=(1, 2)) / 16, atol=0.03)
+
+
+def test_unknown_split_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'valid'.*recipe, train, test"):
+        load_split("valid")
+
+
+def test_select_classes_renumbers() -> None:
+    images, labels = load_split("train")
+    kept, renumbered = select_classes(images, labels, [7, 3])
+    assert len(kept) == (labels == 7).sum() + (labels == 3).sum()
+    np.testing.assert_array_equal(renumbered, (labels[np.isin(labels, [3, 7])] == 3).astype(np.int64))
+    with pytest.raises(ValueError, match="repeat"):
+        select_classes(images, labels, [1, 1])
 
 
 @pytest.mark.parametrize("split", base_to_new.SPLITS)

@@ -177,7 +177,7 @@ def test_a_training_stopped_within_an_epoch_resumes_exactly(ranks: list[dict[str
 
 
 def command(digits: Path, output: Path) -> list[str]:
-    data = ["--data", str(digits), "--model", str(EXAMPLES / "digits" / "tiny_clip"), "--output", str(output)]
+    data = ["--data", str(digits), "--model", str(EXAMPLES / "embedded" / "tiny_clip"), "--output", str(output)]
     return [str(SCRIPT), *data, "--shots", "2", "--epochs", "1"]
 
 

@@ -34,7 +34,7 @@ from helpers import scatter
 from hub_server import REVISION, HubHandler, HubServer, Route
 from test_data_hub import DatasetHandler
 
-TINY_CLIP = ROOT / "examples" / "digits" / "tiny_clip"
+TINY_CLIP = ROOT / "examples" / "embedded" / "tiny_clip"
 PAGES = documented.pages()
 SHELL = ("", "bash", "sh", "console")
 CLASSES = ("cat", "dog", "rabbit")

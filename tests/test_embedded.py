@@ -14,35 +14,44 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPModel,
+)
 
 import compare
 import data
 import icons
 import pretrain_embedded
 from anprompt_peft.evaluation.peers import make_method
+from character_drawing import BITMAP, CHARS, Deformation
+from character_drawing import draw as draw_characters
+from character_drawing import make_bank as character_bank
 from development import BAND, FEW, development_figures, first_of, mistyped
-from glyphs import CHARS
-from glyphs import make_bank as character_bank
+from embedded_card import embedded_card
+from handwriting import TEMPLATE as DIGIT_TEMPLATE
+from handwriting import load_split
 from icon_captions import TEMPLATE, TEMPLATES, UNSEEN_TEMPLATES, draw_caption, mistype
 from icon_drawing import CANVAS, Variation, draw_icons, make_bank
 from icons import PHOSPHOR, PRETRAINING, REMIX, UNSEEN, Family, concept_of, glyphs, without_style
 from pretrain_embedded import (
     Images,
-    Recipe,
     Texts,
     all_texts,
-    contrastive_loss,
     designers,
     draw_batch,
     draw_icon_pool,
     icon_glyphs,
-    make_model,
     pretrain,
     run,
     text_features,
     tokenizer_of,
 )
+from tiny import Recipe, contrastive_loss, learning_rate_factor, make_model, parameter_groups
 from tokenization import train_tokenizer
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -271,6 +280,56 @@ def test_concepts_of_many_designers_are_drawn_more_often() -> None:
     assert mean == pytest.approx((weights**2).sum() / weights.sum(), abs=0.2)
 
 
+def test_characters_follow_the_seed() -> None:
+    bank, chars = two_fonts(), np.arange(10).repeat(3)
+    first, again, other = (draw_characters(bank, chars, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert first.dtype == torch.uint8
+    assert first.shape == (30, BITMAP, BITMAP)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_characters_look_like_the_real_digits() -> None:
+    """Ink fills the height, and there is about as much of it, as in the recipe split."""
+    real = np.stack([np.asarray(image)[..., 0] for image in load_split("recipe")[0]]) / 255
+    drawn = draw_characters(two_fonts(), np.arange(500) % 10, np.random.default_rng(0)).numpy() / 255
+    assert abs(real.mean() - drawn.mean()) < 0.03
+    assert abs(real.std() - drawn.std()) < 0.05
+    assert (drawn.max(axis=2) > 0.1).mean() > 0.95
+
+
+def test_an_undeformed_character_keeps_its_shape() -> None:
+    bank = two_fonts()[:, :1]
+    still = Deformation(
+        rotation=0, shear=0, elastic=0, lift=0, width=(20, 20), margin=0, ink=(0.3, 0.3), blur=0, noise=0
+    )
+    zero, one = draw_characters(bank, np.array([0, 1]), np.random.default_rng(0)).float() / 255
+    plain = draw_characters(bank, np.array([0, 1]), np.random.default_rng(0), still).float() / 255
+    assert plain[0, 12:20, 12:20].mean() < 0.2, "a zero is hollow"
+    assert plain[1, :, 13:19].mean() > 0.6, "a one has a stem"
+    assert not torch.equal(plain[0], zero)
+    assert not torch.equal(plain[1], one)
+
+
+def test_captions_name_the_character() -> None:
+    texts = all_texts()[: len(CHARS)]
+    assert [text.names for text in texts[7:9]] == [("seven", "7"), ("eight", "8")]
+    assert DIGIT_TEMPLATE in texts[0].templates
+    assert "a photo of the capital letter A." in texts[10].templates
+    assert "a photo of the small letter a." in texts[CHARS.index("a")].templates
+    captions = [template.replace("{}", name).lower() for t in texts for name in t.names for template in t.templates]
+    assert len(captions) == len(set(captions)), "no caption fits two characters"
+
+
+def test_tokenizer_is_complete_and_has_clips_conventions() -> None:
+    tokenizer = train_tokenizer(["a photo of the digit two."], merges=20, context=32)
+    ids = tokenizer("A Phtoo of 东京, naïve 🙂!")["input_ids"]
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.index(tokenizer.eos_token_id) == len(ids) - 1, "nothing is unknown"
+    assert tokenizer("DIGIT")["input_ids"] == tokenizer("digit")["input_ids"]
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == len(tokenizer) - 1
+
+
 def test_a_batch_pairs_images_with_their_captions() -> None:
     pools = [(Images(torch.full((4, 32, 32), 51 * kind, dtype=torch.uint8), np.full(4, kind)), 3) for kind in (1, 2)]
     texts = [Texts((name,), ("{}",), typos=False) for name in ("zero", "one", "two")]
@@ -294,6 +353,23 @@ def test_equal_kinds_are_positives() -> None:
     logits = torch.tensor([[9.0, 9.0, 0.0], [9.0, 9.0, 0.0], [0.0, 0.0, 9.0]])
     assert contrastive_loss(logits, torch.tensor([4, 4, 2])).item() == pytest.approx(2 / 3 * np.log(2), abs=1e-3)
     assert contrastive_loss(-logits, torch.tensor([4, 4, 2])) > 5
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    recipe = Recipe(steps=110, warmup=10 / 110)
+    factors = [learning_rate_factor(step, recipe) for step in (0, 4, 9, 10, 60, 110)]
+    assert factors == pytest.approx([0.1, 0.5, 1, 1, 0.5, 0])
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    model = make_model(TINY, train_tokenizer(["search"], merges=5, context=32))
+    decayed, others = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0)
+    plain = {
+        id(parameter) for name, parameter in model.named_parameters() if re.search(r"bias|norm|scale|class_", name)
+    }
+    assert {id(parameter) for parameter in others["params"]} == plain
+    assert len(plain) + len(decayed["params"]) == len(list(model.parameters()))
 
 
 def test_the_default_recipe_takes_the_shipped_tokenizer() -> None:
@@ -328,6 +404,17 @@ def test_pretraining_leaves_global_state_alone() -> None:
     pretrain(replace(TINY, steps=1), seed=0)
     assert torch.equal(torch.rand(4), expected)
     assert torch.get_num_threads() == threads
+
+
+def test_output_is_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    monkeypatch.setattr("sys.argv", ["pretrain_embedded.py", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        pretrain_embedded.main()
+    assert "is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_other_names_in_the_figures() -> None:
@@ -389,10 +476,30 @@ def test_development_data_share_nothing_with_the_reported() -> None:
     assert reported.isdisjoint(chosen)
 
 
+def test_the_shipped_model_loads_through_the_auto_classes() -> None:
+    tokenizer, processor = AutoTokenizer.from_pretrained(TINY_CLIP), AutoProcessor.from_pretrained(TINY_CLIP)
+    images = load_split("train")[0][:2]
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(TINY_CLIP, backend="pil")
+    except ImportError:  # older releases of transformers ask for torchvision here
+        image_processor = CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
+    pixels = image_processor(images=images, return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (2, 3, 32, 32)
+    assert torch.equal(pixels, processor(images=images, return_tensors="pt")["pixel_values"])
+    assert tokenizer("a photo.")["input_ids"] == processor.tokenizer("a photo.")["input_ids"]
+    model = AutoModel.from_pretrained(TINY_CLIP)
+    assert isinstance(model, CLIPModel)
+    text = model.config.text_config
+    assert (text.bos_token_id, text.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert (text.eos_token_id, text.vocab_size) == (len(tokenizer) - 1, len(tokenizer))
+    assert tokenizer.model_max_length == text.max_position_embeddings
+
+
 def test_shipped_weights_have_the_recorded_figures() -> None:
     assert sum(path.stat().st_size for path in TINY_CLIP.iterdir()) < MAX_BYTES
     record = json.loads((TINY_CLIP / "training.json").read_text())
     assert Recipe(**record["recipe"]) == Recipe()
+    assert (TINY_CLIP / "README.md").read_text() == embedded_card(record)
     model, processor = AutoModel.from_pretrained(TINY_CLIP), AutoProcessor.from_pretrained(TINY_CLIP)
     assert model.num_parameters() == record["parameters"]
     recorded = record["zero_shot_accuracy_development"]

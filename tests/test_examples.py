@@ -14,7 +14,7 @@ import train_trainer
 from export_folder import export
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY_CLIP = ROOT / "examples" / "digits" / "tiny_clip"
+TINY_CLIP = ROOT / "examples" / "embedded" / "tiny_clip"
 TEMPLATE = "a photo of the digit {}."
 
 

@@ -43,7 +43,7 @@ from conftest import IMAGE_SIZE, MakeClip
 from export_folder import export
 from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
 
-TINY_CLIP = worker.EXAMPLES / "digits" / "tiny_clip"
+TINY_CLIP = worker.EXAMPLES / "embedded" / "tiny_clip"
 WEIGHTS = "adapter_model.safetensors"
 
 

@@ -52,7 +52,7 @@ from conftest import CONTEXT, IMAGE_SIZE
 from handwriting import CLASS_NAMES, TEMPLATE
 from helpers import CLASSES, adapt, logits, scatter
 
-TINY_CLIP = Path(__file__).parents[1] / "examples" / "digits" / "tiny_clip"
+TINY_CLIP = Path(__file__).parents[1] / "examples" / "embedded" / "tiny_clip"
 NAMES = ("golden retriever", "annual crop land", "red car", "blue car", "car", "siamese cat")
 TEMPLATES = ("a photo of a {}.", "a blurry photo of the {}, a type of thing!")
 TEXTS = ClassTexts(NAMES, TEMPLATES)

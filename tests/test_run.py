@@ -19,7 +19,7 @@ from base_to_new import parse
 from handwriting import CLASS_NAMES, TEMPLATE
 
 ROOT = Path(__file__).parents[1]
-TINY_CLIP = ROOT / "examples" / "digits" / "tiny_clip"
+TINY_CLIP = ROOT / "examples" / "embedded" / "tiny_clip"
 
 
 @pytest.fixture

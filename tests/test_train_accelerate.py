@@ -20,7 +20,7 @@ import distributed_worker as worker
 from anprompt_peft.training import keep_adapter_only, newest, save_newest
 from helpers import logits, trainable
 
-TINY_CLIP = worker.EXAMPLES / "digits" / "tiny_clip"
+TINY_CLIP = worker.EXAMPLES / "embedded" / "tiny_clip"
 EPOCH_STEPS = 5  # 10 batches, 2 for a step of the optimizer
 STEPS = 2 * EPOCH_STEPS
 STATE = {"optimizer.bin", "scheduler.bin", "random_states_0.pkl", "custom_checkpoint_0.pkl"}

@@ -2,9 +2,10 @@
 
     python examples/digits/base_to_new.py [--output outputs/digits] [--seeds 10] [--shots 16]
 
-A tiny CLIP that has seen only rendered glyphs is adapted to a few handwritten digits of five classes (base). It is
-measured on other handwritten digits of these and, as unseen classes, of the other five (new). Base is 0-4, then 5-9,
-then the even digits. Writes results.json, results.png, the adapter of the first split and seed, and a few test images.
+A tiny CLIP that has seen only icons and rendered characters is adapted to a few handwritten digits of five classes
+(base). It is measured on other handwritten digits of these and, as unseen classes, of the other five (new). Base is
+0-4, then 5-9, then the even digits. Writes results.json, results.png, the adapter of the first split and seed, and a
+few test images.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ from anprompt_peft.training import RECIPES
 from charts import save_chart
 from handwriting import CLASS_NAMES, TEMPLATE, load_split, select_classes
 
-FOLDER = Path(__file__).resolve().parent
-TINY_CLIP = FOLDER / "tiny_clip"
+TINY_CLIP = Path(__file__).resolve().parents[1] / "embedded" / "tiny_clip"
 RECORD = "results.json"
 SPLITS = {
     "base 0-4, new 5-9": [0, 1, 2, 3, 4],
@@ -45,8 +45,8 @@ SPLITS = {
 FIRST = next(iter(SPLITS))
 ZERO_SHOT, ADAPTED, GAIN = "zero-shot CLIP", "ANPrompt", "difference"
 CAVEAT = (
-    "The tiny CLIP was pre-trained on rendered glyphs of all ten digits and on no handwriting: it was not adapted to "
-    "the 'new' classes, but has seen their glyphs."
+    "The tiny CLIP was pre-trained on rendered glyphs of all ten digits, among others, and on no handwriting: it was "
+    "not adapted to the 'new' classes, but has seen their glyphs."
 )
 DEVELOPMENT_NOTE = "Development run: shots and test images both come from the recipe split. Not a result."
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glyphs import affine_grid, normal, uniform
+from character_drawing import affine_grid, normal, uniform
 from icons import MARGIN, SIZE, Glyph, draw_glyph
 
 CANVAS = 64  # pixels, side of the square a glyph is kept in

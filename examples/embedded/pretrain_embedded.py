@@ -1,4 +1,4 @@
-"""Pre-train one tiny CLIP for digits and icons, from nothing, on rendered glyphs and their captions.
+"""Pre-train the tiny CLIP of the examples, from nothing, on rendered icons and characters and their captions.
 
     python examples/embedded/pretrain_embedded.py --output DIR [--seed 0] [--steps 2400]
 
@@ -28,19 +28,19 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))  # a script's own folder is all that Python adds
 
-import glyphs
+import character_drawing as characters
 from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
-from captions import DIGIT_TEMPLATES, DIGIT_WORDS, captions_for
+from character_captions import DIGIT_TEMPLATES, letter_captions
 from development import development_figures
 from embedded_card import embedded_card
+from handwriting import CLASS_NAMES
 from icon_captions import TEMPLATES, draw_caption
 from icon_drawing import draw_icons, make_bank
-from icons import PRETRAINING, Glyph, caption_names, is_drawn
-from icons import glyphs as glyphs_of
+from icons import PRETRAINING, Glyph, caption_names, glyphs, is_drawn
 from tiny import (
     MAX_LOGIT_SCALE,
-    TinyRecipe,
+    Recipe,
     contrastive_loss,
     learning_rate_factor,
     make_image_processor,
@@ -52,25 +52,6 @@ from tokenization import train_tokenizer
 WEIGHTS = "model.safetensors"
 TINY_CLIP = Path(__file__).resolve().parent / "tiny_clip"
 DRAWN_AT_ONCE = 500  # images
-
-
-@dataclass(frozen=True)
-class Recipe(TinyRecipe):
-    """Everything that the result depends on besides the seed."""
-
-    steps: int = 2400
-    icons: int = 192  # of each batch
-    digits: int = 48
-    letters: int = 16
-    icon_pool: int = 80_000  # images drawn beforehand, which the batches are taken from
-    character_pool: int = 24_000
-    noise: float = 0.03  # largest standard deviation, drawn anew in every batch
-    typos: float = 0.25  # share of the captions whose name has one typing error
-    own_name: float = 0.5  # share of the captions that take the concept's own name in any case
-    learning_rate: float = 1.5e-3
-    hidden: int = 192
-    mlp: int = 384
-    merges: int = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +74,7 @@ class Texts:
 @cache
 def icon_glyphs() -> tuple[Glyph, ...]:
     """All glyphs of the pre-training."""
-    return tuple(glyph for family in PRETRAINING for glyph in glyphs_of(family) if is_drawn(glyph))
+    return tuple(glyph for family in PRETRAINING for glyph in glyphs(family) if is_drawn(glyph))
 
 
 def designers(glyph_list: Sequence[Glyph]) -> np.ndarray:
@@ -105,9 +86,9 @@ def designers(glyph_list: Sequence[Glyph]) -> np.ndarray:
 
 
 def all_texts() -> list[Texts]:
-    """Texts of every character in `glyphs.CHARS`, then of every concept in `caption_names()`."""
-    digits = [Texts((word, digit), DIGIT_TEMPLATES) for word, digit in zip(DIGIT_WORDS, glyphs.DIGITS, strict=True)]
-    letters = [Texts(("",), tuple(captions_for(letter)), typos=False) for letter in glyphs.LETTERS]
+    """Texts of every character in `characters.CHARS`, then of every concept in `caption_names()`."""
+    digits = [Texts(names, DIGIT_TEMPLATES) for names in zip(CLASS_NAMES, characters.DIGITS, strict=True)]
+    letters = [Texts(("",), letter_captions(letter), typos=False) for letter in characters.LETTERS]
     return [*digits, *letters, *(Texts(names, TEMPLATES) for names in caption_names().values())]
 
 
@@ -119,25 +100,27 @@ def draw_icon_pool(recipe: Recipe, rng: np.random.Generator) -> Images:
     used, places = np.unique(rows, return_inverse=True)
     bank = make_bank([icons[row] for row in used])
     parts = [draw_icons(bank, places[i : i + DRAWN_AT_ONCE], rng) for i in range(0, len(rows), DRAWN_AT_ONCE)]
-    position = {concept: len(glyphs.CHARS) + i for i, concept in enumerate(caption_names())}
+    position = {concept: len(characters.CHARS) + i for i, concept in enumerate(caption_names())}
     kinds = np.array([position[icon.concept] for icon in icons])[rows]
     return Images(torch.cat([(part * 255).round().to(torch.uint8) for part in parts]), kinds)
 
 
 @cache
 def character_bank() -> Tensor:
-    """Skeletons of all characters, from `glyphs.make_bank`."""
-    return glyphs.make_bank()
+    """Skeletons of all characters, from `characters.make_bank`."""
+    return characters.make_bank()
 
 
 def draw_character_pool(recipe: Recipe, rng: np.random.Generator) -> tuple[Images, Images]:
-    """Digits and letters, drawn as in the digits example."""
+    """Digits and letters."""
     bank = character_bank()
     digits = recipe.character_pool * recipe.digits // (recipe.digits + recipe.letters)
-    first = rng.integers(len(glyphs.DIGITS), size=digits)
-    second = rng.integers(len(glyphs.DIGITS), len(glyphs.CHARS), size=recipe.character_pool - digits)
+    first = rng.integers(len(characters.DIGITS), size=digits)
+    second = rng.integers(len(characters.DIGITS), len(characters.CHARS), size=recipe.character_pool - digits)
     digit_images, letter_images = (
-        torch.cat([glyphs.draw(bank, kinds[i : i + DRAWN_AT_ONCE], rng) for i in range(0, len(kinds), DRAWN_AT_ONCE)])
+        torch.cat(
+            [characters.draw(bank, kinds[i : i + DRAWN_AT_ONCE], rng) for i in range(0, len(kinds), DRAWN_AT_ONCE)]
+        )
         for kinds in (first, second)
     )
     return Images(digit_images, first), Images(letter_images, second)
@@ -208,7 +191,7 @@ def draw_batch(
     chosen = [(pool, rng.integers(len(pool.kinds), size=n)) for pool, n in pools]
     grey = torch.cat([pool.grey[torch.from_numpy(rows)] for pool, rows in chosen]).float() / 255
     kinds = np.concatenate([pool.kinds[rows] for pool, rows in chosen])
-    noise = glyphs.normal(rng, 1, *grey.shape) * glyphs.uniform(rng, 0, recipe.noise, len(grey))[:, None, None]
+    noise = characters.normal(rng, 1, *grey.shape) * characters.uniform(rng, 0, recipe.noise, len(grey))[:, None, None]
     captions = []
     for kind in kinds.tolist():
         text = texts[kind]

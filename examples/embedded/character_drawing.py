@@ -1,9 +1,11 @@
-"""Glyphs drawn from matplotlib's bundled fonts, redrawn with a pen and sampled like the real digits.
+"""Training images of characters: glyphs of matplotlib's fonts, redrawn with a pen and sampled like the real digits.
 
 Each glyph is thinned to its skeleton once. A training image redraws the skeleton with a pen of random
 width after a random deformation, then goes through the sampling of the UCI digits: a 32 x 32 bitmap fitted
 to the glyph, ink counted in 4 x 4 blocks (0..16), and bicubic up-sampling to 32 x 32.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,7 @@
 """A small CLIP tokenizer trained on the captions."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What the tiny CLIPs of the examples share: size and schedule, a fresh model, and the contrastive loss."""
+"""The tiny CLIP: its recipe, a fresh model, and the loss and schedule of its pre-training."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ MAX_LOGIT_SCALE = math.log(100)
 
 
 @dataclass(frozen=True)
-class TinyRecipe:
-    """Size of a tiny CLIP, and how long and how fast it is trained."""
+class Recipe:
+    """Everything that the result depends on besides the seed."""
 
-    steps: int
-    learning_rate: float = 1e-3
+    steps: int = 2400
+    icons: int = 192  # of each batch
+    digits: int = 48
+    letters: int = 16
+    icon_pool: int = 80_000  # images drawn beforehand, which the batches are taken from
+    character_pool: int = 24_000
+    noise: float = 0.03  # largest standard deviation, drawn anew in every batch
+    typos: float = 0.25  # share of the captions whose name has one typing error
+    own_name: float = 0.5  # share of the captions that take the concept's own name in any case
+    learning_rate: float = 1.5e-3
     warmup: float = 0.05  # share of the steps
     weight_decay: float = 0.1
-    hidden: int = 128
+    hidden: int = 192
     layers: int = 4
     heads: int = 4
-    mlp: int = 256
+    mlp: int = 384
     projection: int = 128
     patch: int = 8  # pixels
     context: int = 32  # tokens
-    merges: int = 128
+    merges: int = 2000
 
 
 def make_image_processor(mean: float, std: float) -> CLIPImageProcessorPil:
@@ -42,7 +50,7 @@ def make_image_processor(mean: float, std: float) -> CLIPImageProcessorPil:
     )
 
 
-def make_model(recipe: TinyRecipe, tokenizer: CLIPTokenizer) -> CLIPModel:
+def make_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPModel:
     """A freshly initialised float32 model, drawn from torch's global random state."""
     width: dict[str, Any] = {
         "hidden_size": recipe.hidden,
@@ -75,7 +83,7 @@ def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def learning_rate_factor(step: int, recipe: TinyRecipe) -> float:
+def learning_rate_factor(step: int, recipe: Recipe) -> float:
     """Linear warm-up to 1, then a cosine to 0."""
     warmup = max(1, round(recipe.steps * recipe.warmup))
     if step < warmup:
