@@ -45,6 +45,7 @@ from anprompt_peft.evaluation import Predictions
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, RepeatableRows
 from export_folder import export
 from handwriting import CLASS_NAMES, TEMPLATE
+from helpers import adapt
 from hub_server import HubHandler, HubServer, Route
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +197,21 @@ def test_a_linear_probe_on_the_same_shots_is_measured_beside(trained: tuple[Path
     note = f"A linear probe on the same images is ahead: {ahead:.1f} against {ours:.1f} % (harmonic mean)."
     assert note in record["notes"]
     assert note in answer.err.splitlines()
+
+
+def test_measuring_leaves_the_model_as_it_is(clip: CLIPModel, clip_folder: Path, digits: Path) -> None:
+    processor, splits = CLIPProcessor.from_pretrained(clip_folder), load_image_data(str(digits))
+    model = adapt(clip, processor.tokenizer).train()
+    clip.logit_scale.requires_grad_()
+
+    def state() -> list[Any]:
+        learnable = [name for name, each in model.named_parameters() if each.requires_grad]
+        return [learnable, [each.training for each in model.modules()], model.class_names]
+
+    before = state()
+    measured = measuring.measure(model, {"test": splits["test"]}, processor, 8, 0, splits["train"])
+    assert state() == before
+    assert [each.name for each in measured.probe] == ["test"]
 
 
 def test_run_yaml_repeats_the_run_bit_for_bit(adapter: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from transformers import default_data_collator
 from anprompt_peft.data import ClipTransform, class_names_of
 from anprompt_peft.data.images import IMAGE
 from anprompt_peft.evaluation import Estimate, balanced_accuracy, class_sizes, is_imbalanced, macro_f1
-from anprompt_peft.evaluation.backbone import Backbone
-from anprompt_peft.evaluation.peers import make_method
+from anprompt_peft.evaluation.backbone import CLIPFeatures
+from anprompt_peft.evaluation.peers import METHODS
+from anprompt_peft.evaluation.peers.probe import LinearProbe
 from anprompt_peft.evaluation.tables import ClassRow, class_rows, estimates
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.report import Predictions, describe_adapter, predict
@@ -168,19 +169,20 @@ def measure(
     model.set_classes(None)
     if shots is not None:
         with model.disable_adapter():
-            measured.probe.extend(_probe(Backbone(adapted_clip(model), processor), shots, parts))
+            measured.probe.extend(_probe(CLIPFeatures(adapted_clip(model), processor), shots, parts))
     return measured
 
 
-def _probe(backbone: Backbone, shots: Dataset, parts: Mapping[str, Dataset]) -> Iterator[Predictions]:
+def _probe(frozen: CLIPFeatures, shots: Dataset, parts: Mapping[str, Dataset]) -> Iterator[Predictions]:
     """Yield a linear probe's predictions; classes without shots are zero-shot CLIP's."""
-    transform, templates = ClipTransform(backbone.processor), tuple(backbone.clip.active_config.templates)
+    transform, templates = ClipTransform(frozen.processor), tuple(frozen.clip.active_config.templates)
 
     def texts(dataset: Dataset) -> ClassTexts:
         return ClassTexts(tuple(class_names_of(dataset)), templates)
 
     seed = 0  # nothing is random
-    probe = make_method("linear-probe").fit(backbone, ImageSet(shots, transform, keep=False), texts(shots), seed)
+    method = LinearProbe(**METHODS["linear-probe"].settings)
+    probe = method.fit(frozen, ImageSet(shots, transform, keep=False), texts(shots), seed)
     for name, dataset in parts.items():
         images, classes = ImageSet(dataset, transform, keep=False), texts(dataset)
         probabilities = probe.logits(images, classes).softmax(dim=-1).numpy()

@@ -1,4 +1,4 @@
-"""The frozen CLIP that all methods start from; its features are computed once."""
+"""The frozen CLIP that all methods start from, and its features, which are computed once."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class KeptFeatures:
         return self._kept[images]
 
 
-class Backbone:
-    """A frozen CLIP with its processor. It keeps the features that it was asked for.
+class CLIPFeatures:
+    """Features of a CLIP in evaluation mode, without gradients; those asked for are kept. The CLIP stays as it is.
 
     Args:
-        clip (`CLIPModel`): without adapters; its parameters are frozen.
+        clip (`CLIPModel`): without adapters, or with them switched off.
         processor (`CLIPProcessor`): its tokenizer and image processor.
     """
 
     def __init__(self, clip: CLIPModel, processor: Any) -> None:
-        self.clip: Any = clip.eval().requires_grad_(False)
+        self.clip: Any = clip
         self.processor = processor
         self._images = KeptFeatures(self.encode_images)
         self._unprojected = KeptFeatures(self.encode_unprojected)
@@ -57,11 +57,7 @@ class Backbone:
     @property
     def logit_scale(self) -> float:
         """The factor of cosine similarities, exp of CLIP's parameter."""
-        return float(self.clip.logit_scale.exp())
-
-    def copy(self) -> Any:
-        """Return a CLIP of its own for a method that changes it, frozen, in evaluation mode."""
-        return copy.deepcopy(self.clip)
+        return float(self.clip.logit_scale.detach().exp())
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Return the token ids of n texts, int64 `[n, L]`, padded and cut to the longest that CLIP takes."""
@@ -108,3 +104,19 @@ class Backbone:
     def zero_shot_logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return the frozen CLIP's logits, at least float32 `[n, C]`."""
         return self.logit_scale * self.image_features(images) @ self.class_features(classes).T
+
+
+class Backbone(CLIPFeatures):
+    """The CLIP that methods start from, with its features.
+
+    Args:
+        clip (`CLIPModel`): without adapters; it is frozen and put into evaluation mode.
+        processor (`CLIPProcessor`): its tokenizer and image processor.
+    """
+
+    def __init__(self, clip: CLIPModel, processor: Any) -> None:
+        super().__init__(clip.eval().requires_grad_(False), processor)
+
+    def copy(self) -> Any:
+        """Return a CLIP of its own for a method that changes it, frozen, in evaluation mode."""
+        return copy.deepcopy(self.clip)

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ..backbone import Backbone
+from ..backbone import CLIPFeatures
 from ..task import ClassTexts, ImageSet
 
 
@@ -26,7 +26,7 @@ class LinearProbe:
     C: float
     max_iterations: int
 
-    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Probe:
+    def fit(self, backbone: CLIPFeatures, shots: ImageSet, classes: ClassTexts, seed: int) -> Probe:
         """Fit the regression; nothing is random in it."""
         features = backbone.image_features(shots).double().cpu().numpy()
         if len(shots.labels.unique()) == 1:  # there is nothing to tell apart
@@ -55,7 +55,7 @@ class Probe:
         bias (`Tensor`): b, float64 `[K]`.
     """
 
-    backbone: Backbone
+    backbone: CLIPFeatures
     names: tuple[str, ...]
     weight: Tensor
     bias: Tensor
