@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -231,6 +231,15 @@ def check_backbone(model: Any) -> None:
             raise TypeError(f"ANPrompt wraps CLIPEncoderLayer, found {type(base).__name__} in its place.")
 
 
+def check_shape(name: str, shape: Sequence[int], needed: Sequence[int]) -> None:
+    """Raise `ValueError` if a tensor of an adapter has a shape that does not fit the CLIP it is loaded into."""
+    if tuple(shape) != tuple(needed):
+        raise ValueError(
+            f"The adapter's weights do not fit: {name} has the shape {list(shape)}, and {list(needed)} is needed "
+            "here. Load the CLIP that base_model_name_or_path in the adapter's adapter_config.json names."
+        )
+
+
 def _not_a_clip(model: Any) -> str:
     """Return what to do about a model that is no plain `CLIPModel`."""
     name = type(model).__name__
@@ -273,12 +282,8 @@ def _check_shapes(module: nn.Module, state_dict: dict[str, Tensor], prefix: str,
     """Raise `ValueError` if adapter weights about to be loaded were made for another CLIP."""
     for name, tensor in module.state_dict().items():
         given = state_dict.get(prefix + name)
-        if PREFIX in name and given is not None and given.shape != tensor.shape:
-            raise ValueError(
-                f"The adapter's weights do not fit: {name} has the shape {list(given.shape)}, and "
-                f"{list(tensor.shape)} is needed here. Load the CLIP that base_model_name_or_path in the adapter's "
-                "adapter_config.json names."
-            )
+        if PREFIX in name and given is not None:
+            check_shape(name, given.shape, tensor.shape)
 
 
 def _tokenizer_name(config: ANPromptConfig, base: str | None) -> str | None:

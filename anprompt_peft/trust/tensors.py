@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from ..method.class_texts import end_of_text_positions
 from ..method.config import ANPromptConfig
+from ..tuner import check_shape
 
 PREFIX = "base_model.model."
 HEAD = "visual_projection."
@@ -142,11 +143,7 @@ def _check_names(extra: list[str], missing: list[str]) -> None:
 
 
 def _check_entry(name: str, entry: Entry, shape: tuple[int, ...]) -> None:
-    if entry.shape != shape:
-        raise ValueError(
-            f"The adapter's weights do not fit: {name} has the shape {list(entry.shape)}, and {list(shape)} is needed "
-            "here. Load the CLIP that base_model_name_or_path in the adapter's adapter_config.json names."
-        )
+    check_shape(name, entry.shape, shape)
     allowed = INTEGERS if name == CLASS_IDS else FLOATS
     if entry.dtype not in allowed:
         raise ValueError(f"The adapter's tensor {name} has the type {entry.dtype}, and not one of {list(allowed)}.")
