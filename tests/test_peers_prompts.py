@@ -508,6 +508,7 @@ def test_presets_have_a_source_and_fit(
     assert "arXiv" in preset.source
     assert "github.com" in preset.source
     assert "8 to 100 %" in preset.differs
+    assert ("last batch" in preset.differs) == (name != "cocoop")  # whose batches are single images
     peer: Any = make_method(name, recipe={"epochs": 1, "batch_size": 4})
     assert (peer.recipe.momentum, peer.recipe.weight_decay, peer.recipe.augment) == (0.9, 5e-4, True)
     logits = peer.fit(Backbone(make_clip(), processor), shots, classes, SEED).logits(shots, classes)
