@@ -35,7 +35,7 @@ Labelled = tuple[list[Image.Image], np.ndarray]
 
 
 def digits() -> BenchmarkData:
-    """Handwritten digits of scikit-learn: shots from the "train" split, 718 images of the "test" split."""
+    """Handwritten digits of scikit-learn: shots from the "train" split, 720 images of the "test" split."""
     return BenchmarkData("digits", _digits("train"), _digits("test"), (TEMPLATE,), comparable=False)
 
 
