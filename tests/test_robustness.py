@@ -486,8 +486,11 @@ def test_unusable_logits_and_nothing_to_measure_are_refused(part: Part) -> None:
         def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
             return self.answer()
 
-    for answer in (lambda: torch.zeros(4, 2), lambda: torch.full((4, 3), float("nan"))):
-        with pytest.raises(ValueError, match=r"logits for 'base' must be finite, of shape \(4, 3\)"):
+    for answer, message in (
+        (lambda: torch.zeros(4, 2), r"'base' have shape \(4, 2\), not \(4, 3\)"),
+        (lambda: torch.full((4, 3), float("nan")), "'base' are not all finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
             measure_robustness({"wrong": Wrong(answer)}, part, [Renamed()])
     with pytest.raises(ValueError, match="at least one method and one image"):
         measure_robustness({}, part, [Renamed()])

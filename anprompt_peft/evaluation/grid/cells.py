@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from typing import Any
@@ -132,7 +132,12 @@ def make_cells(setup: Setup, data: Sequence[str], methods: Mapping[str, Method],
     for name, values in (("data", data), ("methods", methods), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} is empty: a grid needs at least one of each.")
-    return list(_product(setup, list(dict.fromkeys(data)), methods, list(dict.fromkeys(seeds))))
+    return [
+        Cell(setup, each, name, method, seed)
+        for each in dict.fromkeys(data)
+        for seed in dict.fromkeys(seeds)
+        for name, method in methods.items()
+    ]
 
 
 def choose_shard(cells: Sequence[Cell], shard: str) -> list[Cell]:
@@ -154,10 +159,3 @@ def choose_shard(cells: Sequence[Cell], shard: str) -> list[Cell]:
         raise ValueError(f"shard={shard!r} must be i/n with i from 1 to n, such as 1/4.")
     chosen = set(sorted(cell.key for cell in cells)[number - 1 :: total])
     return [cell for cell in cells if cell.key in chosen]
-
-
-def _product(setup: Setup, data: list[str], methods: Mapping[str, Method], seeds: list[int]) -> Iterator[Cell]:
-    for each in data:
-        for seed in seeds:
-            for name, method in methods.items():
-                yield Cell(setup, each, name, method, seed)

@@ -9,19 +9,18 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ..answers import Answers
 from ..backbone import Backbone
-from ..calibration import adaptive_calibration_error, expected_calibration_error
 from ..intervals import harmonic_mean
 from ..peers.protocol import Fitted
 from ..robustness import IMAGE_FAMILIES, measure_robustness, text_families
 from ..robustness.curves import Family
-from ..task import Part, Task
+from ..task import Task
 from .cells import Cell
-from .store import PartPredictions
 
 BASE_AND_NEW = ("base", "new")
 
@@ -32,14 +31,14 @@ class Measured:
 
     Args:
         rows (`list[dict]`): tidy figures: part, metric, value.
-        parts (`dict[str, PartPredictions]`): predictions by the names of the parts.
+        answers (`dict[str, Answers]`): by the names of the parts.
         fit_seconds (`float`): of `Method.fit`.
         learnable_parameters (`int`, *optional*): how many numbers torch's optimizers changed in it; `None` if none.
         robustness (`list[dict]`): the same with family, strength and draw of a perturbation.
     """
 
     rows: list[dict[str, Any]]
-    parts: dict[str, PartPredictions]
+    answers: dict[str, Answers]
     fit_seconds: float
     learnable_parameters: int | None
     robustness: list[dict[str, Any]]
@@ -51,41 +50,30 @@ def measure(cell: Cell, backbone: Backbone, task: Task) -> Measured:
     Raises:
         ValueError: if the method returns logits of another shape, or none that are finite.
     """
-    with counted_parameters() as sizes:
+    with optimized_tensors() as tensors:
         started = perf_counter()
         fitted = cell.method.fit(backbone, task.shots, task.classes, cell.seed)
         seconds = perf_counter() - started
-    parts, rows = {}, []
-    for part in task.parts:
-        probabilities, labels = class_probabilities(fitted, part), part.images.labels.numpy()
-        parts[part.name] = PartPredictions(labels, probabilities.argmax(1), probabilities.max(1).astype(np.float32))
-        rows += [
-            _row(part.name, "accuracy", _accuracy(parts[part.name])),
-            _row(part.name, "images", len(labels)),
-            _row(part.name, "ECE", expected_calibration_error(probabilities, labels)),
-            _row(part.name, "adaptive ECE", adaptive_calibration_error(probabilities, labels)),
-        ]
-    if tuple(parts) == BASE_AND_NEW:
-        base, new = (np.array(_accuracy(part)) for part in parts.values())
+    learnable = sum(tensor.numel() for tensor in tensors.values()) or None
+    answers = {part.name: Answers.of(fitted, part) for part in task.parts}
+    rows = [row for name, each in answers.items() for row in _rows(name, each)]
+    if tuple(answers) == BASE_AND_NEW:
+        base, new = (np.array(each.accuracy) for each in answers.values())
         rows.append(_row(" and ".join(BASE_AND_NEW), "H", float(harmonic_mean(base, new))))
-    learnable = sum(sizes.values()) if sizes else None
-    return Measured(rows, parts, seconds, learnable, list(perturbed_rows(cell, fitted, task)))
+    return Measured(rows, answers, seconds, learnable, list(perturbed_rows(cell, fitted, task)))
 
 
 @contextmanager
-def counted_parameters() -> Iterator[dict[int, int]]:
-    """Give the sizes of all tensors that torch's optimizers change in a block, by the tensors' ids."""
-    sizes: dict[int, int] = {}
-    seen: list[Optimizer] = []  # kept, so that no id is used twice
+def optimized_tensors() -> Iterator[dict[int, Tensor]]:
+    """Give all tensors that torch's optimizers change in a block, by their ids."""
+    tensors: dict[int, Tensor] = {}
 
-    def count(optimizer: Optimizer, *_: Any) -> None:
-        if not any(optimizer is each for each in seen):
-            seen.append(optimizer)
-            sizes.update({id(each): each.numel() for group in optimizer.param_groups for each in group["params"]})
+    def collect(optimizer: Optimizer, *_: Any) -> None:
+        tensors.update((id(each), each) for group in optimizer.param_groups for each in group["params"])
 
-    handle = register_optimizer_step_pre_hook(count)
+    handle = register_optimizer_step_pre_hook(collect)
     try:
-        yield sizes
+        yield tensors
     finally:
         handle.remove()
 
@@ -115,23 +103,13 @@ def choose_families(names: Sequence[str], synonyms: Mapping[str, Sequence[str]] 
     return list(dict.fromkeys(family for name in names for family in families[name]))
 
 
-def class_probabilities(fitted: Fitted, part: Part) -> np.ndarray:
-    """Return a fitted method's probabilities for a part, float64 `[n, C]`.
-
-    Raises:
-        ValueError: if its logits have another shape, or are not finite.
-    """
-    logits = fitted.logits(part.images, part.classes)
-    wanted = (len(part.images), len(part.classes.names))
-    if tuple(logits.shape) != wanted:
-        raise ValueError(f"the logits for part {part.name!r} have shape {tuple(logits.shape)}, not {wanted}.")
-    if not torch.isfinite(logits).all():
-        raise ValueError(f"the logits for part {part.name!r} are not all finite.")
-    return logits.detach().cpu().double().softmax(-1).numpy()
-
-
-def _accuracy(part: PartPredictions) -> float:
-    return 100 * float(part.correct.mean())
+def _rows(part: str, answers: Answers) -> list[dict[str, Any]]:
+    return [
+        _row(part, "accuracy", answers.accuracy),
+        _row(part, "images", len(answers.labels)),
+        _row(part, "ECE", answers.ece),
+        _row(part, "adaptive ECE", answers.adaptive_ece),
+    ]
 
 
 def _row(part: str, metric: str, value: float) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def _run(cell: Cell, place: Place) -> None:
         "provenance": provenance("joblib", "scipy"),
     }
     shots = draw_shots(data, cell.setup.shots, cell.seed, cell.setup.sampling)
-    write_cell(place.output, cell, result, measured.parts, lambda path: shots.save(path, data))
+    write_cell(place.output, cell, result, measured.answers, lambda path: shots.save(path, data))
 
 
 @cache

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...files import to_json, whole_file, whole_folder
+from ..answers import Answers
 from .cells import Cell, canonical, key_of
 
 RESULT, PREDICTIONS, SHOTS, COLLECTED = "result.json", "predictions.npz", "shots.json", "results.jsonl"
@@ -18,7 +19,7 @@ RESULT, PREDICTIONS, SHOTS, COLLECTED = "result.json", "predictions.npz", "shots
 
 @dataclass(frozen=True, eq=False)
 class PartPredictions:
-    """What a method said about the n images of a part.
+    """What a cell's folder keeps of the [`Answers`] for the n images of a part.
 
     Args:
         labels (`np.ndarray`): int64 `[n]`, the true classes.
@@ -30,11 +31,6 @@ class PartPredictions:
     predicted: np.ndarray
     confidence: np.ndarray
 
-    @property
-    def correct(self) -> np.ndarray:
-        """Bool `[n]`."""
-        return self.labels == self.predicted
-
 
 def is_done(output: Path, cell: Cell) -> bool:
     """Whether a cell's folder is there. Folders appear whole."""
@@ -45,7 +41,7 @@ def write_cell(
     output: Path,
     cell: Cell,
     result: Mapping[str, Any],
-    parts: Mapping[str, PartPredictions],
+    answers: Mapping[str, Answers],
     save_shots: Callable[[Path], None],
 ) -> None:
     """Write a cell's folder atomically. If another process has written it meanwhile, that one stays.
@@ -54,13 +50,13 @@ def write_cell(
         output (`Path`): the grid's folder.
         cell (`Cell`): what was run.
         result (`Mapping`): JSON values that stand beside the cell's configuration.
-        parts (`Mapping[str, PartPredictions]`): by the names of the parts.
+        answers (`Mapping[str, Answers]`): by the names of the parts.
         save_shots (`Callable`): writes to a path which images were drawn.
     """
     arrays = {
-        f"{name}/{field}": getattr(part, field)
-        for name, part in parts.items()
-        for field in ("labels", "predicted", "confidence")
+        f"{name}/{field.name}": getattr(each, field.name)
+        for name, each in answers.items()
+        for field in fields(PartPredictions)
     }
     try:
         with whole_folder(output / cell.key) as fresh:
@@ -96,7 +92,7 @@ def read_predictions(output: Path, key: str) -> dict[str, PartPredictions]:
     with np.load(output / key / PREDICTIONS, allow_pickle=False) as arrays:
         names = dict.fromkeys(name.rpartition("/")[0] for name in arrays.files)
         return {
-            name: PartPredictions(*(arrays[f"{name}/{field}"] for field in ("labels", "predicted", "confidence")))
+            name: PartPredictions(*(arrays[f"{name}/{field.name}"] for field in fields(PartPredictions)))
             for name in names
         }
 

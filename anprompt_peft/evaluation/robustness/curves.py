@@ -8,10 +8,9 @@ from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from ..calibration import adaptive_calibration_error, expected_calibration_error
+from ..answers import Answers
 from ..peers.protocol import Fitted
 from ..task import Part
 
@@ -162,17 +161,22 @@ def measure_robustness(
         raise ValueError(f"need at least one method and one image, got {list(methods)} and {len(part.images)} images.")
     clean = {name: Answers.of(fitted, part) for name, fitted in methods.items()}
     records: list[Record] = []
+
+    def record(family: Family, strength: float, draw: int, answers: Mapping[str, Answers]) -> None:
+        for name, each in answers.items():
+            figures = _figures(each, clean[name]).items()
+            records.extend(Record(name, part.name, family.name, strength, draw, *figure) for figure in figures)
+
     total = sum(len(family.strengths) * family.draws for family in families)
     with tqdm(total=total, desc=f"robustness of {part.name}", unit="draw", disable=not progress) as bar:
         for family in families:
-            for name, answers in clean.items():
-                records += answers.records(answers, name, part.name, family.name, 0, 0)
+            record(family, 0, 0, clean)
             for strength in family.strengths:
                 for draw in range(family.draws):
                     changed = family.perturbed(part, strength, draw, seed)
-                    for name, fitted in methods.items():
-                        answers = Answers.of(fitted, changed)
-                        records += answers.records(clean[name], name, part.name, family.name, strength, draw)
+                    record(
+                        family, strength, draw, {name: Answers.of(fitted, changed) for name, fitted in methods.items()}
+                    )
                     bar.update()
     return Robustness(part.name, len(part.images), seed, tuple(records), tuple(summarise(records, families)))
 
@@ -206,46 +210,14 @@ def area_below(strengths: Sequence[float], accuracies: Sequence[float]) -> float
     return float(np.trapezoid(accuracies, strengths)) / (strengths[-1] - strengths[0])
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What a method answers for n images: the classes, int `[n]`, and figures about them in per cent."""
-
-    predicted: np.ndarray
-    accuracy: float
-    ece: float
-    adaptive_ece: float
-
-    @classmethod
-    def of(cls, fitted: Fitted, part: Part) -> Answers:
-        """Ask a method.
-
-        Raises:
-            ValueError: if its logits are not `[n, C]`, or not finite.
-        """
-        logits, shape = fitted.logits(part.images, part.classes), (len(part.images), len(part.classes.names))
-        if tuple(logits.shape) != shape or not torch.isfinite(logits).all():
-            raise ValueError(f"logits for {part.name!r} must be finite, of shape {shape}, got {tuple(logits.shape)}.")
-        probabilities, labels = logits.detach().cpu().double().softmax(-1).numpy(), part.images.labels.numpy()
-        predicted = probabilities.argmax(axis=1)
-        return cls(
-            predicted,
-            100 * float((predicted == labels).mean()),
-            expected_calibration_error(probabilities, labels),
-            adaptive_calibration_error(probabilities, labels),
-        )
-
-    def records(
-        self, clean: Answers, method: str, part: str, family: str, strength: float, draw: int
-    ) -> Iterator[Record]:
-        """Yield the figures of these answers beside the clean ones."""
-        figures = {
-            "accuracy": self.accuracy,
-            "flip rate": 100 * float((self.predicted != clean.predicted).mean()),
-            "ECE": self.ece,
-            "adaptive ECE": self.adaptive_ece,
-        }
-        for metric, value in figures.items():
-            yield Record(method, part, family, strength, draw, metric, value)
+def _figures(answers: Answers, clean: Answers) -> dict[str, float]:
+    """Return the figures of perturbed answers beside the clean ones, by metric."""
+    return {
+        "accuracy": answers.accuracy,
+        "flip rate": 100 * float((answers.predicted != clean.predicted).mean()),
+        "ECE": answers.ece,
+        "adaptive ECE": answers.adaptive_ece,
+    }
 
 
 def _levels(rows: Sequence[Record]) -> Iterator[Level]:
