@@ -6,15 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..evaluation.grid import Difference, Summary, make_tables, title_of
-from ..evaluation.grid.tables import AVERAGE, differences_title
-from ..files import whole_file
 from .curves import Point, linear_ticks
-from .page import environment
+from .page import render, write_page
 
 WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 360, 158, 12, 8, 22, 26
 MARGIN = 0.05
@@ -55,10 +52,7 @@ def write_benchmark(summaries: Sequence[Summary], reference: str, path: str | os
     Returns:
         `Path`: the file written.
     """
-    page, path = render_benchmark(summaries, reference), Path(path)
-    with whole_file(path) as fresh:
-        fresh.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
+    return write_page(render_benchmark(summaries, reference), path)
 
 
 def render_benchmark(summaries: Sequence[Summary], reference: str) -> str:
@@ -67,17 +61,20 @@ def render_benchmark(summaries: Sequence[Summary], reference: str) -> str:
         {
             "title": title_of(summary),
             "summary": summary,
-            "tables": [
-                (table, forests(summary, reference) if table.title == differences_title(reference) else [])
-                for table in make_tables(summary, reference)
-            ],
+            "tables": make_tables(summary, reference),
+            "forests": forests(summary, reference),
         }
         for summary in summaries
     ]
-    return (
-        environment()
-        .get_template("benchmark.html")
-        .render(parts=parts, reference=reference, width=WIDTH, left=LEFT, right=RIGHT, top=TOP, bottom=BOTTOM)
+    return render(
+        "benchmark.html",
+        title="Benchmark",
+        parts=parts,
+        reference=reference,
+        width=WIDTH,
+        left=LEFT,
+        top=TOP,
+        bottom=BOTTOM,
     )
 
 
@@ -86,16 +83,9 @@ def forests(summary: Summary, reference: str) -> list[Forest]:
 
     All pictures of one data set have the same scale.
     """
-    if reference not in summary.methods:
-        return []
     found: dict[str, dict[str, dict[str, Difference]]] = {}
-    for method in summary.methods:
-        if method == reference:
-            continue
-        for (data, column), difference in summary.differences(method, reference).items():
-            found.setdefault(data, {}).setdefault(column, {})[method] = difference
-        for column, difference in summary.average_differences(method, reference).items():
-            found.setdefault(AVERAGE, {}).setdefault(column, {})[method] = difference
+    for method, data, column, difference in summary.comparisons(reference):
+        found.setdefault(data, {}).setdefault(column, {})[method] = difference
     return [
         _forest(data, column, differences, _range(columns))
         for data, columns in found.items()
@@ -118,26 +108,23 @@ def _forest(data: str, column: str, differences: Mapping[str, Difference], acros
         return float(np.interp(value, across, (LEFT, WIDTH - RIGHT)))
 
     def mark(row: int, method: str, each: Difference) -> Mark:
-        text = f"{method} {each.value:+.2f}"
-        if each.low is None or each.high is None:
-            return Mark(_short(method), Point(place(each.value), TOP + ROW * (row + 0.5), text), None, None)
-        text += f" [{each.low:+.2f}, {each.high:+.2f}]"
-        at = Point(place(each.value), TOP + ROW * (row + 0.5), text)
-        return Mark(_short(method), at, place(each.low), place(each.high))
+        text, low, high = f"{method} {each.value:+.2f}", None, None
+        if each.low is not None and each.high is not None:
+            text, low, high = f"{text} [{each.low:+.2f}, {each.high:+.2f}]", place(each.low), place(each.high)
+        return Mark(_short(method), Point(place(each.value), TOP + ROW * (row + 0.5), text), low, high)
 
     height = TOP + ROW * len(differences) + BOTTOM
     return Forest(
         data,
         column,
         [mark(row, method, each) for row, (method, each) in enumerate(differences.items())],
-        [Point(place(value), height - BOTTOM, f"{value:+g}" if value else "0") for value in _ticks(across)],
+        [
+            Point(place(value), height - BOTTOM, f"{value:+g}" if value else "0")
+            for value in linear_ticks(*across, most=TICKS)
+        ],
         place(0),
         height,
     )
-
-
-def _ticks(across: tuple[float, float]) -> list[Any]:
-    return linear_ticks(*across, most=TICKS)
 
 
 def _short(name: str) -> str:

@@ -45,14 +45,18 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: if the loss history has no times.
     """
-    page, path = render_report(data), Path(path)
-    with whole_file(path) as fresh:
+    return write_page(render_report(data), path)
+
+
+def write_page(page: str, path: str | os.PathLike[str]) -> Path:
+    """Write a page atomically, and return its path."""
+    with whole_file(Path(path)) as fresh:
         fresh.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return path
+    return Path(path)
 
 
-def environment() -> Environment:
-    """Return what the pages' templates are rendered in: everything that is filled in is escaped."""
+def render(template: str, **values: Any) -> str:
+    """Fill a template in; every value is escaped."""
     pages = Environment(
         loader=PackageLoader(__package__, "."),
         autoescape=True,
@@ -61,31 +65,29 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     pages.filters.update(percent=percent, shown=shown, thumbnail=thumbnail, without_folder=without_folder)
-    return pages
+    return pages.get_template(template).render(values)
 
 
 def render_report(data: ReportData) -> str:
     """Return the page as text. The same data give the same text."""
     losses = curves.loss_table(data.history)
     before: Sequence[Predictions | None] = data.zero_shot or [None] * len(data.predictions)
-    return (
-        environment()
-        .get_template("template.html")
-        .render(
-            data=data,
-            gains=tables.gains(data.predictions, data.zero_shot) if data.zero_shot else {},
-            results=_results(data),
-            sizes={part.name: tables.class_sizes(part) for part in data.predictions if tables.is_imbalanced(part)},
-            losses=losses,
-            chart=losses and curves.loss_chart(losses),
-            geometry=data.geometry and _geometry(data.geometry),
-            parts=[_part(part, old) for part, old in zip(data.predictions, before, strict=True)],
-            meanings=MEANINGS,
-            robustness=[(measured, robustness.charts(measured)) for measured in data.robustness],
-            strengths=robustness,
-            curves=curves,
-            plane=plane,
-        )
+    return render(
+        "report.html",
+        title=data.title,
+        data=data,
+        gains=tables.gains(data.predictions, data.zero_shot) if data.zero_shot else {},
+        results=_results(data),
+        sizes={part.name: tables.class_sizes(part) for part in data.predictions if tables.is_imbalanced(part)},
+        losses=losses,
+        chart=losses and curves.loss_chart(losses),
+        geometry=data.geometry and _geometry(data.geometry),
+        parts=[_part(part, old) for part, old in zip(data.predictions, before, strict=True)],
+        meanings=MEANINGS,
+        robustness=[(measured, robustness.charts(measured)) for measured in data.robustness],
+        strengths=robustness,
+        curves=curves,
+        plane=plane,
     )
 
 

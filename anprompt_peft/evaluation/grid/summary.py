@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..robustness.curves import area_below
 from .cells import canonical
 from .measure import BASE_AND_NEW
 
-H, TARGETS = "H", "targets"
+H, TARGETS, AVERAGE = "H", "targets", "average"
 TOLERANCE = 1e-9
 VARYING = ("data", "method", "seed")
 
@@ -166,6 +166,18 @@ class Summary:
             return {}
         ours, theirs = self.averages(method), self.averages(reference)
         return {name: each for name in ours if (each := paired(ours[name], theirs[name]))}
+
+    def comparisons(self, reference: str) -> Iterator[tuple[str, str, str, Difference]]:
+        """Yield method, data set, column and paired difference from a reference, the averages as data set `average`.
+
+        Without runs of the reference there are none.
+        """
+        for method in self.methods:
+            if method != reference:
+                for (data, column), difference in self.differences(method, reference).items():
+                    yield method, data, column, difference
+                for column, difference in self.average_differences(method, reference).items():
+                    yield method, AVERAGE, column, difference
 
     def _check_images(self, data: str, *methods: str) -> None:
         first, second = (self.runs[data, method] for method in methods)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .measure import BASE_AND_NEW
 from .published import Published, published_for
-from .summary import Difference, H, Mean, Summary, harmonic_mean_of_means, mean_of
+from .summary import AVERAGE, Difference, H, Mean, Summary, harmonic_mean_of_means, mean_of
 
 MEAN_H = "mean H"
-AVERAGE = "average"
 MISSING = "-"
 CALIBRATION = ("ECE", "adaptive ECE")
 
@@ -76,9 +75,8 @@ def accuracy_table(summary: Summary, data: str) -> Table:
     notes = [_seeds_note(seeds), *_h_notes(head)]
     if summary.notes[data] or not summary.comparable[data]:
         notes.append(_data_note(summary, data))
-    if len(summary.data) == 1:
-        head, rows, notes = _beside_published(summary, head, rows, notes)
-    return Table(data, head, tuple(rows), tuple(notes))
+    table = Table(data, head, tuple(rows), tuple(notes))
+    return _with_published(summary, table) if len(summary.data) == 1 else table
 
 
 def average_table(summary: Summary) -> Table:
@@ -99,8 +97,7 @@ def average_table(summary: Summary) -> Table:
     notes = [f"Means over {len(summary.data)} data sets of the means over seeds.", *_h_notes(head)]
     if left_out := [name for name in summary.methods if name not in summary.complete]:
         notes.append(f"Not on every data set, and left out: {', '.join(left_out)}.")
-    head, rows, notes = _beside_published(summary, head, rows, notes)
-    return Table(AVERAGE, head, tuple(rows), tuple(notes))
+    return _with_published(summary, Table(AVERAGE, head, tuple(rows), tuple(notes)))
 
 
 def calibration_table(summary: Summary, data: str) -> Table:
@@ -140,35 +137,18 @@ def robustness_table(summary: Summary, data: str, part: str) -> Table:
 
 def difference_table(summary: Summary, reference: str) -> Table:
     """Return the paired differences of all methods from a reference, in points, with 95 % intervals."""
-    rows: list[tuple[str, ...]] = []
-    shown: list[Difference] = []
-    for method in summary.methods:
-        if method == reference:
-            continue
-        by_data: dict[str, dict[str, Difference]] = {}
-        for (data, column), difference in summary.differences(method, reference).items():
-            by_data.setdefault(data, {})[column] = difference
-        if average := summary.average_differences(method, reference):
-            by_data[AVERAGE] = average
-        for data, columns in by_data.items():
-            seeds = str(next(iter(columns.values())).seeds)
-            rows += [
-                (method, data, MEAN_H if name == H else name, *_difference(each), seeds)
-                for name, each in columns.items()
-            ]
-            shown += columns.values()
+    compared = list(summary.comparisons(reference))
+    rows = [
+        (method, data, MEAN_H if column == H else column, *_difference(each), str(each.seeds))
+        for method, data, column, each in compared
+    ]
     return Table(
-        differences_title(reference),
+        f"Differences from {reference}",
         ("method", "data", "accuracy", "difference", "95 % interval", "seeds"),
         tuple(rows),
-        (comparisons_note(shown),),
+        (comparisons_note([each for *_, each in compared]),),
         words=3,
     )
-
-
-def differences_title(reference: str) -> str:
-    """Return the title of the table of differences."""
-    return f"Differences from {reference}"
 
 
 def comparisons_note(shown: Sequence[Difference]) -> str:
@@ -220,23 +200,24 @@ def _difference(difference: Difference) -> tuple[str, str]:
     return value, MISSING if difference.low is None else f"{difference.low:+.2f} to {difference.high:+.2f}"
 
 
-def _beside_published(
-    summary: Summary, head: tuple[str, ...], rows: list[tuple[str, ...]], notes: list[str]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
+def _with_published(summary: Summary, table: Table) -> Table:
     """Add a column of published figures, where they are about the same data, model and protocol."""
     published = published_for(summary)
     if not published:
-        return head, rows, notes
-    beside = [(*row, _figures(published.get(row[0]))) for row in rows]
-    sources = {each.source: each.label for name, each in published.items() if name in {row[0] for row in rows}}
-    return (
-        (*head, "published base / new / H"),
-        beside,
-        [
-            *notes,
-            f"Published figures are averages over 11 data sets, here {len(summary.data)}; not measured here. "
-            + " ".join(f"{label}: {source}." for source, label in sources.items()),
-        ],
+        return table
+    shown = [published.get(row[0]) for row in table.rows]
+    labels: dict[str, list[str]] = {}
+    for each in filter(None, shown):
+        labels.setdefault(each.source, []).append(each.label)
+    note = (
+        f"Published figures are averages over 11 data sets, here {len(summary.data)}; not measured here. "
+        + " ".join(f"{', '.join(names)}: {source}." for source, names in labels.items())
+    )
+    return replace(
+        table,
+        head=(*table.head, "published base / new / H"),
+        rows=tuple((*row, _figures(each)) for row, each in zip(table.rows, shown, strict=True)),
+        notes=(*table.notes, note),
     )
 
 
