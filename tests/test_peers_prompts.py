@@ -23,7 +23,7 @@ from anprompt_peft.evaluation.peers.cocoop import CoCoOp, ConditionalContext, Fi
 from anprompt_peft.evaluation.peers.coop import CoOp
 from anprompt_peft.evaluation.peers.ivlp import IVLP
 from anprompt_peft.evaluation.peers.maple import CoupledPrompts, MaPLe
-from anprompt_peft.evaluation.peers.prompt_training import PromptedCLIP
+from anprompt_peft.evaluation.peers.prompt_training import PromptableCLIP
 from anprompt_peft.evaluation.peers.prompted import Context, Prompts, depth_in, encode_images
 from anprompt_peft.evaluation.peers.promptsrc import PromptSRC
 from anprompt_peft.evaluation.peers.training import seeded
@@ -242,7 +242,7 @@ def test_one_step_of_maple_moves_prompts_and_couplings(
     augment: bool, backbone: Backbone, shots: ImageSet, classes: ClassTexts
 ) -> None:
     start, stepped = fits(PEERS["maple"], augment, backbone, shots, classes)
-    clip = PromptedCLIP(backbone)
+    clip = PromptableCLIP(backbone)
     with seeded(SEED):
         learner = CoupledPrompts(start.prompts.text[0], 4, clip.widths[1], clip.like)
     text, weights = list(learner.text), [each.weight for each in learner.couplings]

@@ -225,10 +225,10 @@ def test_steps_are_those_of_torchs_optimizers(optimizer: Any, kind: str, shots: 
 
 def test_one_step_of_gradient_descent(shots: ImageSet) -> None:
     weight = torch.tensor([3.0], requires_grad=True)
-    epochs: list[int] = []
-    assert train([weight], lambda batch: weight.pow(2).sum(), shots, ONE_STEP, 0, epochs.append) == [9.0]
-    assert weight.item() == pytest.approx(3 - 0.1 * 6)
-    assert epochs == [0]
+    after: list[float] = []
+    losses = train([weight], lambda batch: weight.pow(2).sum(), shots, ONE_STEP, 0, lambda: after.append(weight.item()))
+    assert losses == [9.0]
+    assert after == [weight.item()] == [pytest.approx(3 - 0.1 * 6)]
 
 
 def test_views_are_drawn_from_the_seed_where_there_are_any(backbone: Backbone, shots: ImageSet) -> None:

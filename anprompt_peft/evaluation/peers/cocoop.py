@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .prompt_training import PromptedCLIP
+from .prompt_training import PromptableCLIP
 from .prompted import TEXT_CHUNK, WORDS, Context, encode_texts
 from .training import Batch, Recipe, seeded, train
 from .views import features_of
@@ -64,7 +64,7 @@ class CoCoOp:
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedCoCoOp:
         """Learn the context and the network."""
         context = Context(self.words, self.tokens)
-        clip = PromptedCLIP(backbone, context, self.text_chunk)
+        clip = PromptableCLIP(backbone, context, self.text_chunk)
         with seeded(seed):
             first = context.initial(clip.tokenizer, clip.model)
             learner = ConditionalContext(first, clip.model.projection_dim, clip.like)
@@ -84,12 +84,12 @@ class FittedCoCoOp:
     """A context and its network, with the CLIP that they were trained for.
 
     Args:
-        clip (`PromptedCLIP`): the CLIP.
+        clip (`PromptableCLIP`): the CLIP.
         context (`Context`): how class texts begin.
         learner (`ConditionalContext`): the context and its network.
     """
 
-    clip: PromptedCLIP
+    clip: PromptableCLIP
     context: Context
     learner: ConditionalContext
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .prompt_training import FittedPrompts, PromptedCLIP, deep_prompts, fit_prompts
+from .prompt_training import FittedPrompts, PromptableCLIP, deep_prompts, fit_prompts
 from .prompted import TEXT_CHUNK, WORDS, Context
 from .training import Recipe
 
@@ -33,6 +33,6 @@ class CoOp:
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the context."""
-        clip = PromptedCLIP(backbone, Context(self.words, self.tokens), self.text_chunk)
+        clip = PromptableCLIP(backbone, Context(self.words, self.tokens), self.text_chunk)
         learner = deep_prompts(clip, text_depth=1, vision_depth=0, vision_tokens=0, seed=seed)
         return fit_prompts(clip, learner, shots, classes, self.recipe, seed)

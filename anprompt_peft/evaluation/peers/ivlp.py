@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .prompt_training import FittedPrompts, PromptedCLIP, fit_prompts, prompts_of_both
+from .prompt_training import FittedPrompts, PromptableCLIP, fit_prompts, prompts_of_both
 from .prompted import TEXT_CHUNK, WORDS, Context
 from .training import Recipe
 
@@ -39,6 +39,6 @@ class IVLP:
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens."""
-        clip = PromptedCLIP(backbone, Context(self.words, self.text_tokens), self.text_chunk)
+        clip = PromptableCLIP(backbone, Context(self.words, self.text_tokens), self.text_chunk)
         learner = prompts_of_both(clip, self.depth, PUBLISHED_DEPTH, self.vision_tokens, seed)
         return fit_prompts(clip, learner, shots, classes, self.recipe, seed)

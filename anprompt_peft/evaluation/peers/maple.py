@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .prompt_training import FittedPrompts, PromptedCLIP, fit_prompts
+from .prompt_training import FittedPrompts, PromptableCLIP, fit_prompts
 from .prompted import TEXT_CHUNK, WORDS, Context, Prompts, depth_in, random_prompts
 from .training import Recipe, seeded
 
@@ -69,7 +69,7 @@ class MaPLe:
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens and the couplings."""
         context = Context(self.words, self.tokens)
-        clip = PromptedCLIP(backbone, context, self.text_chunk)
+        clip = PromptableCLIP(backbone, context, self.text_chunk)
         depth = depth_in(min(clip.text_layers, clip.vision_layers, key=len), self.depth, PUBLISHED_DEPTH)
         with seeded(seed):
             first = context.initial(clip.tokenizer, clip.model)

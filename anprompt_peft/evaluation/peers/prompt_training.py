@@ -21,7 +21,7 @@ from .training import Batch, Recipe, seeded, train
 from .views import features_of
 
 
-class PromptedCLIP:
+class PromptableCLIP:
     """A frozen CLIP that is given prompts, at least in float32; nothing in it is changed.
 
     Args:
@@ -102,11 +102,11 @@ class FittedPrompts:
     """Prompts after training, with the CLIP that they were trained for.
 
     Args:
-        clip (`PromptedCLIP`): the CLIP.
+        clip (`PromptableCLIP`): the CLIP.
         prompts (`Prompts`): detached.
     """
 
-    clip: PromptedCLIP
+    clip: PromptableCLIP
     prompts: Prompts
 
     @cached_property
@@ -124,26 +124,26 @@ class FittedPrompts:
 
 
 def fit_prompts(
-    clip: PromptedCLIP,
+    clip: PromptableCLIP,
     learner: nn.Module,
     shots: ImageSet,
     classes: ClassTexts,
     recipe: Recipe,
     seed: int,
     loss: Callable[[Batch, Features], Tensor] | None = None,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[], None] | None = None,
 ) -> FittedPrompts:
     """Train prompts on shots.
 
     Args:
-        clip (`PromptedCLIP`): the CLIP.
+        clip (`PromptableCLIP`): the CLIP.
         learner (`nn.Module`): without input, gives [`Prompts`].
         shots (`ImageSet`): the images to learn from.
         classes (`ClassTexts`): their classes.
         recipe (`Recipe`): how.
         seed (`int`): of the order of the shots and their augmentation.
         loss (`Callable`, *optional*): of a batch. Default: the cross entropy of its logits.
-        after_epoch (`Callable`, *optional*): called with the number of each epoch, from 0, when it has ended.
+        after_epoch (`Callable`, *optional*): called when an epoch has ended.
     """
     encode, scale = clip.text_encoder(classes), clip.backbone.logit_scale
 
@@ -162,13 +162,13 @@ def detached(prompts: Prompts) -> Prompts:
     return Prompts(*(tuple(each.detach().clone() for each in tower) for tower in prompts))
 
 
-def deep_prompts(clip: PromptedCLIP, text_depth: int, vision_depth: int, vision_tokens: int, seed: int) -> Learner:
+def deep_prompts(clip: PromptableCLIP, text_depth: int, vision_depth: int, vision_tokens: int, seed: int) -> Learner:
     """Return prompts of their own for the first layers of one or both encoders.
 
     The first text prompts start as the context says, all others from N(0, 0.02).
 
     Args:
-        clip (`PromptedCLIP`): with a context if there are text prompts.
+        clip (`PromptableCLIP`): with a context if there are text prompts.
         text_depth (`int`): layers with text prompts, as many prompts as the context has tokens.
         vision_depth (`int`): layers with vision prompts.
         vision_tokens (`int`): vision prompts per layer.
@@ -189,7 +189,7 @@ def deep_prompts(clip: PromptedCLIP, text_depth: int, vision_depth: int, vision_
     return Learner(Prompts(tuple(text), tuple(vision)), clip.like)
 
 
-def prompts_of_both(clip: PromptedCLIP, depth: int | None, published: int, vision_tokens: int, seed: int) -> Learner:
+def prompts_of_both(clip: PromptableCLIP, depth: int | None, published: int, vision_tokens: int, seed: int) -> Learner:
     """Return [`deep_prompts`] for both encoders, in as many layers of each as [`depth_in`] says."""
     text_depth, vision_depth = (
         depth_in(layers, depth, published) for layers in (clip.text_layers, clip.vision_layers)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .prompt_training import Features, FittedPrompts, PromptedCLIP, detached, fit_prompts, prompts_of_both
+from .prompt_training import Features, FittedPrompts, PromptableCLIP, detached, fit_prompts, prompts_of_both
 from .prompted import TEXT_CHUNK, WORDS, Context, Prompts
 from .training import Batch, Recipe
 from .views import features_of
@@ -60,7 +60,7 @@ class PromptSRC:
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens."""
-        clip = PromptedCLIP(backbone, Context(self.words, self.text_tokens), self.text_chunk)
+        clip = PromptableCLIP(backbone, Context(self.words, self.text_tokens), self.text_chunk)
         learner = prompts_of_both(clip, self.depth, PUBLISHED_DEPTH, self.vision_tokens, seed)
         texts = tuple(dict.fromkeys((*classes.templates, *self.templates)))
         frozen_text = backbone.class_features(replace(classes, templates=texts)).to(clip.like)
@@ -71,9 +71,7 @@ class PromptSRC:
             return F.cross_entropy(prompted.logits, batch.labels) + self.distance(prompted, frozen)
 
         epochs: list[Prompts] = []
-        fit_prompts(
-            clip, learner, shots, classes, self.recipe, seed, loss, lambda epoch: epochs.append(detached(learner()))
-        )
+        fit_prompts(clip, learner, shots, classes, self.recipe, seed, loss, lambda: epochs.append(detached(learner())))
         return FittedPrompts(clip, self.average(epochs))
 
     def distance(self, prompted: Features, frozen: Features) -> Tensor:

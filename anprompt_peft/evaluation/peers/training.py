@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from tqdm import tqdm
 
 from ..task import ImageSet
 
@@ -44,8 +43,8 @@ class Recipe:
         warmup_epochs (`float`): epochs at a constant `warmup_learning_rate` before.
         warmup_learning_rate (`float`): their rate.
         clip_norm (`float`): norm to clip gradients to; 0 clips nothing.
-        augment (`bool`): train on random views of the shots, if their task has an augmentation: tasks that mirroring
-            would harm have none.
+        augment (`bool`): train on random crops of the shots, half of them mirrored; on the shots as they are where
+            their [`ImageSet`] has no augmentation.
 
     Raises:
         ValueError: if a value lies outside its range.
@@ -154,8 +153,7 @@ def train(
     shots: ImageSet,
     recipe: Recipe,
     seed: int,
-    after_epoch: Callable[[int], None] | None = None,
-    progress: str = "",
+    after_epoch: Callable[[], None] | None = None,
 ) -> list[float]:
     """Train parameters in place.
 
@@ -168,8 +166,7 @@ def train(
         shots (`ImageSet`): the images to learn from.
         recipe (`Recipe`): how.
         seed (`int`): of all random numbers.
-        after_epoch (`Callable`, *optional*): told the number of each epoch, counted from 0, when it has ended.
-        progress (`str`): title of a progress bar; without one there is none.
+        after_epoch (`Callable`, *optional*): called when an epoch has ended.
 
     Returns:
         `list[float]`: the mean loss of each epoch.
@@ -186,28 +183,31 @@ def train(
     order = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     step = 0
-    with seeded(seed), tqdm(desc=progress, total=total, unit="step", disable=not progress) as bar:
+    with seeded(seed):
         while step < total:
+            batches = torch.randperm(len(shots), generator=order).split(recipe.batch_size or len(shots))
             epoch: list[Tensor] = []
-            for rows in torch.randperm(len(shots), generator=order).split(recipe.batch_size or len(shots))[
-                : total - step
-            ]:
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.rate(step, len(shots))
+            for rows in batches[: total - step]:
                 loss = loss_of_batch(Batch(shots, rows, parameters[0], augment))
-                optimizer.zero_grad()
-                loss.backward()
-                if recipe.clip_norm:
-                    clip_grad_norm_(parameters, recipe.clip_norm)
-                optimizer.step()
+                _step(optimizer, parameters, loss, recipe.rate(step, len(shots)), recipe.clip_norm)
                 epoch.append(loss.detach())
                 step += 1
-                bar.update()
             losses.append(float(torch.stack(epoch).mean()))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(
                     f"the loss of epoch {len(losses)} is {losses[-1]}: lower learning_rate={recipe.learning_rate}."
                 )
             if after_epoch is not None:
-                after_epoch(len(losses) - 1)
+                after_epoch()
     return losses
+
+
+def _step(optimizer: Optimizer, parameters: list[Tensor], loss: Tensor, rate: float, clip_norm: float) -> None:
+    """Change parameters along the gradient of a loss, at a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss.backward()
+    if clip_norm:
+        clip_grad_norm_(parameters, clip_norm)
+    optimizer.step()

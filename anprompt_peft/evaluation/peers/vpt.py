@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .prompt_training import FittedPrompts, PromptedCLIP, deep_prompts, fit_prompts
+from .prompt_training import FittedPrompts, PromptableCLIP, deep_prompts, fit_prompts
 from .prompted import depth_in
 from .training import Recipe
 
@@ -31,7 +31,7 @@ class VPT:
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens."""
-        clip = PromptedCLIP(backbone)
+        clip = PromptableCLIP(backbone)
         depth = depth_in(clip.vision_layers, self.depth, PUBLISHED_DEPTH)
         learner = deep_prompts(clip, text_depth=0, vision_depth=depth, vision_tokens=self.tokens, seed=seed)
         return fit_prompts(clip, learner, shots, classes, self.recipe, seed)
