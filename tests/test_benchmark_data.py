@@ -194,7 +194,7 @@ def test_a_wrong_entry_is_refused(change: dict[str, Any], wanted: str, tmp_path:
     with pytest.raises(ValueError, match=f"own.json is no entry of a catalog: .*{wanted}"):
         read_entry(path)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"own\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"own\.json is no entry of a catalog: entry: Invalid JSON"):
         read_entry(path)
 
 

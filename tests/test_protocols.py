@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,7 @@ from transformers import CLIPImageProcessorPil
 
 from anprompt_peft.data import RGBImage, ShotsError
 from anprompt_peft.evaluation.benchmarks import BenchmarkData, draw_shots
-from anprompt_peft.evaluation.protocols import (
-    PROTOCOLS,
-    average_of_harmonic_means,
-    class_halves,
-    harmonic_mean_of_averages,
-    make_task,
-)
+from anprompt_peft.evaluation.protocols import PROTOCOLS, class_halves, make_task
 from anprompt_peft.evaluation.task import ImageSet, Task
 
 NAMES = ("zebra", "ant", "missile (1)", "cow", "missile (2)")
@@ -214,30 +207,3 @@ def test_a_base_class_without_images_is_named(processor: CLIPImageProcessorPil) 
         make_task(make_data(train=[0, 2, 3, 4]), processor, "base-to-new", 1, 1)
     with pytest.raises(ValueError, match="no images of the classes cow, missile"):
         make_task(make_data(test=[0, 1]), processor, "base-to-new", 1, 1)
-
-
-# --- averages
-
-
-def test_the_two_averages_of_h_are_exact() -> None:
-    base, new = [80.0, 60.0, 99.5], [60.0, 80.0, 33.0]
-    mean_base, mean_new = (sum(map(Fraction, each)) / 3 for each in (base, new))
-    tables = 2 * mean_base * mean_new / (mean_base + mean_new)
-    own = sum(2 * Fraction(b) * Fraction(n) / (Fraction(b) + Fraction(n)) for b, n in zip(base, new, strict=True)) / 3
-    assert harmonic_mean_of_averages(base, new) == pytest.approx(float(tables), abs=1e-10)
-    assert average_of_harmonic_means(base, new) == pytest.approx(float(own), abs=1e-10)
-    assert tables != own
-
-
-def test_the_tables_average_h_of_zero_shot_clip() -> None:
-    """69.34 and 74.22 give 71.70 in the published tables."""
-    assert round(harmonic_mean_of_averages([69.34], [74.22]), 2) == 71.70
-
-
-def test_averages_need_as_many_of_each() -> None:
-    assert harmonic_mean_of_averages([0.0], [0.0]) == average_of_harmonic_means([0.0], [0.0]) == 0
-    for average in (harmonic_mean_of_averages, average_of_harmonic_means):
-        with pytest.raises(ValueError, match="need as many accuracies on base as on new, got 2 and 1"):
-            average([1.0, 2.0], [1.0])
-        with pytest.raises(ValueError, match="got 0 and 0"):
-            average([], [])

@@ -80,7 +80,7 @@ def run_benchmark(
         ) from error
     if any(is_done(place.output, cell) for cell in cells):
         collect(place.output)
-    return [*_reasons(failed)]
+    return _reasons(failed)
 
 
 def report_benchmark(options: BenchmarkReportOptions) -> str:

@@ -34,7 +34,10 @@ def read_synonyms(path: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: if the file holds anything else.
     """
-    synonyms = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        synonyms = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
     fits = isinstance(synonyms, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
         for names in synonyms.values()

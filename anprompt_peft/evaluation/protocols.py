@@ -21,7 +21,6 @@ from ..data import ClassHalves, ClipTransform, ShotsError, class_names_of, halve
 from ..data.columns import UNLABELLED, labels_of, with_labels
 from .benchmarks.data import BenchmarkData
 from .benchmarks.shots import COOP, Shots, draw_shots
-from .intervals import harmonic_mean
 from .task import ImageSet, Part, Task
 
 BASE_TO_NEW, FEW_SHOT, ALL_CLASSES, CROSS_DATA = "base-to-new", "few-shot", "all-classes", "cross-data"
@@ -101,32 +100,6 @@ def class_halves(names: Sequence[str], seed: int, how: str = IN_ORDER) -> ClassH
         tuple(name for label, name in enumerate(names) if label in base),
         tuple(name for label, name in enumerate(names) if label not in base),
     )
-
-
-def harmonic_mean_of_averages(base: Sequence[float], new: Sequence[float]) -> float:
-    """Return the average H of the published tables: the harmonic mean of the averaged base and the averaged new.
-
-    Args:
-        base (`Sequence[float]`): accuracies on base classes, one for each data set or run, in per cent.
-        new (`Sequence[float]`): those on new classes.
-    """
-    return float(harmonic_mean(*(np.mean(each, keepdims=True) for each in _accuracies(base, new)))[0])
-
-
-def average_of_harmonic_means(base: Sequence[float], new: Sequence[float]) -> float:
-    """Return the mean of the harmonic means of each data set or run, which is not what the published tables average.
-
-    Args:
-        base (`Sequence[float]`): accuracies on base classes, in per cent.
-        new (`Sequence[float]`): those on new classes, in the same order.
-    """
-    return float(np.mean(harmonic_mean(*_accuracies(base, new))))
-
-
-def _accuracies(base: Sequence[float], new: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    if len(base) != len(new) or not len(base):
-        raise ValueError(f"need as many accuracies on base as on new, got {len(base)} and {len(new)}.")
-    return np.asarray(base, dtype=float), np.asarray(new, dtype=float)
 
 
 def _check_targets(protocol: str, targets: Sequence[BenchmarkData]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import field
@@ -10,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -161,15 +160,11 @@ _ADAPTER = TypeAdapter(CatalogEntry)
 
 
 @cache
-def _catalog() -> Mapping[str, CatalogEntry]:
-    text = (files(__package__) / "catalog.json").read_text(encoding="utf-8")
-    entries = TypeAdapter(list[CatalogEntry]).validate_json(text)
-    return MappingProxyType({entry.name: entry for entry in entries})
-
-
 def catalog() -> Mapping[str, CatalogEntry]:
     """Return the 11 data sets and ImageNet's 4 variants by name, in the order of the published tables."""
-    return _catalog()
+    text = (files(__package__) / "catalog.json").read_bytes()
+    entries = TypeAdapter(list[CatalogEntry]).validate_json(text)
+    return MappingProxyType({entry.name: entry for entry in entries})
 
 
 def find_entry(name: str) -> CatalogEntry | None:
@@ -189,10 +184,7 @@ def read_entry(path: str | Path) -> CatalogEntry:
         ValueError: if it is no JSON, or a field is unknown, missing or of the wrong type; the message names it.
     """
     try:
-        record: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        return _ADAPTER.validate_json(json.dumps(record))
+        return _ADAPTER.validate_json(Path(path).read_bytes())
     except ValidationError as error:
         problems = (f"{'.'.join(map(str, each['loc'])) or 'entry'}: {each['msg']}" for each in error.errors())
         raise ValueError(f"{path} is no entry of a catalog: {'; '.join(problems)}.") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error

@@ -26,7 +26,6 @@ class Published:
         new (`float`): accuracy on new classes.
         H (`float`): the harmonic mean of the two.
         source (`str`): the paper.
-        note (`str`): what to know about the row.
     """
 
     label: str
@@ -34,7 +33,6 @@ class Published:
     new: float
     H: float
     source: str
-    note: str = ""
 
 
 @cache

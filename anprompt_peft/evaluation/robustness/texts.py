@@ -266,12 +266,6 @@ def description_family(descriptions: Mapping[str, Sequence[str]]) -> TextFamily:
     return TextFamily("descriptions", "meaning", (1, 2), "descriptions added", change)
 
 
-def changed_share(clean: ClassTexts, perturbed: ClassTexts) -> float:
-    """Return the share 0..1 of the texts that differ from the clean ones."""
-    pairs = zip(clean.texts, perturbed.texts, strict=True)
-    return sum(ours != theirs for ours, theirs in pairs) / len(clean.texts)
-
-
 def _speller(rate: float, rng: random.Random) -> Callable[[str], str]:
     from textnoisr.noise import CharNoiseAugmenter  # reports import this module too, and need no scipy
 
