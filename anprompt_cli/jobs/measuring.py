@@ -99,31 +99,32 @@ class Measured:
         return {part.name: class_sizes(part) for part in self.adapted if is_imbalanced(part)}
 
     def notes(self) -> list[str]:
-        """Return what a reader of the figures must know."""
-        notes: list[str] = []
+        """Return what a reader of the figures must know: which methods are ahead, and imbalanced classes."""
+        return [*self._ahead(), *self._imbalanced()]
+
+    def _ahead(self) -> Iterator[str]:
         figures = self.estimates()
-        pairs = [(name, ours, figures[ZERO_SHOT][name]) for name, ours in figures[ADAPTED].items()]
-        if below := [
-            f"{ours.value:.1f} against {before.value:.1f} %" + (f" ({name})" if len(pairs) > 1 else "")
-            for name, ours, before in pairs
-            if ours.value < before.value
-        ]:
-            notes.append(
+        ours = {name: figure.value for name, figure in figures[ADAPTED].items()}
+        where = {name: f" ({name})" if len(ours) > 1 else "" for name in ours}
+        before = {name: figure.value for name, figure in figures[ZERO_SHOT].items()}
+        below = [f"{ours[at]:.1f} against {before[at]:.1f} %{where[at]}" for at in ours if ours[at] < before[at]]
+        if below:
+            yield (
                 f"The adapter is below zero-shot CLIP: {', '.join(below)}. Train for longer or on more images, or use "
                 "CLIP without it."
             )
-        name, ours = list(figures[ADAPTED].items())[-1]
-        if self.probe and ours.value < (best := figures[PROBE][name].value):
-            where = f" ({name})" if len(pairs) > 1 else ""
-            notes.append(f"A linear probe on the same images is ahead: {best:.1f} against {ours.value:.1f} %{where}.")
+        last = list(ours)[-1]
+        if self.probe and ours[last] < (best := figures[PROBE][last].value):
+            yield (f"A linear probe on the same images is ahead: {best:.1f} against {ours[last]:.1f} %{where[last]}.")
+
+    def _imbalanced(self) -> Iterator[str]:
         balanced = self.balanced()
         for name, (low, high) in self.imbalance().items():
             shown = (
                 f"{measure} {methods[ADAPTED][name]:.1f} % ({methods[ZERO_SHOT][name]:.1f} zero-shot)"
                 for measure, methods in balanced.items()
             )
-            notes.append(f"Classes of {name} have {low} to {high} images: {', '.join(shown)}.")
-        return notes
+            yield f"Classes of {name} have {low} to {high} images: {', '.join(shown)}."
 
     def class_table(self) -> str:
         """Return the accuracy on every class as text, the lowest first."""

@@ -14,6 +14,8 @@ from .catalog import CatalogEntry
 from .record import BenchmarkData, from_paths
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
+"""By their names in CoOp's files."""
 CLASSNAMES = "classnames.txt"
 
 
@@ -111,7 +113,7 @@ def _split_json(entry: CatalogEntry, folder: Path) -> Listing:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(record, dict) or not {"train", "val", "test"} <= set(record):
         raise ValueError(f'{path} must be an object with the keys "train", "val" and "test".')
-    rows = {split: _checked(record[key], key, path) for key, split in _JSON_SPLITS.items()}
+    rows = {split: _checked(record[key], key, path) for key, split in SPLITS.items()}
     names = _label_names((row for each in rows.values() for row in each), path)
     number_of = {label: number for number, label in enumerate(sorted(names))}
     clean = tuple(entry.names.clean(names[label]) for label in number_of)
@@ -124,9 +126,6 @@ def _split_json(entry: CatalogEntry, folder: Path) -> Listing:
             for split, each in rows.items()
         },
     )
-
-
-_JSON_SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 
 
 def _checked(rows: Any, key: str, path: Path) -> list[tuple[str, int, str]]:
@@ -158,7 +157,7 @@ def _aircraft(entry: CatalogEntry, folder: Path) -> Listing:
     number_of = {name: number for number, name in enumerate(names)}
     images = _folder(folder / entry.images)
     splits = {}
-    for key, split in _JSON_SPLITS.items():
+    for key, split in SPLITS.items():
         path = folder / f"images_variant_{key}.txt"
         files = Files([], [])
         for number, line in enumerate(_lines(path), 1):

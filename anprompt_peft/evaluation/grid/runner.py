@@ -166,21 +166,21 @@ def _task(setup: Setup, name: str, seed: int, place: Place) -> Task:
         sampling=setup.sampling,
         targets=targets,
     )
-    return replace(task, parts=_shared(_last_parts(setup, name, place), task.parts))
+    return replace(task, parts=_reused(_parts_of_last_task(setup, name, place), task.parts))
 
 
 @lru_cache(maxsize=1)
-def _last_parts(setup: Setup, name: str, place: Place) -> dict[tuple[str, ClassTexts], Part]:
-    """Return a place to keep the parts of a data set's last task in."""
+def _parts_of_last_task(setup: Setup, name: str, place: Place) -> dict[tuple[str, ClassTexts], Part]:
+    """Return the parts of the data set's task for the last seed, which [`_reused`] keeps here."""
     return {}
 
 
-def _shared(last: dict[tuple[str, ClassTexts], Part], parts: Sequence[Part]) -> tuple[Part, ...]:
+def _reused(last: dict[tuple[str, ClassTexts], Part], parts: Sequence[Part]) -> tuple[Part, ...]:
     """Put the last task's parts in place of equal ones, so that their images and features are computed once.
 
     What is measured depends on the seed through the classes alone.
     """
-    shared = {(part.name, part.classes): last.get((part.name, part.classes), part) for part in parts}
+    reused = {(part.name, part.classes): last.get((part.name, part.classes), part) for part in parts}
     last.clear()
-    last.update(shared)
-    return tuple(shared.values())
+    last.update(reused)
+    return tuple(reused.values())
