@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,19 @@ def test_chunks_change_nothing_and_bound_the_texts_at_a_time(
     hook.remove()
     assert_exact(logits, whole)
     assert max(rows) == 2
+
+
+def test_texts_that_the_context_begins_are_encoded_once(
+    backbone: Backbone, shots: ImageSet, classes: ClassTexts
+) -> None:
+    fitted = make_method("coop", recipe=STAY).fit(backbone, shots, classes, SEED)
+    passes = count_calls(backbone.clip.text_projection)
+    first = fitted.logits(shots, classes)
+    assert torch.equal(fitted.logits(shots, replace(classes, templates=("it shows a {}.",))), first)
+    assert passes == [len(NAMES)]
+    other = fitted.logits(shots, replace(classes, written=("cat", "dog", "tiny fish")))
+    assert not torch.allclose(other, first)
+    assert passes == [len(NAMES)] * 2
 
 
 def test_cocoop_asks_for_few_images_at_a_time(backbone: Backbone, shots: ImageSet, classes: ClassTexts) -> None:

@@ -226,7 +226,11 @@ def test_steps_are_those_of_torchs_optimizers(optimizer: Any, kind: str, shots: 
 def test_one_step_of_gradient_descent(shots: ImageSet) -> None:
     weight = torch.tensor([3.0], requires_grad=True)
     after: list[float] = []
-    losses = train([weight], lambda batch: weight.pow(2).sum(), shots, ONE_STEP, 0, lambda: after.append(weight.item()))
+
+    def loss(batch: Batch) -> Tensor:
+        return weight.pow(2).sum()
+
+    losses = train([weight], loss, shots, ONE_STEP, 0, lambda: after.append(weight.item()))
     assert losses == [9.0]
     assert after == [weight.item()] == [pytest.approx(3 - 0.1 * 6)]
 

@@ -117,10 +117,16 @@ class FittedPrompts:
 
     @torch.no_grad()
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
-        """Return the logits `[n, C]`; the images' features are kept."""
+        """Return the logits `[n, C]`. Features are kept, those of texts too: a context takes the template's place."""
         kept = self._images.of(images) if self.prompts.vision else self.clip.backbone.image_features(images)
-        text = self.clip.text_encoder(classes)(self.prompts)
-        return (self.clip.backbone.logit_scale * kept @ text.T).cpu()
+        key = tuple(classes.texts) if self.clip.context is None else classes.written
+        if key not in self._texts:
+            self._texts[key] = self.clip.text_encoder(classes)(self.prompts)
+        return (self.clip.backbone.logit_scale * kept @ self._texts[key].T).cpu()
+
+    @cached_property
+    def _texts(self) -> dict[tuple[str, ...], Tensor]:
+        return {}
 
 
 def fit_prompts(
