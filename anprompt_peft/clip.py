@@ -26,10 +26,10 @@ from .method.class_texts import (
     tokenize_classes,
     trim,
 )
-from .method.config import ANPromptConfig
+from .method.config import ANPromptConfig, LogitsKind
 from .method.features import at_least_float32, ensemble, full_precision, normalize
-from .method.losses import Frozen, Scores, Term, loss_terms, score, total_loss
-from .method.noise import text_targets
+from .method.losses import Frozen, Scores, Term, clip_logits, loss_terms, score, total_loss
+from .method.noise import clean_features, text_targets
 
 
 @dataclass
@@ -44,6 +44,7 @@ class ANPromptOutput(ModelOutput):
         logits_class (`Tensor`): `[B, C]`, images against prompted class texts.
         logits_prototype (`Tensor`, *optional*): `[B, C]`, prototypes (NRVPP) against prompted class texts.
         logits_fused (`Tensor`): `[B, C]`, `alpha * logits_class + (1 - alpha) * logits_prototype`.
+        logits_ensemble (`Tensor`, *optional*): `[B, C]`, of class logits and the frozen CLIP's; where they are asked.
         image_embeds (`Tensor`): `[B, d]`, normalised.
         prototype_embeds (`Tensor`, *optional*): `[B, d]`, normalised.
         loss_terms (`dict[str, Tensor]`, *optional*): the detached, unweighted scalar terms by name; only with labels.
@@ -54,6 +55,7 @@ class ANPromptOutput(ModelOutput):
     logits_class: Tensor | None = None
     logits_prototype: Tensor | None = None
     logits_fused: Tensor | None = None
+    logits_ensemble: Tensor | None = None
     image_embeds: Tensor | None = None
     prototype_embeds: Tensor | None = None
     loss_terms: dict[str, Tensor] | None = None
@@ -127,13 +129,14 @@ class PromptedCLIPModel(CLIPModel):
         if text is None:
             text = self.text_embeds(classes, shard=self.training and self.anprompt_state.shards)
         images = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding, **kwargs}
-        with_frozen = labels is not None and not self.head.disable_adapters
+        kind = self.logits_kind(classes)
+        with_frozen = (labels is not None or kind == "ensemble") and not self.head.disable_adapters
         seen = image_features(self, images, with_frozen)
-        scores = self.score(text, seen)
+        scores = self.score(text, seen, self.clean_text(classes) if kind == "ensemble" else None)
         terms = {} if labels is None else self._loss_terms(scores, classes, text, seen, labels)
         output = ANPromptOutput(
             loss=total_loss(terms) if terms else None,
-            logits=self._chosen_logits(scores, classes),
+            logits=getattr(scores, f"logits_{kind}"),
             loss_terms={name: term.value.detach() for name, term in terms.items()} or None,
             **vars(scores),
         )
@@ -340,13 +343,27 @@ class PromptedCLIPModel(CLIPModel):
         with full_precision(rows):
             return ensemble(rows, templates)
 
-    def score(self, text: Tensor, seen: ImageFeatures) -> Scores:
-        """Return the logits of encoded images over texts `[C, d]`, as [`losses.score`] does."""
+    def logits_kind(self, classes: ClassSet) -> LogitsKind:
+        """Return which logits a call returns for classes: fused ones in training, else as the configuration says."""
+        if self.head.disable_adapters:
+            return "class"
+        return "fused" if self.training else self.active_config.logits_for(classes.names)
+
+    def score(self, text: Tensor, seen: ImageFeatures, clean: Tensor | None = None) -> Scores:
+        """Return the logits of encoded images over texts `[C, d]`, as [`losses.score`] does.
+
+        With the frozen CLIP's features of the texts, `clean`, and of the images there are ensemble logits.
+        """
         with full_precision(seen.features):
             prototype = None
             if seen.prompts is not None:
                 prototype = self.head.prototype(self.vision_model.post_layernorm(seen.prompts))
-            return score(seen.features, prototype, text, self._scale(), self.active_config.alpha)
+            scores = score(seen.features, prototype, text, self._scale(), self.active_config.alpha)
+            if clean is not None and seen.frozen is not None:
+                frozen = clip_logits(normalize(at_least_float32(seen.frozen)), clean.to(text), self._scale())
+                share = self.active_config.frozen_share
+                scores.logits_ensemble = (1 - share) * scores.logits_class + share * frozen
+            return scores
 
     @torch.compiler.disable
     def _classes_and_kept_text(self) -> tuple[ClassSet, Tensor | None]:
@@ -386,6 +403,12 @@ class PromptedCLIPModel(CLIPModel):
                 weights = weights.to(text)
             return loss_terms(scores, text, labels, frozen, self._scale(), self.active_config, weights)
 
+    @torch.compiler.disable
+    def clean_text(self, classes: ClassSet) -> Tensor:
+        """Return the frozen CLIP's features w `[C, d]`, computed at most once."""
+        weights = (*self.text_model.parameters(), *self.text_projection.parameters(), classes.input_ids)
+        return self.anprompt_state.kept("clean text", Fingerprint(weights), lambda: clean_features(self, classes))
+
     def _text_targets(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
         """Return the frozen CLIP's clean and perturbed features w and u, each `[C, d]`."""
         head, adapter = self.head, self.head.adapter
@@ -396,15 +419,6 @@ class PromptedCLIPModel(CLIPModel):
         return self.anprompt_state.kept(
             f"text targets of {adapter}", fingerprint, lambda: text_targets(self, classes, self.active_config)[:2]
         )
-
-    def _chosen_logits(self, scores: Scores, classes: ClassSet) -> Tensor:
-        config = self.active_config
-        choice = config.inference_logits
-        if self.training or scores.logits_prototype is None:
-            choice = "fused"
-        elif choice == "auto":
-            choice = "fused" if set(classes.names) <= set(config.class_names) else "class"
-        return getattr(scores, f"logits_{choice}")
 
     def _scale(self) -> Tensor:
         return at_least_float32(self.logit_scale).exp()

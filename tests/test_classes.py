@@ -83,8 +83,9 @@ def test_wrong_classes_change_nothing(arguments: Any, message: str, clip: CLIPMo
     [
         ("auto", None, "fused"),
         ("auto", ["dog", "cat"], "fused"),
-        ("auto", ["dog", "cow"], "class"),
-        ("auto", NEW, "class"),
+        ("auto", ["dog", "cow"], "ensemble"),
+        ("auto", NEW, "ensemble"),
+        ("ensemble", None, "ensemble"),
         ("fused", NEW, "fused"),
         ("class", None, "class"),
         ("prototype", NEW, "prototype"),

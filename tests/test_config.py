@@ -66,7 +66,7 @@ def configs(draw: st.DrawFn) -> ANPromptConfig:
         alpha=draw(st.floats(0, 1)),
         similarity_weight=draw(weights),
         waloss_weight=draw(weights),
-        inference_logits=draw(st.sampled_from(["auto", "fused", "class", "prototype"])),
+        inference_logits=draw(st.sampled_from(["auto", "fused", "class", "prototype", "ensemble"])),
         init_noise_prompts=draw(st.booleans()),
     )
 
@@ -239,12 +239,20 @@ def test_defaults_are_the_documented_ones() -> None:
         "text_layers": None, "vision_layers": None, "noise_integration": "concat", "noise_map": "fixed",
         "projection_rank": None, "prototype_rank": None, "prompt_mixing": 1.0, "noise_source": None,
         "descriptions": None, "noise_scale": 0.1, "noise_draws": 4, "noise_seed": 0, "alpha": 0.7,
-        "similarity_weight": 0.5, "waloss_weight": 1.0, "inference_logits": "auto", "init_noise_prompts": True,
+        "similarity_weight": 3.0, "waloss_weight": 1.0, "inference_logits": "auto", "frozen_share": 0.5,
+        "init_noise_prompts": True,
         "tokenizer_name_or_path": None, "training_facts": None, "class_names": ["cat", "dog"],
     }  # fmt: skip
     config = ANPromptConfig(class_names=["cat", "dog"])
     own = [each.name for each in fields(ANPromptConfig) if each.name in ANPromptConfig.__annotations__]
     assert {name: getattr(config, name) for name in own} == documented
+
+
+def test_the_papers_configuration_is_that_of_format_1() -> None:
+    paper = ANPromptConfig.paper(class_names=["cat", "dog"], noise_seed=3)
+    expected = ANPromptConfig(class_names=["cat", "dog"], noise_seed=3, similarity_weight=0.5, frozen_share=0.0)
+    assert paper.to_dict() == expected.to_dict()
+    assert ANPromptConfig.paper(class_names=["cat", "dog"], similarity_weight=2.0).similarity_weight == 2
 
 
 EDGES: list[dict[str, Any]] = [
@@ -272,6 +280,7 @@ def test_values_at_the_edge_are_allowed(edge: dict[str, Any]) -> None:
     [
         "num_virtual_tokens", "num_noise_tokens", "noise_draws", "noise_seed", "latent_dim", "projection_rank",
         "prototype_rank", "alpha", "prompt_mixing", "noise_scale", "similarity_weight", "waloss_weight",
+        "frozen_share",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("value", [True, -1, "1", [1]])
@@ -285,6 +294,7 @@ def test_numbers_are_numbers(name: str, value: Any) -> None:
     [
         ({"noise_seed": 2**32}, "an integer, between 0 and 4294967295"),
         ({"alpha": 1.01}, "a finite number, between 0 and 1"),
+        ({"frozen_share": 1.5}, "a finite number, between 0 and 1"),
         ({"waloss_weight": -0.5}, "a finite number, at least 0"),
         ({"noise_draws": 0}, "an integer, at least 1"),
         ({"latent_dim": 0}, "an integer, at least 1"),

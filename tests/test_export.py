@@ -25,9 +25,9 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 from transformers.image_utils import load_image
 
 from anprompt_peft import ANPromptConfig
+from anprompt_peft.method.config import LogitsKind
 from anprompt_peft.serve import export_onnx
 from anprompt_peft.serve import onnx as export
-from anprompt_peft.serve.onnx import Logits
 from conftest import IMAGE_SIZE, MakeClip
 from helpers import CLASSES, adapt, make_config, needs_add_adapter, scatter
 from tokenization import train_tokenizer
@@ -135,7 +135,7 @@ def test_default(clip: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, tmp_
     assert not any(str(folder).encode() in content for folder in (ROOT, tmp_path, Path(torch.__file__).parent))
 
 
-VARIANTS: dict[str, tuple[str, Logits, int, dict[str, Any]]] = {
+VARIANTS: dict[str, tuple[str, LogitsKind, int, dict[str, Any]]] = {
     "mixing": ("eager", "fused", 18, {"prompt_mixing": 0.3, "vision_layers": [2, 3, 5]}),
     "low rank": ("sdpa", "prototype", 24, {"projection_rank": 2, "prototype_rank": 3, "latent_dim": 10}),
 }
@@ -163,14 +163,14 @@ def test_asked_classes_in_the_metadata(
     model.name_or_path = "someone/their-clip"
     path = tmp_path / "model.onnx"
     export_onnx(model, processor, path)
-    assert_parity(path, model, "class")
-    assert layer_norms(path) == 2 * VISION_LAYERS + 2, "no prototype"
+    assert_parity(path, model, "ensemble")
+    assert layer_norms(path) > 2 * VISION_LAYERS + 2, "the frozen encoder too"
     record = metadata(path)
     assert set(record.pop("versions")) >= {"torch", "transformers", "peft", "anprompt-peft", "onnx", "onnxscript"}
     assert record == {
         "class_names": UNSEEN,
         "templates": ["a photo of a {}.", "the drawing of one {}."],
-        "logits": "class",
+        "logits": "ensemble",
         "preprocessing": {
             "size": {"shortest_edge": IMAGE_SIZE},
             "resample": Image.Resampling.BICUBIC,
@@ -225,11 +225,15 @@ def other(processor: Any, **settings: Any) -> Any:
 
 REFUSED: dict[str, tuple[Callable[[Any, Any], dict[str, Any]], type[Exception], str]] = {
     "plain CLIP": (lambda model, _: {"model": model.unload()}, TypeError, "an ANPrompt adapter, not CLIPModel"),
-    "logits": (lambda *_: {"logits": "best"}, ValueError, r"logits='best' is not .*\['class', 'fused', 'prototype'\]"),
+    "logits": (
+        lambda *_: {"logits": "best"},
+        ValueError,
+        r"logits='best' is not .*\['fused', 'class', 'prototype', 'ensemble'\]",
+    ),
     "logits of no prompts": (
         lambda model, _: {"model": model.base_model.disable_adapter_layers() or model, "logits": "prototype"},
         ValueError,
-        r"logits='prototype' is not one of those the model has: \['class', 'fused'\]",
+        r"logits='prototype' is not one of those the model has: \['fused', 'class'\]",
     ),
     "opset": (lambda *_: {"opset": 17}, ValueError, "opset=17 must lie between 18 and 24"),
     "larger pixels": (

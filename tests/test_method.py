@@ -13,7 +13,7 @@ from transformers.models.clip import modeling_clip
 import reference
 from anprompt_peft.fast.savings import Savings
 from conftest import MakeClip
-from helpers import CLASSES, LABELS, adapt, assert_exact, trainable
+from helpers import CLASSES, LABELS, adapt, assert_exact, count_calls, logits, trainable
 from oracle import reference_adapter, reference_outputs
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -187,3 +187,89 @@ def test_nothing_after_the_end_of_text_matters(make_clip: MakeClip, tokenizer: C
     with torch.no_grad():
         short_features = model.get_text_features(ids).pooler_output
         assert_exact(model.get_text_features(longer).pooler_output, short_features)
+
+
+@pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["decomposed", "plain"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"inference_logits": "ensemble", "frozen_share": 0.25}], ids=["auto", "asked"]
+)
+def test_the_frozen_clip_takes_part_for_other_classes(
+    settings: dict[str, Any], savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(make_clip(dtype=torch.float64), tokenizer, **settings)
+    model.set_savings(savings)
+    plain, adapter = reference_clip(model), reference_adapter(model)
+    share, images = model.peft_config["default"].frozen_share, pixels.double()
+
+    def ensemble(names: list[str]) -> Tensor:
+        tokens = tokenizer([f"a photo of a {name}." for name in names], padding=True, return_tensors="pt")
+        adapted, frozen = (
+            reference.normalize(reference.encode_image(plain, images, each)[0])
+            @ reference.normalize(reference.encode_text(plain, tokens.input_ids, None, each)).T
+            for each in (adapter, None)
+        )
+        return plain.logit_scale.exp() * ((1 - share) * adapted + share * frozen)
+
+    with torch.no_grad():
+        for names in (["cat", "red bird"], ["dog", "picture", "small cat"]):
+            model.set_classes(names)
+            assert_exact(model(pixel_values=images).logits, ensemble(names))
+            assert_exact(model(pixel_values=images, labels=LABELS % 2).logits, ensemble(names))
+        model.set_classes(None)
+        trained = model(pixel_values=images)
+        assert_exact(trained.logits, ensemble(CLASSES) if settings else trained.logits_fused)
+        assert model.train()(pixel_values=images).logits_ensemble is None
+
+
+def test_no_frozen_share_leaves_class_logits_and_costs_nothing(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(clip, tokenizer, frozen_share=0.0)
+    model.set_classes(["cat", "red bird"])
+    passes = count_calls(model.vision_model.post_layernorm)
+    with torch.no_grad():
+        output = model(pixel_values=pixels)
+    assert torch.equal(output.logits, output.logits_class)
+    assert output.logits_ensemble is None
+    assert passes.count(len(pixels)) == 2  # class tokens and prompts
+
+
+def test_the_clean_features_follow_the_classes_and_the_weights(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(clip, tokenizer)
+    model.set_classes(["red bird", "cat"])
+    turned = logits(model, pixels)
+    model.set_classes(["cat", "red bird"])
+    torch.testing.assert_close(logits(model, pixels), turned.flip(1))
+    with torch.no_grad():
+        model.text_projection.weight.mul_(-1)
+    torch.testing.assert_close(logits(model, pixels), -turned.flip(1))
+
+
+def test_noise_prompts_count_only_through_their_products(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """Turned noise prompts with turned tokens and maps give the same training: docs/ablations.md."""
+    losses = []
+    for turned in (False, True):
+        model = adapt(make_clip(dtype=torch.float64), tokenizer)
+        prompts = [*model.visual_projection.anprompt_tokens.values()]
+        prompts += [*model.visual_projection.anprompt_noise_prompts.values()]
+        maps = [each for name, each in trainable(model).items() if "anprompt_projection" in name and each.dim() == 2]
+        width = prompts[0].shape[1]
+        turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0)).double())[0]
+        if turned:
+            with torch.no_grad():
+                for rows in (*prompts, *maps):
+                    rows.copy_(rows @ turn)
+        optimizer = torch.optim.SGD(trainable(model).values(), lr=0.1, momentum=0.9, weight_decay=0.01)
+        for _ in range(3):
+            loss = model(pixel_values=pixels.double(), labels=LABELS).loss
+            losses.append(loss.detach())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert losses[0] > losses[2] + 0.01
+    for first, second in zip(losses[:3], losses[3:], strict=True):
+        assert_exact(first, second)

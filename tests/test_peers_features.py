@@ -226,7 +226,8 @@ def test_anprompt_learns_what_its_trainer_learns(
     for preset, recipe in (("anprompt", "default"), ("anprompt-paper", "paper")):
         method = make_method(preset, recipe={"epochs": 4, "batch_size": 7, "augment": False}, config=sizes)
         fitted: Any = method.fit(backbone, shots, BASE, 5)
-        config = ANPromptConfig(class_names=list(BASE.names), tokenizer_name_or_path=tokenizer, noise_seed=5, **sizes)
+        configuration = ANPromptConfig if recipe == "default" else ANPromptConfig.paper
+        config = configuration(class_names=list(BASE.names), tokenizer_name_or_path=tokenizer, noise_seed=5, **sizes)
         with seeded(5):
             model = get_peft_model(backbone.copy(), config)
         arguments = ANPromptTrainingArguments(
@@ -253,7 +254,7 @@ def test_anprompt_chooses_logits_by_names_and_reads_what_is_written(
     scatter(fitted.model)
     pixels = images.pixels().double()
     subset = ClassTexts(("small fish", "cat"), written=("smal fish", "bird"))
-    for classes, choice in ((BASE, "fused"), (subset, "fused"), (MIXED, "class"), (NEW, "class")):
+    for classes, choice in ((BASE, "fused"), (subset, "fused"), (MIXED, "ensemble"), (NEW, "ensemble")):
         fitted.model.set_classes(list(classes.written))
         with torch.no_grad():
             output = fitted.model(pixel_values=pixels)
@@ -261,7 +262,7 @@ def test_anprompt_chooses_logits_by_names_and_reads_what_is_written(
         assert (output.logits_fused - output.logits_class).abs().max() > 1e-3
     alike = fitted.logits(images, ClassTexts(("cat", "dog"), written=("cat", "cat")))
     assert torch.equal(alike[:, 0], alike[:, 1])
-    for choice in ("prototype", "fused", "class"):
+    for choice in ("prototype", "fused", "class", "ensemble"):
         forced: Any = make_method(
             "anprompt", recipe={"epochs": 1, "augment": False}, config={**sizes, "inference_logits": choice}
         ).fit(backbone, shots, BASE, 0)
@@ -280,11 +281,11 @@ def test_mmrl_and_the_controls_differ_from_anprompt_in_what_they_say(backbone: B
     )
     presets: dict[str, dict[str, Any]] = {
         "anprompt": {},
-        "anprompt-paper": {},
+        "anprompt-paper": {"similarity_weight": 0.5, "frozen_share": 0.0},
         "anprompt-random-noise": {},
         "anprompt-no-wal": {"waloss_weight": 0.0},
         "anprompt-no-noise": {"num_virtual_tokens": 9, "num_noise_tokens": 0, "waloss_weight": 0.0},
-        "mmrl": {"num_noise_tokens": 0, "waloss_weight": 0.0},
+        "mmrl": {"num_noise_tokens": 0, "waloss_weight": 0.0, "similarity_weight": 0.5, "frozen_share": 0.0},
     }
     recipes = {}
     for name, changed in presets.items():

@@ -107,8 +107,10 @@ def test_settings_stand_over_the_preset() -> None:
     assert (lora.rank, lora.alpha, lora.targets) == (4, 1.0, ("q_proj", "k_proj", "v_proj"))
     assert (lora.recipe.learning_rate, lora.recipe.steps, lora.recipe.weight_decay) == (1e-3, 7, 0.01)
     assert make_method("tip-adapter-f", recipe=None) == make_method("tip-adapter")
-    ours: Any = make_method("anprompt-no-noise", config={"alpha": 0.5, "num_virtual_tokens": 3})
-    assert ours.config == {"alpha": 0.5, "num_virtual_tokens": 3, "num_noise_tokens": 0, "waloss_weight": 0.0}
+    ours: Any = make_method("mmrl", config={"alpha": 0.5, "frozen_share": 0.25})
+    assert ours.config == {
+        "alpha": 0.5, "num_noise_tokens": 0, "waloss_weight": 0.0, "similarity_weight": 0.5, "frozen_share": 0.25
+    }  # fmt: skip
     assert make_method("anprompt", recipe=lora.recipe).recipe is lora.recipe  # type: ignore[attr-defined]
 
 

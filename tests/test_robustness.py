@@ -514,21 +514,21 @@ def test_an_adapter_answers_as_the_model_does(clip: CLIPModel, tokenizer: CLIPTo
 
 
 def test_a_misspelt_class_is_still_that_class(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    """Known classes are answered with fused logits, others with class logits: spelling must not switch."""
+    """Known classes are answered with fused logits, others with the ensemble: spelling must not switch."""
     images, model = image_set(), adapt(clip, tokenizer, alpha=0.3)
     written = ("cta", "dog", "smal fish")
     model.set_classes(list(written))
     with torch.no_grad():
         output = model(pixel_values=images.pixels())
-    assert torch.equal(output.logits, output.logits_class)
+    assert torch.equal(output.logits, output.logits_ensemble)
     fused = FittedAdapter(model).logits(images, ClassTexts(tuple(CLASSES), written=written))
     torch.testing.assert_close(fused, output.logits_fused)
-    assert not torch.allclose(fused, output.logits_class, atol=1e-3)
+    assert not torch.allclose(fused, output.logits_ensemble, atol=1e-3)
     as_new = FittedAdapter(model).logits(images, ClassTexts(("x", "y", "z"), written=written))
-    torch.testing.assert_close(as_new, output.logits_class)
+    torch.testing.assert_close(as_new, output.logits_ensemble)
 
 
-@pytest.mark.parametrize("choice", ["class", "prototype", "fused"])
+@pytest.mark.parametrize("choice", ["class", "prototype", "fused", "ensemble"])
 def test_the_configured_logits_are_used(choice: str, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     images, model = image_set(), adapt(clip, tokenizer, inference_logits=choice)
     for names in (tuple(CLASSES), ("bird", "cat", "dog")):
@@ -564,11 +564,14 @@ def test_images_are_encoded_once(clip: CLIPModel, tokenizer: CLIPTokenizer) -> N
     fitted = FittedAdapter(model)
     calls: list[int] = []
     model.get_base_model().register_forward_hook(lambda *_: calls.append(1))
-    for names in (tuple(CLASSES), ("bird", "cat", "dog")):
+    for names in (tuple(CLASSES), ("cat", "dog")):
         fitted.logits(images, ClassTexts(names))
     assert len(calls) == 1
+    for names in (("bird", "cat", "dog"), ("bird", "cow")):
+        fitted.logits(images, ClassTexts(names))
+    assert len(calls) == 2, "once more without prompts"
     fitted.logits(images.changed(lambda image: image.rotate(90)), ClassTexts(tuple(CLASSES)))
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_an_adapter_is_needed(clip: CLIPModel) -> None:

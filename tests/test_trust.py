@@ -303,7 +303,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"inference_mode": "yes"}, "inference_mode="),
     ({"auto_mapping": "transformers"}, "auto_mapping="),
     ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS' does not apply"),
-    ({"format_version": 2}, "format_version=2: a newer version .* Upgrade it: pip install"),
+    ({"format_version": 3}, "format_version=3: a newer version .* Upgrade it: pip install"),
     ({"format_version": "1"}, "format_version='1' must be an integer"),
     ({"peft_type": None}, "peft_type=None is no method"),
     ({"peft_type": ["ANPROMPT"]}, r"peft_type=\['ANPROMPT'\] is no method"),
@@ -354,10 +354,14 @@ def test_the_saved_format_has_a_version_and_adapters_without_one_load(
     make_clip: MakeClip, sound: Path, broken: Path
 ) -> None:
     fields = json.loads((sound / CONFIG).read_text())
-    assert fields.pop("format_version") == 1
-    (broken / CONFIG).write_text(json.dumps(fields))
-    PeftModel.from_pretrained(make_clip(), broken)
-    assert ANPromptConfig(**ANPromptConfig(class_names=CLASSES).to_dict()).format_version == 1
+    assert fields.pop("format_version") == 2
+    assert PeftModel.from_pretrained(make_clip(), sound).peft_config["default"].frozen_share == 0.5
+    del fields["frozen_share"]
+    for version in ({}, {"format_version": 1}):
+        (broken / CONFIG).write_text(json.dumps(fields | version))
+        loaded = PeftModel.from_pretrained(make_clip(), broken)
+        assert loaded.peft_config["default"].frozen_share == 0, "it answers as it did"
+    assert ANPromptConfig(**ANPromptConfig(class_names=CLASSES).to_dict()).format_version == 2
 
 
 def test_another_method_is_left_to_peft(make_clip: MakeClip, tmp_path: Path) -> None:

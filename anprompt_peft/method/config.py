@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -15,10 +16,11 @@ from .registration import peft_type
 NoiseSource = Literal["text", "descriptions", "gaussian"]
 NoiseIntegration = Literal["concat", "add"]
 NoiseMap = Literal["fixed", "learned"]
-InferenceLogits = Literal["auto", "fused", "class", "prototype"]
+LogitsKind = Literal["fused", "class", "prototype", "ensemble"]
+InferenceLogits = Literal["auto", "fused", "class", "prototype", "ensemble"]
 
 DEFAULT_DEPTH, FINITE = 7 / 12, sys.float_info.max
-FORMAT_VERSION = 1  # of a saved configuration: grows when an older version of this package would load it wrongly
+FORMAT_VERSION = 2  # of a saved configuration: grows when an older version of this package would load it wrongly
 
 
 @dataclass
@@ -26,104 +28,77 @@ class ANPromptConfig(PeftConfig):
     """Configuration of an [`ANPromptModel`], the adapter of *ANPrompt* (https://arxiv.org/abs/2508.04677) for CLIP.
 
     Args:
-        class_names (`list[str]`):
-            The classes to adapt to, in the order of the integer labels. At least two, all different, none empty.
-        template (`str` or `list[str]`):
-            The prompt around a class name, with `{}` where the name goes. With several templates a class is
-            represented by the normalised mean of its normalised text features.
-        tokenizer_name_or_path (`str` or tokenizer, *optional*):
-            Where the tokenizer comes from: a Hub id, a directory or a tokenizer object (its `name_or_path` is what
-            is saved). Defaults to the base model's `name_or_path`.
-        num_virtual_tokens (`int`):
-            Number N of learnable prompt tokens. Default 5.
-        num_noise_tokens (`int`):
-            Number K of noise prompts (KMeans centroids of the perturbed class features); frozen. Default 4. With 0
-            the method is MMRL; with `num_virtual_tokens=0` as well the adapted model is plain CLIP.
-        latent_dim (`int`, *optional*):
-            Width r of the latent space in which tokens and noise prompts live. Defaults to CLIP's projection dim.
-        text_layers (`int` or `list[int]`, *optional*):
-            Text encoder layers that receive prompts: a list of 1-based numbers or an int k for the last k. Defaults
-            to the last 7/12 of the encoder (layers 6 to 12 of 12).
-        vision_layers (`int` or `list[int]`, *optional*):
-            The same for the vision encoder.
-        noise_integration (`"concat"` or `"add"`):
-            `concat` puts the noise prompts after the learnable tokens (N + K prompts), `add` sums them (needs N = K).
-        noise_map (`"fixed"` or `"learned"`):
-            How noise prompts get from the projection dim to `latent_dim` when the two differ: through a seeded
-            orthogonal matrix, or through a trained linear layer.
-        projection_rank (`int`, *optional*):
-            If given, the prompt projections of a tower share one linear map, and each layer adds a residual of this
-            rank (MMRL++ uses 4). By default every layer has a full map of its own.
-        prototype_rank (`int`, *optional*):
-            If given, the prototype projection is the frozen visual projection plus a trained update of this rank
-            (MMRL++ uses 64). By default a full copy of the visual projection is trained.
-        prompt_mixing (`float`):
-            Share beta of the new prompts when a vision layer replaces the ones before it; `1 - beta` of the previous
-            layer's output stays. Default 1.0, plain replacement.
-        noise_source (`str` or `list[str]`, *optional*):
-            What perturbs the class texts: `text` (typos, dropped words, paraphrased templates), `descriptions`,
-            `gaussian` (noise in feature space), or several. Defaults to `text`, plus `descriptions` when given.
-        descriptions (`dict[str, list[str]]`, *optional*):
-            Sentences about each class, for the `descriptions` source.
-        noise_scale (`float`):
-            Weight of the perturbed feature in the weak fusion `normalize(clean + noise_scale * perturbed)`.
-        noise_draws (`int`):
-            Perturbed features per class and source. Default 4.
-        noise_seed (`int`):
-            Seed of the perturbation, of KMeans and of the fixed noise map.
-        alpha (`float`):
-            Weight of the class logits against the prototype logits, in the fused logits and in the loss.
-        similarity_weight (`float`):
-            Weight of the similarity loss against the frozen CLIP.
-        waloss_weight (`float`):
-            Weight of the WALoss.
-        inference_logits (`"auto"`, `"fused"`, `"class"` or `"prototype"`):
-            Which logits the model returns as `logits`. `auto` takes `fused` when all asked classes were trained on
-            and `class` otherwise.
-        init_noise_prompts (`bool`):
-            Whether creating the adapter computes its noise prompts. It is `False` in a saved adapter's configuration,
-            where they come with the weights.
-        training_facts (`dict`, *optional*):
-            What `describe_training` attached: facts for the model card, kept with the adapter.
+        class_names (`list[str]`): The classes to adapt to, in the order of the integer labels. At least two, all
+            different, none empty.
+        template (`str` or `list[str]`): The prompt around a class name, with `{}` where the name goes. With several
+            templates a class is represented by the normalised mean of its normalised text features.
+        tokenizer_name_or_path (`str` or tokenizer, *optional*): Where the tokenizer comes from: a Hub id, a directory
+            or a tokenizer object (its `name_or_path` is what is saved). Defaults to the base model's `name_or_path`.
+        num_virtual_tokens (`int`): Number N of learnable prompt tokens. Default 5.
+        num_noise_tokens (`int`): Number K of noise prompts (KMeans centroids of the perturbed class features); frozen.
+            Default 4. With 0 the method is MMRL; with `num_virtual_tokens=0` as well the adapted model is plain CLIP.
+        latent_dim (`int`, *optional*): Width r of the latent space in which tokens and noise prompts live. Defaults to
+            CLIP's projection dim.
+        text_layers (`int` or `list[int]`, *optional*): Text encoder layers that receive prompts: a list of 1-based
+            numbers or an int k for the last k. Defaults to the last 7/12 of the encoder (layers 6 to 12 of 12).
+        vision_layers (`int` or `list[int]`, *optional*): The same for the vision encoder.
+        noise_integration (`"concat"` or `"add"`): `concat` puts the noise prompts after the learnable tokens (N + K
+            prompts), `add` sums them (needs N = K).
+        noise_map (`"fixed"` or `"learned"`): How noise prompts get from the projection dim to `latent_dim` when the
+            two differ: through a seeded orthogonal matrix, or through a trained linear layer.
+        projection_rank (`int`, *optional*): If given, the prompt projections of a tower share one linear map, and each
+            layer adds a residual of this rank (MMRL++ uses 4). By default every layer has a full map of its own.
+        prototype_rank (`int`, *optional*): If given, the prototype projection is the frozen visual projection plus a
+            trained update of this rank (MMRL++ uses 64). By default a full copy of the visual projection is trained.
+        prompt_mixing (`float`): Share beta of the new prompts when a vision layer replaces the ones before it; `1 -
+            beta` of the previous layer's output stays. Default 1.0, plain replacement.
+        noise_source (`str` or `list[str]`, *optional*): What perturbs the class texts: `text` (typos, dropped words,
+            paraphrased templates), `descriptions`, `gaussian` (noise in feature space), or several. Defaults to
+            `text`, plus `descriptions` when given.
+        descriptions (`dict[str, list[str]]`, *optional*): Sentences about each class, for the `descriptions` source.
+        noise_scale (`float`): Weight of the perturbed feature in the weak fusion `normalize(clean + noise_scale *
+            perturbed)`.
+        noise_draws (`int`): Perturbed features per class and source. Default 4.
+        noise_seed (`int`): Seed of the perturbation, of KMeans and of the fixed noise map.
+        alpha (`float`): Weight of the class logits against the prototype logits, in the fused logits and in the loss.
+        similarity_weight (`float`): Weight of the similarity loss against the frozen CLIP. Default 3.
+        waloss_weight (`float`): Weight of the WALoss.
+        inference_logits (`"auto"`, `"fused"`, `"class"`, `"prototype"` or `"ensemble"`): Which logits the model
+            returns as `logits`. `auto` takes `fused` when all asked classes were trained on and `ensemble` otherwise.
+        frozen_share (`float`): Share of the frozen CLIP's logits in the `ensemble`; the rest are class logits. With 0
+            it is `class`, at no cost; otherwise the frozen encoders run too. Default 0.5.
+        init_noise_prompts (`bool`): Whether creating the adapter computes its noise prompts. It is `False` in a saved
+            adapter's configuration, where they come with the weights.
+        training_facts (`dict`, *optional*): What `describe_training` attached: facts for the model card, kept with the
+            adapter.
 
     Raises:
         ValueError: for any value outside its allowed range; the message names the value and the allowed ones.
     """
 
     class_names: list[str] = field(default_factory=list, metadata={"help": "Classes to adapt to, in label order."})
-    template: str | list[str] = field(
-        default="a photo of a {}.", metadata={"help": "Prompt(s) around a class name, with {}."}
-    )
+    template: str | list[str] = field(default="a photo of a {}.", metadata={"help": "Text(s) around a class name."})
     tokenizer_name_or_path: Any = field(default=None, metadata={"help": "Tokenizer: Hub id, folder or object."})
     num_virtual_tokens: int = field(default=5, metadata={"help": "Number N of learnable prompt tokens."})
     num_noise_tokens: int = field(default=4, metadata={"help": "Number K of frozen noise prompts."})
     latent_dim: int | None = field(default=None, metadata={"help": "Width of the latent prompt space."})
-    text_layers: int | list[int] | None = field(
-        default=None, metadata={"help": "Text layers: 1-based, or the last k."}
-    )
-    vision_layers: int | list[int] | None = field(
-        default=None, metadata={"help": "Vision layers: 1-based, or the last k."}
-    )
+    text_layers: int | list[int] | None = field(default=None, metadata={"help": "Text layers, or the last k."})
+    vision_layers: int | list[int] | None = field(default=None, metadata={"help": "Vision layers, or the last k."})
     noise_integration: NoiseIntegration = field(default="concat", metadata={"help": "'concat', or 'add' (N = K)."})
     noise_map: NoiseMap = field(default="fixed", metadata={"help": "Map into another latent_dim."})
-    projection_rank: int | None = field(
-        default=None, metadata={"help": "Rank of per-layer residuals of a shared map."}
-    )
+    projection_rank: int | None = field(default=None, metadata={"help": "Rank of residuals of a shared map."})
     prototype_rank: int | None = field(default=None, metadata={"help": "Rank of the update of the visual projection."})
     prompt_mixing: float = field(default=1.0, metadata={"help": "Share of new prompts where they replace others."})
-    noise_source: NoiseSource | list[NoiseSource] | None = field(
-        default=None, metadata={"help": "'text', 'descriptions', 'gaussian'."}
-    )
+    noise_source: NoiseSource | list[NoiseSource] | None = field(default=None, metadata={"help": "What perturbs."})
     descriptions: dict[str, list[str]] | None = field(default=None, metadata={"help": "Sentences about each class."})
     noise_scale: float = field(default=0.1, metadata={"help": "Weight of the perturbed feature in the fusion."})
     noise_draws: int = field(default=4, metadata={"help": "Perturbed features per class and source."})
     noise_seed: int = field(default=0, metadata={"help": "Seed of perturbation, KMeans and the fixed map."})
     alpha: float = field(default=0.7, metadata={"help": "Weight of class logits against prototype logits."})
-    similarity_weight: float = field(default=0.5, metadata={"help": "Weight of the similarity loss."})
+    similarity_weight: float = field(default=3.0, metadata={"help": "Weight of the similarity loss."})
     waloss_weight: float = field(default=1.0, metadata={"help": "Weight of the WALoss."})
-    inference_logits: InferenceLogits = field(
-        default="auto", metadata={"help": "'auto', 'fused', 'class', 'prototype'."}
-    )
+    inference_logits: InferenceLogits = field(default="auto", metadata={"help": "Which logits are returned."})
+    frozen_share: float = field(default=0.5, metadata={"help": "Share of the frozen CLIP in the ensemble."})
     init_noise_prompts: bool = field(default=True, metadata={"help": "Compute the noise prompts on creation."})
     training_facts: dict[str, Any] | None = field(default=None, metadata={"help": "Facts for the model card."})
     format_version: InitVar[int] = FORMAT_VERSION
@@ -158,7 +133,7 @@ class ANPromptConfig(PeftConfig):
         for name in ("latent_dim", "projection_rank", "prototype_rank"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), 1)
-        for name in ("alpha", "prompt_mixing"):
+        for name in ("alpha", "prompt_mixing", "frozen_share"):
             _check_float(name, getattr(self, name), 0.0, 1.0)
         for name in ("noise_scale", "similarity_weight", "waloss_weight"):
             _check_float(name, getattr(self, name), 0.0)
@@ -198,6 +173,14 @@ class ANPromptConfig(PeftConfig):
         if "descriptions" in self.noise_sources:
             check_descriptions(self.descriptions, self.class_names)
 
+    @classmethod
+    def paper(cls, **fields: Any) -> ANPromptConfig:
+        """Return the configuration closest to the paper: `similarity_weight` 0.5 and no `frozen_share`.
+
+        Further `fields` may be given, these two included. docs/ablations.md compares it with the defaults.
+        """
+        return cls(**{"similarity_weight": 0.5, "frozen_share": 0.0, **fields})
+
     @property
     def templates(self) -> list[str]:
         """`template` as a list."""
@@ -218,6 +201,14 @@ class ANPromptConfig(PeftConfig):
         if self.noise_integration == "add":
             return self.num_virtual_tokens
         return self.num_virtual_tokens + self.num_noise_tokens
+
+    def logits_for(self, names: Iterable[str]) -> LogitsKind:
+        """Return which logits answer for classes of some names, as `inference_logits` says."""
+        kind: InferenceLogits = self.inference_logits
+        if kind == "auto":
+            kind = "fused" if set(names) <= set(self.class_names) else "ensemble"
+        plain = self.num_prompts == 0 or (kind == "ensemble" and self.frozen_share == 0)
+        return "class" if plain else kind
 
     def resolve(self, clip_config: CLIPConfig) -> None:
         """Fill in, in place, what depends on the backbone, and check it against the backbone.

@@ -16,13 +16,14 @@ STD_EPSILON = 1e-6
 
 @dataclass
 class Scores:
-    """Normalised features v and v_p of B images `[B, d]`, and their logits `[B, C]`; `None` without a prototype."""
+    """Normalised features v and v_p of B images `[B, d]`, and their logits `[B, C]`; `None` where there are none."""
 
     image_embeds: Tensor
     logits_class: Tensor
     logits_fused: Tensor
     prototype_embeds: Tensor | None = None
     logits_prototype: Tensor | None = None
+    logits_ensemble: Tensor | None = None
 
 
 class Frozen(NamedTuple):

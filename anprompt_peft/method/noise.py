@@ -67,7 +67,7 @@ def text_targets(clip: CLIPModel, classes: ClassSet, config: ANPromptConfig) -> 
         `tuple[Tensor, Tensor, Tensor]`: the clean features w `[C, d]`, the perturbed ones u `[C, d]` (the normalised
         mean over a class's draws), and the draws `normalize(w + noise_scale * n)` `[M, d]`.
     """
-    clean = ensemble(frozen_text_features(clip, classes.input_ids), len(classes.templates))  # C, d
+    clean = clean_features(clip, classes)  # C, d
     noise, owner = [], []
     for source in config.noise_sources:
         features, classes_of = _SOURCES[source](clip, classes, clean, config)
@@ -76,6 +76,11 @@ def text_targets(clip: CLIPModel, classes: ClassSet, config: ANPromptConfig) -> 
     owners = torch.tensor(owner, device=clean.device)
     draws = normalize(clean[owners] + config.noise_scale * torch.cat(noise))  # M, d
     return clean, class_means(draws, owners, len(classes.names)), draws
+
+
+def clean_features(clip: CLIPModel, classes: ClassSet) -> Tensor:
+    """Return the frozen CLIP's features w `[C, d]` of classes, normalised, at least float32."""
+    return ensemble(frozen_text_features(clip, classes.input_ids), len(classes.templates))
 
 
 def class_means(features: Tensor, owners: Tensor, num_classes: int) -> Tensor:

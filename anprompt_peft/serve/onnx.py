@@ -7,7 +7,7 @@ import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,14 +15,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import CLIPModel
 
-from ..clip import ANPromptOutput
 from ..fast import Savings
 from ..fast.encoders import image_features
 from ..files import hub_id, whole_file
+from ..method.config import LogitsKind
 from ..provenance import provenance
 from ..tuner import ANPromptCLIPModel, adapted_clip
-
-Logits = Literal["fused", "class", "prototype"]
 
 ONNX_PACKAGES = ("onnx", "onnxscript")
 OPSETS = range(18, 25)
@@ -36,24 +34,25 @@ class ImageSide(nn.Module):
 
     Args:
         clip (`ANPromptCLIPModel`): the adapted model, in evaluation mode. Its text encoder is removed.
-        pixels (`Tensor`): `[B, 3, H, W]`, any images.
-        logits (`"fused"`, `"class"` or `"prototype"`, *optional*): defaults to those the model returns.
+        logits (`LogitsKind`, *optional*): defaults to those the model returns.
     """
 
     text_embeds: Tensor
+    clean_text: Tensor | None
 
-    def __init__(self, clip: ANPromptCLIPModel, pixels: Tensor, logits: Logits | None) -> None:
+    def __init__(self, clip: ANPromptCLIPModel, logits: LogitsKind | None) -> None:
         super().__init__()
         clip.set_savings(Savings.none())
-        self.logits = _choose(clip(pixel_values=pixels), logits)
+        self.logits = _choose(clip, logits)
         self.register_buffer("text_embeds", clip.encode_classes())
+        self.register_buffer("clean_text", clip.clean_text(clip.classes) if self.logits == "ensemble" else None)
         del clip.text_model, clip.text_projection
         self.clip = clip
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits `[B, C]` and the normalised image features `[B, d]` of images `[B, 3, H, W]`."""
-        seen = image_features(self.clip, {"pixel_values": pixel_values}, with_frozen=False)
-        scores = self.clip.score(self.text_embeds, seen)
+        seen = image_features(self.clip, {"pixel_values": pixel_values}, with_frozen=self.clean_text is not None)
+        scores = self.clip.score(self.text_embeds, seen, self.clean_text)
         return getattr(scores, f"logits_{self.logits}"), scores.image_embeds
 
 
@@ -63,7 +62,7 @@ def export_onnx(
     processor: Any,
     path: str | os.PathLike[str],
     *,
-    logits: Logits | None = None,
+    logits: LogitsKind | None = None,
     opset: int | None = None,
 ) -> None:
     """Export the image encoder of an adapted model, with its current classes, to an ONNX file.
@@ -81,8 +80,8 @@ def export_onnx(
         model (`PeftModel` or `ANPromptCLIPModel`): the adapted model, with one active adapter.
         processor (`CLIPProcessor` or CLIP image processor): the one that prepared the images in training.
         path (path): the file, written atomically. An existing file is replaced.
-        logits (`"fused"`, `"class"` or `"prototype"`, *optional*): defaults to those the model itself returns in
-            evaluation mode.
+        logits (`"fused"`, `"class"`, `"prototype"` or `"ensemble"`, *optional*): defaults to those the model itself
+            returns in evaluation mode.
         opset (`int`, *optional*): version of ONNX's operator set, 18 to 24; defaults to what PyTorch recommends.
 
     Raises:
@@ -110,7 +109,7 @@ def export_onnx(
         "versions": provenance(*ONNX_PACKAGES)["versions"],
     }
     pixels = torch.zeros(2, *shape)
-    side = ImageSide(copy.deepcopy(clip).float().cpu().eval(), pixels, logits)
+    side = ImageSide(copy.deepcopy(clip).float().cpu().eval(), logits)
     record["logits"] = side.logits
     program = _to_onnx(side, pixels, opset)
     program.model.metadata_props.update({name: json.dumps(value) for name, value in record.items()})
@@ -152,18 +151,12 @@ def preprocessing(processor: Any, pixel_shape: tuple[int, int, int]) -> dict[str
     }
 
 
-def _choose(output: ANPromptOutput, wanted: Logits | None) -> Logits:
-    kinds: dict[Logits, Tensor | None] = {
-        "class": output.logits_class,
-        "fused": output.logits_fused,
-        "prototype": output.logits_prototype,
-    }
-    if wanted is None:
-        return next(name for name, kind in kinds.items() if kind is output.logits)
-    if kinds.get(wanted) is None:
-        there = [name for name, kind in kinds.items() if kind is not None]
-        raise ValueError(f"logits={wanted!r} is not one of those the model has: {there}.")
-    return wanted
+def _choose(clip: ANPromptCLIPModel, wanted: LogitsKind | None) -> LogitsKind:
+    prompted = not clip.head.disable_adapters and clip.active_config.num_prompts > 0
+    there = get_args(LogitsKind) if prompted else ("fused", "class")
+    if wanted is not None and wanted not in there:
+        raise ValueError(f"logits={wanted!r} is not one of those the model has: {list(there)}.")
+    return wanted or clip.logits_kind(clip.classes)
 
 
 def _to_onnx(side: ImageSide, pixels: Tensor, opset: int | None) -> torch.onnx.ONNXProgram:

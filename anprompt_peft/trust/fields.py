@@ -16,6 +16,7 @@ from ..publish.facts import TrainingFacts
 
 MAX_DEPTH = 16
 SHOWN = 10
+FORMAT_1 = {"frozen_share": 0.0}  # what a configuration of that format says without naming it
 TYPES: dict[str, Any] = {
     **{field.name: get_type_hints(ANPromptConfig)[field.name] for field in fields(ANPromptConfig)},
     "tokenizer_name_or_path": str | None,
@@ -65,7 +66,8 @@ def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
             f"know and ignores: {names}. A newer version may use them.",
             stacklevel=2,
         )
-    return {name: value for name, value in attributes.items() if name in KNOWN}
+    meant = FORMAT_1 if attributes.get("format_version", 1) == 1 else {}
+    return meant | {name: value for name, value in attributes.items() if name in KNOWN}
 
 
 def _check_field(name: str, value: Any) -> None:

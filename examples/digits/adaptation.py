@@ -32,7 +32,7 @@ class Settings:
     epochs: int = 10
     batch_size: int = 4
     learning_rate: float = 1e-3
-    similarity_weight: float = 0.5
+    similarity_weight: float = 3.0
 
 
 def to_pixels(processor: CLIPProcessor, images: Sequence[Image.Image]) -> Tensor:

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from torch import Tensor
 
-from ...method.class_texts import ClassSet
 from ...method.config import ANPromptConfig
 from ...method.features import normalize
-from ...method.losses import clip_logits
 from ...tuner import adapted_clip
-from ..backbone import Backbone, KeptFeatures
+from ..adapter import FittedAdapter
+from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .training import Batch, Recipe, seeded, train
+from .training import LossOfBatch, Recipe, seeded, train
+from .zero_shot import FrozenCLIP
 
 
 @dataclass(frozen=True)
@@ -45,54 +44,24 @@ class ANPrompt:
         settings = {"noise_seed": seed, "tokenizer_name_or_path": backbone.processor.tokenizer, **self.config}
         return ANPromptConfig(**settings, **own)
 
-    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> PromptedCLIP:
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedAdapter:
         """Train an adapter on a copy of CLIP."""
         with seeded(seed):
-            model: Any = get_peft_model(backbone.copy(), self.configuration(backbone, classes, seed)).train()
-            clip = adapted_clip(model)
-            if self.random_noise:
-                for prompts in clip.head.anprompt_noise_prompts.values():
-                    prompts.copy_(normalize(torch.randn(prompts.shape).to(prompts)))
+            model = self.adapt(backbone, classes, seed)
+        clip = adapted_clip(model)
         clip.set_savings(replace(clip.savings, text_chunk=self.text_chunk))
-
-        def loss(batch: Batch) -> Tensor:
-            return model(pixel_values=batch.pixels, labels=batch.labels).loss
-
+        loss = self.loss_of(model.train(), backbone, classes, seed)
         train([each for each in model.parameters() if each.requires_grad], loss, shots, self.recipe, seed)
-        return PromptedCLIP(backbone, model.eval())
+        return FittedAdapter(model.eval(), frozen=FrozenCLIP(backbone))
 
+    def adapt(self, backbone: Backbone, classes: ClassTexts, seed: int) -> Any:
+        """Return a copy of CLIP with a new adapter; torch's random numbers are seeded."""
+        model: Any = get_peft_model(backbone.copy(), self.configuration(backbone, classes, seed))
+        if self.random_noise:
+            for prompts in adapted_clip(model).head.anprompt_noise_prompts.values():
+                prompts.copy_(normalize(torch.randn(prompts.shape).to(prompts)))
+        return model
 
-class PromptedCLIP:
-    """A CLIP with a trained adapter, for any classes.
-
-    Args:
-        backbone (`Backbone`): the CLIP that it was made of.
-        model (`PeftModel`): the adapted copy, in evaluation mode.
-    """
-
-    def __init__(self, backbone: Backbone, model: Any) -> None:
-        self.backbone, self.model, self.clip = backbone, model, adapted_clip(model)
-        self._seen = KeptFeatures(self._encode)
-
-    @torch.no_grad()
-    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
-        """Return the logits `[n, C]` that `inference_logits` names.
-
-        `auto` goes by the names of the classes, not by how they are written.
-        """
-        config, scale = self.clip.active_config, self.clip.logit_scale.exp()
-        tokens = self.backbone.tokens(classes.texts)
-        text = self.clip.text_embeds(ClassSet(classes.written, classes.templates, tokens))
-        image, prototype = self._seen.of(images).chunk(2, dim=-1)
-        by_class, by_prototype = clip_logits(image, text, scale), clip_logits(prototype, text, scale)
-        choice: str = config.inference_logits
-        if choice == "auto":
-            choice = "fused" if set(classes.names) <= set(config.class_names) else "class"
-        share = {"class": 1.0, "prototype": 0.0, "fused": config.alpha}[choice]
-        return (share * by_class + (1 - share) * by_prototype).cpu()
-
-    def _encode(self, pixels: Tensor) -> Tensor:
-        """Return class token features and prototypes side by side, `[m, 2 d]`; without prompts twice the former."""
-        seen = self.model(pixel_values=pixels.to(self.clip.device, self.clip.dtype))
-        prototype = seen.image_embeds if seen.prototype_embeds is None else seen.prototype_embeds
-        return torch.cat([seen.image_embeds, prototype], dim=-1)
+    def loss_of(self, model: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
+        """Return what is minimised: the adapter's own loss."""
+        return lambda batch: model(pixel_values=batch.pixels, labels=batch.labels).loss

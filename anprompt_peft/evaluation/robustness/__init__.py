@@ -1,6 +1,6 @@
 """How accuracy falls with graded perturbations of class texts and images that training never saw."""
 
-from .adapter import FittedAdapter
+from ..adapter import FittedAdapter
 from .curves import Curve, Family, Level, Record, Robustness, measure_robustness, summarise
 from .images import IMAGE_FAMILIES, ImageFamily
 from .texts import TextFamily, description_family, synonym_family, text_families

@@ -5,73 +5,67 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ...method.class_texts import ClassSet, load_tokenizer
-from ...method.features import evaluating
-from ...method.losses import clip_logits
-from ...tuner import adapted_clip
-from ..task import ClassTexts, ImageSet
+from ..method.class_texts import ClassSet, load_tokenizer
+from ..method.features import evaluating
+from ..method.losses import clip_logits
+from ..tuner import adapted_clip
+from .backbone import KeptFeatures
+from .task import ClassTexts, ImageSet
 
 
 class FittedAdapter:
     """The logits of the active adapter for any classes, however they are written.
 
-    Fused or class logits are chosen, as in the model, by which classes they are (`ClassTexts.names`), and not by how
+    Which logits they are is chosen, as in the model, by which classes they are (`ClassTexts.names`), and not by how
     they are written: a misspelt name of a trained class is still that class. Texts longer than CLIP's context are cut.
 
     Args:
         model (`PeftModel` or `ANPromptCLIPModel`): with an active adapter; it is left as it is.
         zero_shot (`bool`): switch the adapter off: the frozen CLIP.
+        frozen (*optional*): the same CLIP's [`~anprompt_peft.evaluation.peers.protocol.Fitted`], if what it has
+            encoded is to be shared among adapters.
 
     Raises:
         TypeError: if the model carries no ANPrompt adapter.
         ValueError: if no adapter is active.
     """
 
-    def __init__(self, model: Any, zero_shot: bool = False) -> None:
+    def __init__(self, model: Any, zero_shot: bool = False, frozen: Any = None) -> None:
         self.model, self.zero_shot = model, zero_shot
         self.clip = adapted_clip(model)
         config = self.clip.active_config
         self.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
-        self._kept: WeakKeyDictionary[ImageSet, tuple[Tensor, Tensor | None]] = WeakKeyDictionary()
+        self.frozen = frozen if frozen or zero_shot else FittedAdapter(model, zero_shot=True)
+        self._seen = KeptFeatures(self._encode)
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return the logits of n images for C classes, `[n, C]` on the CPU; the images' features are kept."""
         with self._answering():
-            if images not in self._kept:
-                self._kept[images] = self._encode(images)
-            image, prototype = self._kept[images]
+            image, prototype = self._seen.of(images).chunk(2, dim=-1)
             text = self.clip.text_embeds(ClassSet(classes.written, classes.templates, self._tokens(classes.texts)))
             scale = self.clip.logit_scale.to(text).exp()
             by_class = clip_logits(image, text, scale)
-            if prototype is None:
-                return by_class.cpu()
-            by_prototype = clip_logits(prototype, text, scale)
-            return self._chosen(by_class, by_prototype, classes.names).cpu()
+            config = self.clip.active_config
+            kind = "class" if self.zero_shot else config.logits_for(classes.names)
+            if kind == "ensemble":
+                frozen = self.frozen.logits(images, classes).to(by_class)
+                return ((1 - config.frozen_share) * by_class + config.frozen_share * frozen).cpu()
+            share = {"class": 1.0, "prototype": 0.0, "fused": config.alpha}[kind]
+            return (share * by_class + (1 - share) * clip_logits(prototype, text, scale)).cpu()
 
     def _tokens(self, texts: list[str]) -> Tensor:
         context = self.clip.config.text_config.max_position_embeddings
         return self.tokenizer(texts, padding=True, truncation=True, max_length=context, return_tensors="pt").input_ids
 
-    def _encode(self, images: ImageSet) -> tuple[Tensor, Tensor | None]:
-        """Return the normalised features of all images, and their prototypes if there are any, each `[n, d]`."""
-        outputs = [self.model(pixel_values=batch.to(self.clip.device)) for batch in images.batches()]
-        features = torch.cat([output.image_embeds for output in outputs])
-        if outputs[0].prototype_embeds is None:
-            return features, None
-        return features, torch.cat([output.prototype_embeds for output in outputs])
-
-    def _chosen(self, by_class: Tensor, by_prototype: Tensor, names: tuple[str, ...]) -> Tensor:
-        config = self.clip.active_config
-        choice = config.inference_logits
-        if choice == "auto":
-            choice = "fused" if set(names) <= set(config.class_names) else "class"
-        fused = config.alpha * by_class + (1 - config.alpha) * by_prototype
-        return {"class": by_class, "prototype": by_prototype, "fused": fused}[choice]
+    def _encode(self, pixels: Tensor) -> Tensor:
+        """Return normalised features and prototypes side by side, `[m, 2 d]`; without prompts twice the former."""
+        seen = self.model(pixel_values=pixels.to(self.clip.device, self.clip.dtype))
+        prototype = seen.image_embeds if seen.prototype_embeds is None else seen.prototype_embeds
+        return torch.cat([seen.image_embeds, prototype], dim=-1)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
