@@ -1,0 +1,148 @@
+"""The trials of docs/ablations.md do what they say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Pillow
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPProcessor
+
+from anprompt_peft.data.transform import ClipTransform
+from anprompt_peft.evaluation.backbone import Backbone
+from anprompt_peft.evaluation.peers import Batch, Recipe, make_method
+from anprompt_peft.evaluation.task import ClassTexts, ImageSet
+from anprompt_peft.tuner import adapted_clip
+from conftest import MakeClip
+from helpers import assert_exact, scatter
+from trials import HalfFrozen, Trial, divergence, perturbed_texts, turned
+
+CLASSES = ClassTexts(("cat", "dog", "small fish"))
+RECIPE = Recipe(learning_rate=0.1, batch_size=None)
+SIZES: dict[str, Any] = {"text_layers": 2, "vision_layers": 2}
+
+
+@pytest.fixture
+def backbone(make_clip: MakeClip, clip_folder: Any) -> Backbone:
+    return Backbone(make_clip(dtype=torch.float64), CLIPProcessor.from_pretrained(clip_folder))
+
+
+@pytest.fixture
+def shots(backbone: Backbone) -> ImageSet:
+    features = Features({"image": Image(), "label": ClassLabel(names=list(CLASSES.names))})
+    images = [Pillow.new("RGB", (40, 40), (60 * at, 200 - 60 * at, 90)) for at in range(3)]
+    return ImageSet(
+        Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features=features), ClipTransform(backbone.processor)
+    )
+
+
+def expected_extra(name: str, trial: Trial, model: Any, backbone: Backbone, batch: Batch) -> Tensor:
+    """The further loss of a trial with one set of perturbed texts."""
+    (texts,) = perturbed_texts(CLASSES, 1, 3)
+    output, scale = model(pixel_values=batch.pixels, labels=batch.labels), backbone.logit_scale
+    clean, noisy = backbone.class_features(CLASSES), backbone.text_features(texts)
+    tokens = backbone.tokens(texts)
+    encoded = F.normalize(adapted_clip(model).get_text_features(input_ids=tokens).pooler_output, dim=-1)
+    frozen = turned(clean, noisy, trial.angle)
+    return {
+        "texts": lambda: F.cross_entropy(scale * output.image_embeds @ frozen.T, batch.labels),
+        "class": lambda: divergence(scale * output.image_embeds @ frozen.T, output.logits_class),
+        "prototype": lambda: divergence(scale * output.prototype_embeds @ frozen.T, output.logits_class),
+        "encoder": lambda: F.cross_entropy(scale * output.image_embeds @ encoded.T, batch.labels),
+        "encoder kl": lambda: divergence(output.logits_class.detach(), scale * output.image_embeds @ encoded.T),
+        "encoder similarity": lambda: 1 - F.cosine_similarity(encoded, clean).mean(),
+    }[name]()
+
+
+@pytest.mark.parametrize("angle", [None, 20.0])
+@pytest.mark.parametrize("noisy", ["texts", "class", "prototype", "encoder", "encoder kl", "encoder similarity"])
+def test_the_loss_on_perturbed_texts(noisy: Any, angle: float | None, backbone: Backbone, shots: ImageSet) -> None:
+    trial = Trial(RECIPE, SIZES, noisy=noisy, weight=2.0, angle=angle, sets=1)
+    model = scatter(trial.adapt(backbone, CLASSES, 3))
+    batch = Batch(shots, torch.arange(3), next(backbone.clip.parameters()))
+    found = trial.loss_of(model, backbone, CLASSES, 3)(batch)
+    own = model(pixel_values=batch.pixels, labels=batch.labels).loss
+    extra = expected_extra(noisy, trial, model, backbone, batch)
+    assert extra > 1e-4
+    assert_exact(found, own + 2 * extra)
+
+
+def test_turning_by_an_angle() -> None:
+    clean, noisy = F.normalize(torch.randn(2, 4, 8, dtype=torch.float64), dim=-1)
+    found = turned(clean, noisy, 30.0)
+    torch.testing.assert_close(
+        (found * clean).sum(-1).acos().rad2deg(), torch.full((4,), 30.0).double(), atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(4).double(), atol=1e-6, rtol=0)
+    plane = torch.stack([clean, noisy, found], dim=1)
+    assert (torch.linalg.svdvals(plane)[:, 2] < 1e-6).all(), "it stays in their plane"
+    assert ((found * noisy).sum(-1) > (clean * noisy).sum(-1)).all()
+    assert turned(clean, noisy, None) is noisy
+
+
+def test_divergence_by_hand() -> None:
+    target, logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, torch.log(torch.tensor(3.0))]] * 2)
+    assert divergence(target, logits).item() == pytest.approx(0.5 * torch.log(torch.tensor(4 / 3)).item())
+
+
+def test_perturbed_texts_differ_and_name_their_class() -> None:
+    sets = perturbed_texts(CLASSES, 30, 0)
+    assert sets == perturbed_texts(CLASSES, 30, 0) != perturbed_texts(CLASSES, 30, 1)
+    for texts in sets:
+        assert all(name in text for name, text in zip(CLASSES.names, texts, strict=True))
+    assert len({texts[0] for texts in sets}) > 15
+    assert "a photo of a cat." not in {texts[0] for texts in sets}
+
+
+def test_noise_rows(backbone: Backbone) -> None:
+    def rows(**settings: Any) -> Tensor:
+        model = Trial(RECIPE, SIZES, **settings).adapt(backbone, CLASSES, 3)
+        return adapted_clip(model).head.anprompt_noise_prompts["default"]
+
+    own, directions, random = rows(), rows(rows="directions"), rows(rows="random")
+    clean = backbone.class_features(CLASSES)
+    for changed in (directions, random):
+        torch.testing.assert_close(changed.norm(dim=-1), torch.ones(len(own)).double())
+        assert (changed @ clean.T).abs().max() < (own @ clean.T).min()
+
+
+def test_maps_from_clips_projection_give_the_noise_prompts_meaning(backbone: Backbone) -> None:
+    model = Trial(RECIPE, SIZES, from_clip=0.5).adapt(backbone, CLASSES, 3)
+    clip = adapted_clip(model)
+    noise = clip.head.anprompt_noise_prompts["default"]
+    for tower, projection in ((clip.text_model, clip.text_projection), (clip.vision_model, clip.head.base_layer)):
+        prompts = tower.encoder.layers[-1].project(clip.head)[-len(noise) :]
+        assert_exact(projection(prompts), 0.5 * noise)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A method whose logits are all 1."""
+
+    def fit(self, *_: Any) -> Any:
+        return self
+
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        return torch.ones(len(images), len(classes.names), dtype=torch.float64)
+
+
+def test_half_frozen_changes_other_classes_alone(
+    backbone: Backbone, shots: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trials.make_method", lambda name: {"fixed": Fixed()}[name])
+    fitted = HalfFrozen("fixed", share=0.25).fit(backbone, shots, CLASSES, 0)
+    assert (fitted.logits(shots, CLASSES) == 1).all()
+    new = ClassTexts(("cat", "bird"))
+    assert_exact(fitted.logits(shots, new), 0.75 + 0.25 * backbone.zero_shot_logits(shots, new))
+
+
+def test_trials_train(backbone: Backbone, shots: ImageSet) -> None:
+    method: Any = make_method(
+        "trials:Trial", recipe={"learning_rate": 0.01, "steps": 2}, config=SIZES, noisy="encoder"
+    )
+    assert torch.isfinite(method.fit(backbone, shots, CLASSES, 0).logits(shots, CLASSES)).all()
