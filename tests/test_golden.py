@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from anprompt_peft.method.config import FORMAT_VERSION
 from golden.make import EXPECTED, OTHERS, ROOT, TRAINED, load, make_adapters, outputs
 
+CONFIG = "adapter_config.json"
 FOLDER = ROOT / "tests" / "golden"
-ADAPTERS = sorted(path.parent for path in FOLDER.glob("format-*/*/adapter_config.json"))
+ADAPTERS = sorted(path.parent for path in FOLDER.glob(f"format-*/*/{CONFIG}"))
 TOLERANCE = 1e-8  # of logits between -10 and 0, in float64
 FAR = 1e-4
 SKIPPED = {"anprompt_clean_features", "anprompt_perturbed_features", "anprompt_class_ids"}  # for losses; integers
@@ -75,8 +77,19 @@ def test_no_two_answer_alike(folder: Path) -> None:
         assert (ours["trained.logits"] - ours["trained.logits_class"]).abs().max() > 1000 * FAR
 
 
+@pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
+def test_fields_that_are_not_there_have_the_default_of_their_format(version: int, tmp_path: Path) -> None:
+    """Without any field but the classes, the default adapter of each format answers as with all of them."""
+    stored = FOLDER / f"format-{version}" / "default"
+    fields = json.loads((stored / CONFIG).read_text())
+    kept = {"peft_type", "base_model_name_or_path", "class_names", "text_layers", "vision_layers", "format_version"}
+    shutil.copytree(stored, tmp_path / "adapter")
+    (tmp_path / "adapter" / CONFIG).write_text(json.dumps({name: fields[name] for name in kept}))
+    assert distance(outputs(load(tmp_path / "adapter")), load_file(stored / EXPECTED)) < TOLERANCE
+
+
 def test_every_format_has_adapters() -> None:
-    formats = {json.loads((adapter / "adapter_config.json").read_text())["format_version"] for adapter in ADAPTERS}
+    formats = {json.loads((adapter / CONFIG).read_text())["format_version"] for adapter in ADAPTERS}
     assert formats == set(range(1, FORMAT_VERSION + 1))
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 300_000
 
