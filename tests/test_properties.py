@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from transformers import CLIPTokenizer
 
 from conftest import IMAGE_SIZE, MakeClip
 from helpers import CLASSES, adapt, assert_exact, make_config, scatter
 
 COUNT = 5
-KINDS = ("logits", "logits_class", "logits_prototype", "logits_fused")
+KINDS = ("logits_class", "logits_prototype", "logits_fused", "logits_ensemble")
 
 several = settings(
     max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -24,7 +24,7 @@ several = settings(
 
 @pytest.fixture(scope="module")
 def model(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> Any:
-    return adapt(make_clip(dtype=torch.float64), tokenizer)
+    return adapt(make_clip(dtype=torch.float64), tokenizer, inference_logits="ensemble")
 
 
 def images(seed: int, count: int = COUNT) -> torch.Tensor:
@@ -55,7 +55,7 @@ def test_padding_by_a_longer_class_changes_no_other(words: int, place: int, mode
             model.set_classes(asked)
             answers.append(model(pixel_values=pixels))
     kept = [at for at in range(len(names)) if at != place]
-    for kind in KINDS[1:]:
+    for kind in KINDS:
         assert_exact(answers[1][kind][:, kept], answers[0][kind], kind)
 
 
@@ -71,10 +71,10 @@ def test_twins_answer_alike(
     seed: int, parts: dict[str, Any], name: str, make_clip: MakeClip, tokenizer: CLIPTokenizer
 ) -> None:
     """Adapters with the same weights under two names in one model."""
-    pixels = images(seed)
-    model: PeftModel = get_peft_model(make_clip(dtype=torch.float64), make_config(tokenizer, **parts)).eval()
+    pixels, choices = images(seed), {**parts, "inference_logits": "ensemble"}
+    model: Any = get_peft_model(make_clip(dtype=torch.float64), make_config(tokenizer, **choices)).eval()
     scatter(model, seed=seed)
-    model.add_adapter(name, make_config(tokenizer, **parts))
+    model.add_adapter(name, make_config(tokenizer, **choices))
     values = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for own, tensor in values.items():
