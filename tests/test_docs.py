@@ -70,6 +70,7 @@ NOT_RUN = {
     r"python benchmarks/.*": "minutes at the size of ViT-B/16; test_benchmarks.py runs it small",
     r"(OMP_NUM_THREADS=1 )?torchrun .*": "minutes; test_benchmarks.py and test_distributed.py run two processes",
     r"anprompt benchmark .*--root data .*|.* report tables .*": "it needs the published data sets",
+    r"anprompt benchmark (--config [\w-]+\.yaml|report ablations).*": "minutes; test_embedded.py reads the grids",
     r"anprompt train .*--resume": "it needs an interrupted run; test_cli.py resumes several",
 }
 # Python blocks that are not run, by page and a text in them, with the reason.
@@ -247,7 +248,9 @@ EXPECTED = {
     "examples/quickstart.ipynb": ["zero-shot CLIP: base ", "ANPrompt: base ", "a letter: "],
 }
 # Pages none of whose blocks can be run.
-ONLY_STATIC = {"CONTRIBUTING.md", "docs/architecture.md", "docs/method.md", "benchmarks/README.md"}
+ONLY_STATIC = {
+    "CONTRIBUTING.md", "docs/ablations.md", "docs/architecture.md", "docs/method.md", "benchmarks/README.md"
+}  # fmt: skip
 
 
 # --- the tables
