@@ -30,6 +30,7 @@ from .method.config import ANPromptConfig, LogitsKind
 from .method.features import at_least_float32, ensemble, full_precision, normalize
 from .method.losses import Frozen, Scores, Term, clip_logits, loss_terms, score, total_loss
 from .method.noise import clean_features, text_targets
+from .method.registration import PREFIX
 
 
 @dataclass
@@ -406,8 +407,9 @@ class PromptedCLIPModel(CLIPModel):
     @torch.compiler.disable
     def clean_text(self, classes: ClassSet) -> Tensor:
         """Return the frozen CLIP's features w `[C, d]`, computed at most once."""
-        weights = (*self.text_model.parameters(), *self.text_projection.parameters(), classes.input_ids)
-        return self.anprompt_state.kept("clean text", Fingerprint(weights), lambda: clean_features(self, classes))
+        frozen = [each for name, each in self.text_model.named_parameters() if PREFIX not in name]
+        fingerprint = Fingerprint((*frozen, *self.text_projection.parameters(), classes.input_ids))
+        return self.anprompt_state.kept("clean text", fingerprint, lambda: clean_features(self, classes))
 
     def _text_targets(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
         """Return the frozen CLIP's clean and perturbed features w and u, each `[C, d]`."""

@@ -13,7 +13,7 @@ from transformers.models.clip import modeling_clip
 import reference
 from anprompt_peft.fast.savings import Savings
 from conftest import MakeClip
-from helpers import CLASSES, LABELS, adapt, assert_exact, count_calls, logits, trainable
+from helpers import CLASSES, LABELS, adapt, assert_exact, count_calls, logits, scatter, trainable
 from oracle import reference_adapter, reference_outputs
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -245,6 +245,19 @@ def test_the_clean_features_follow_the_classes_and_the_weights(
     with torch.no_grad():
         model.text_projection.weight.mul_(-1)
     torch.testing.assert_close(logits(model, pixels), -turned.flip(1))
+
+
+def test_the_clean_features_outlive_changes_of_the_adapter(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(clip, tokenizer)
+    model.set_classes(["red bird", "cat"])
+    passes = count_calls(model.text_projection)
+    before = logits(model, pixels)
+    assert passes == [2, 2]
+    after = logits(scatter(model), pixels)
+    assert passes == [2, 2, 2], "the prompted texts alone"
+    assert not torch.allclose(after, before)
 
 
 def test_noise_prompts_count_only_through_their_products(

@@ -104,7 +104,7 @@ def test_noise_rows(backbone: Backbone) -> None:
         model = Trial(RECIPE, SIZES, **settings).adapt(backbone, CLASSES, 3)
         return adapted_clip(model).head.anprompt_noise_prompts["default"]
 
-    own, directions, random = rows(), rows(rows="directions"), rows(rows="random")
+    own, directions, random = rows(), rows(directions=True), rows(random_noise=True)
     clean = backbone.class_features(CLASSES)
     for changed in (directions, random):
         torch.testing.assert_close(changed.norm(dim=-1), torch.ones(len(own)).double())

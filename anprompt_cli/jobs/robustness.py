@@ -63,7 +63,8 @@ def robustness_of(
         ValueError: if the synonyms' file is wrong, or no class of a part has one.
     """
     families: list[Family] = [*text_families(read_synonyms(synonyms) if synonyms else None), *IMAGE_FAMILIES]
-    methods = {ZERO_SHOT: FittedAdapter(model, zero_shot=True), ADAPTED: FittedAdapter(model)}
+    zero_shot = FittedAdapter(model, zero_shot=True)
+    methods = {ZERO_SHOT: zero_shot, ADAPTED: FittedAdapter(model, frozen=zero_shot)}
     templates = tuple(adapted_clip(model).active_config.templates)
     measured = []
     for name, dataset in parts.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class FittedAdapter:
         self.clip = adapted_clip(model)
         config = self.clip.active_config
         self.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
-        self.frozen = frozen if frozen or zero_shot else FittedAdapter(model, zero_shot=True)
+        self._given = frozen
         self._seen = KeptFeatures(self._encode)
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
@@ -56,6 +57,11 @@ class FittedAdapter:
                 return ((1 - config.frozen_share) * by_class + config.frozen_share * frozen).cpu()
             share = {"class": 1.0, "prototype": 0.0, "fused": config.alpha}[kind]
             return (share * by_class + (1 - share) * clip_logits(prototype, text, scale)).cpu()
+
+    @cached_property
+    def frozen(self) -> Any:
+        """The frozen CLIP as a fitted method: the one that was given, else one of its own."""
+        return self._given or FittedAdapter(self.model, zero_shot=True)
 
     def _tokens(self, texts: list[str]) -> Tensor:
         context = self.clip.config.text_config.max_position_embeddings

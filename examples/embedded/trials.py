@@ -8,18 +8,14 @@ What they gave is in docs/ablations.md.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.nn import functional as F
-
-sys.path.append(str(Path(__file__).resolve().parent))  # a method is imported by its file's name
 
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.peers import make_method
@@ -43,7 +39,6 @@ ENDINGS = (
 )  # fmt: skip
 OTHERS = ("a table", "a wall", "a chair", "a rock", "a bag", "a cup", "a stick", "a box", "a rope", "a tile")
 
-Rows = Literal["directions", "random"]
 Noisy = Literal["texts", "class", "prototype", "encoder", "encoder kl", "encoder similarity"]
 
 
@@ -52,8 +47,7 @@ class Trial(ANPrompt):
     """ANPrompt with other noise prompts, or with another loss on perturbed texts.
 
     Args:
-        rows (`str`, *optional*): noise prompts: `directions` are centroids of changes n - w in place of features,
-            `random` are unit vectors.
+        directions (`bool`): noise prompts are centroids of changes n - w, and not of features.
         from_clip (`float`, *optional*): each layer's map starts at this multiple of the pseudo-inverse of CLIP's
             projection, so that noise prompts enter the layers as what they mean to CLIP, and not at random values.
         noisy (`str`, *optional*): a further loss on perturbed texts, drawn anew in every step. Their frozen features
@@ -67,7 +61,7 @@ class Trial(ANPrompt):
         sets (`int`): how many perturbed texts of each class there are to draw from.
     """
 
-    rows: Rows | None = None
+    directions: bool = False
     from_clip: float | None = None
     noisy: Noisy | None = None
     weight: float = 1.0
@@ -78,9 +72,7 @@ class Trial(ANPrompt):
         model = super().adapt(backbone, classes, seed)
         clip = adapted_clip(model)
         prompts = clip.head.anprompt_noise_prompts["default"]
-        if self.rows == "random":
-            prompts.copy_(normalize(torch.randn(prompts.shape).to(prompts)))
-        elif self.rows == "directions":
+        if self.directions:
             clean = backbone.class_features(classes)
             changes = [backbone.text_features(texts) - clean for texts in perturbed_texts(classes, self.sets, seed)]
             kmeans = KMeans(len(prompts), n_init=10, random_state=seed).fit(normalize(torch.cat(changes)).numpy())
