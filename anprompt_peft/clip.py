@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,16 @@ from .method.class_texts import (
     check_class_names,
     check_template,
     load_tokenizer,
+    tokenize,
     tokenize_classes,
     trim,
 )
 from .method.config import ANPromptConfig, LogitsKind
-from .method.features import at_least_float32, ensemble, full_precision, normalize
+from .method.features import at_least_float32, ensemble, frozen_text_features, full_precision, normalize
 from .method.losses import Frozen, Scores, Term, clip_logits, loss_terms, score, total_loss
 from .method.noise import clean_features, text_targets
 from .method.registration import PREFIX
+from .method.rephrase import draw_rephrased, vocabulary
 
 
 @dataclass
@@ -134,7 +137,8 @@ class PromptedCLIPModel(CLIPModel):
         with_frozen = (labels is not None or kind == "ensemble") and not self.head.disable_adapters
         seen = image_features(self, images, with_frozen)
         scores = self.score(text, seen, self.clean_text(classes) if kind == "ensemble" else None)
-        terms = {} if labels is None else self._loss_terms(scores, classes, text, seen, labels)
+        rephrased = self._rephrased(classes) if labels is not None and self.training else None
+        terms = {} if labels is None else self._loss_terms(scores, classes, text, seen, labels, rephrased)
         output = ANPromptOutput(
             loss=total_loss(terms) if terms else None,
             logits=getattr(scores, f"logits_{kind}"),
@@ -386,13 +390,41 @@ class PromptedCLIPModel(CLIPModel):
         )
         return classes, self.anprompt_state.kept("text", fingerprint, lambda: self.text_embeds(classes))
 
-    def _text_rows(self, input_ids: Tensor, source: Tensor, templates: int = 1) -> Tensor:
+    def _text_rows(self, input_ids: Tensor, source: Tensor | None, templates: int = 1) -> Tensor:
         features = text_features(self, input_ids, source, templates)
         with full_precision(features):
             return normalize(at_least_float32(features))
 
+    def _rephrased(self, classes: ClassSet) -> tuple[Tensor, Tensor] | None:
+        """Return prompted features `[m, d]` of rephrased texts, and the frozen CLIP's of the clean ones, if wanted."""
+        config = self.active_config
+        wanted = config.rephrased_weight and config.rephrased_texts and config.num_prompts
+        if self.head.disable_adapters or not wanted:
+            return None
+        input_ids, clean = self._draw_rephrased(classes)
+        return self._text_rows(input_ids, None), clean
+
+    @torch.compiler.disable
+    def _draw_rephrased(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
+        """Draw token ids `[m, L]` of rephrased texts from torch's random numbers, and return what they should give."""
+        config, rng = self.active_config, random.Random(int(torch.randint(2**62, ())))
+        if classes.tokenizer is None:
+            config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
+        tokenizer = classes.tokenizer or config.tokenizer
+        words = self.anprompt_state.kept("words", Fingerprint((), tokenizer), lambda: vocabulary(tokenizer))
+        drawn = draw_rephrased(classes.names, classes.templates, words, config.rephrased_texts, rng)
+        input_ids = tokenize([*drawn.texts, *drawn.anchors], tokenizer, self.config, truncate=True).to(self.device)
+        clean = self._text_targets(classes)[0][drawn.classes]
+        return input_ids, torch.cat([clean, frozen_text_features(self, input_ids[len(drawn.texts) :]).to(clean)])
+
     def _loss_terms(
-        self, scores: Scores, classes: ClassSet, text: Tensor, seen: ImageFeatures, labels: Tensor
+        self,
+        scores: Scores,
+        classes: ClassSet,
+        text: Tensor,
+        seen: ImageFeatures,
+        labels: Tensor,
+        rephrased: tuple[Tensor, Tensor] | None,
     ) -> dict[str, Term]:
         with full_precision(text):
             frozen = None
@@ -402,7 +434,7 @@ class PromptedCLIPModel(CLIPModel):
             weights = self.anprompt_state.class_weights
             if weights is not None:
                 weights = weights.to(text)
-            return loss_terms(scores, text, labels, frozen, self._scale(), self.active_config, weights)
+            return loss_terms(scores, text, labels, frozen, self._scale(), self.active_config, weights, rephrased)
 
     @torch.compiler.disable
     def clean_text(self, classes: ClassSet) -> Tensor:

@@ -301,12 +301,12 @@ def _tokenizer_name(config: ANPromptConfig, base: str | None) -> str | None:
 
 
 def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:
-    """Return the regular expression of the modules to wrap: first target to last layer of each tower, and the head."""
+    """Return the regular expression of the modules to wrap: first changed to last layer of each tower, the head."""
 
-    def tower(prefix: str, layers: Any, depth: int) -> str:
-        numbers = "|".join(str(index) for index in range(layers[0] - 1, depth))
-        return rf"{prefix}\.encoder\.layers\.(?:{numbers})"
+    def tower(name: str, depth: int) -> str:
+        numbers = "|".join(str(index) for index in range(config.first_layer(name) - 1, depth))
+        return rf"{name}_model\.encoder\.layers\.(?:{numbers})"
 
-    text = tower("text_model", config.text_layers, clip_config.text_config.num_hidden_layers)
-    vision = tower("vision_model", config.vision_layers, clip_config.vision_config.num_hidden_layers)
+    text = tower("text", clip_config.text_config.num_hidden_layers)
+    vision = tower("vision", clip_config.vision_config.num_hidden_layers)
     return f"{text}|{vision}|visual_projection"

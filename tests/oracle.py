@@ -21,7 +21,11 @@ def reference_adapter(model: Any) -> reference.Adapter:
     if "default" in head.anprompt_noise_map:
         noise = head.anprompt_noise_map["default"](noise)
     maps: dict[str, reference.Maps] = {"text": {}, "vision": {}}
+    updates: dict[int, Tensor] = {}
     for layer in model.modules():
+        if isinstance(layer, ANPromptLayer) and "default" in layer.anprompt_update:
+            update: Any = layer.anprompt_update["default"]
+            updates[layer.number] = update.up @ update.down
         if isinstance(layer, ANPromptLayer) and "default" in layer.anprompt_projection:
             projection: Any = layer.anprompt_projection["default"]
             if isinstance(projection, LowRank):
@@ -38,6 +42,7 @@ def reference_adapter(model: Any) -> reference.Adapter:
         text_maps=maps["text"],
         vision_maps=maps["vision"],
         prototype=frozen + prototype.up @ prototype.down if isinstance(prototype, LowRank) else prototype.weight,
+        text_updates=updates,
         integration=config.noise_integration,
         prompt_mixing=config.prompt_mixing,
         alpha=config.alpha,

@@ -30,6 +30,7 @@ class Adapter:
     text_maps: Maps  # 1-based target layer -> (weight [d_t, r], bias [d_t])
     vision_maps: Maps  # 1-based target layer -> (weight [d_v, r], bias [d_v])
     prototype: Tensor  # W_p [d, d_v]
+    text_updates: dict[int, Tensor]  # 1-based layer -> B A [d_t, d_t], added to the identity
     integration: str = "concat"
     prompt_mixing: float = 1.0
     alpha: float = 0.7
@@ -132,6 +133,7 @@ def encoder(
     mask: Callable[[int], Tensor | None],
     rows: Tensor | None,
     maps: Maps,
+    updates: dict[int, Tensor],
     mixing: float,
 ) -> tuple[Tensor, Tensor]:
     """All the layers [B, S, width] -> ([B, S, width] without the prompts, the prompts [B, n or 0, width]).
@@ -146,6 +148,8 @@ def encoder(
             weight, bias = maps[layer]
             hidden = place(hidden, rows @ weight.T + bias, present, mixing)
             present = len(rows)
+        if layer in updates:
+            hidden = hidden + hidden @ updates[layer].T
         hidden = encoder_layer(parameters, f"{name}.layers.{layer - 1}", config, hidden, mask(present))
     return torch.cat([hidden[:, :1], hidden[:, 1 + present :]], dim=1), hidden[:, 1 : 1 + present]
 
@@ -170,6 +174,7 @@ def encode_text(clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | Non
         mask=lambda inserted: text_mask(kept, inserted, hidden.dtype),
         rows=None if adapter is None else prompts(adapter),
         maps={} if adapter is None else adapter.text_maps,
+        updates={} if adapter is None else adapter.text_updates,
         mixing=1.0,
     )
     hidden = layer_norm(parameters, "text_model.final_layer_norm", config, hidden)
@@ -197,6 +202,7 @@ def encode_image(clip: CLIPModel, pixel_values: Tensor, adapter: Adapter | None)
         mask=lambda inserted: None,
         rows=None if adapter is None else prompts(adapter),
         maps={} if adapter is None else adapter.vision_maps,
+        updates={},
         mixing=1.0 if adapter is None else adapter.prompt_mixing,
     )
     pooled = layer_norm(parameters, "vision_model.post_layernorm", config, hidden[:, 0])

@@ -24,6 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one layer, not the last": {"text_layers": [2], "vision_layers": [4]},
     "the last layer only": {"text_layers": [4], "vision_layers": 1},
     "every layer": {"text_layers": 4, "vision_layers": 5},
+    "text updates": {"text_update_rank": 3},
+    "text updates with gaps": {"text_update_rank": 2, "text_layers": [1, 3]},
     "low rank": {"projection_rank": 2, "prototype_rank": 3},
     "latent dim, fixed map": {"latent_dim": 10},
     "latent dim, learned map": {"latent_dim": 40, "noise_map": "learned"},

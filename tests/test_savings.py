@@ -50,6 +50,7 @@ def adapters(draw: st.DrawFn) -> dict[str, Any]:
         "vision_layers": draw(some_layers),
         "prompt_mixing": draw(st.sampled_from([1.0, 0.6, 0.0])),
         "projection_rank": draw(st.sampled_from([None, 2])),
+        "text_update_rank": draw(st.sampled_from([None, 2])),
     }
 
 

@@ -24,6 +24,9 @@ QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
 NewPrompts = list[Tensor | None]
 """For each layer the prompts `[p, d]` that come in there, `None` where those before stay."""
 
+Updates = list[Callable[[Tensor], Tensor]]
+"""For each layer what an adapter makes of the hidden states `[..., d]` that enter it."""
+
 QUICK_GELU_SLOPE = 1.702
 ALL = slice(None)
 PROBE_SHAPE = (2, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..method.class_texts import end_of_text_positions
 from ..method.config import ANPromptConfig
 from ..method.features import PromptContext
 from ..method.layer import ANPromptLayer
-from .blocks import NewPrompts, QueriesKeysValues, is_hooked, queries_keys_values, run_whole
+from .blocks import NewPrompts, QueriesKeysValues, Updates, is_hooked, queries_keys_values, run_whole
 from .fingerprint import Fingerprint, autocast_state
 from .image_cache import digest
 from .state import head_of, state_of
@@ -59,13 +60,14 @@ def image_features(clip: CLIPModel, images: dict[str, Any], with_frozen: bool) -
     return ImageFeatures(features, context.vision_prompts, frozen)
 
 
-def text_features(clip: CLIPModel, input_ids: Tensor, source: Tensor, templates: int = 1) -> Tensor:
+def text_features(clip: CLIPModel, input_ids: Tensor, source: Tensor | None, templates: int = 1) -> Tensor:
     """Return text features `[n, d]` with the active adapter's prompts in, if it is on, not normalised.
 
     Args:
         clip (`CLIPModel`): the adapted model.
         input_ids (`Tensor`): int64 `[n, L]`, on the model's device.
-        source (`Tensor`): token ids that stay the same object for as long as the texts are the same.
+        source (`Tensor`, *optional*): token ids that stay the same object for as long as the texts are the same;
+            without it no work is kept for the next call.
         templates (`int`): number T of templates, whose texts take turns.
     """
     if not state_of(clip).savings.text_end:
@@ -73,7 +75,11 @@ def text_features(clip: CLIPModel, input_ids: Tensor, source: Tensor, templates:
         input_ids = torch.cat([input_ids, input_ids[:, -1:].expand(-1, missing)], dim=1)
     if not runs_decomposed(clip):
         return clip.get_text_features(input_ids=input_ids).pooler_output
-    rows = [_encode_texts(clip, prefix) for prefix in _kept_prefixes(clip, input_ids, source, templates)]
+    if source is None:
+        prefixes = _text_prefixes(clip, input_ids, templates)
+    else:
+        prefixes = _kept_prefixes(clip, input_ids, source, templates)
+    rows = [_encode_texts(clip, prefix) for prefix in prefixes]
     return torch.stack(rows, dim=1).flatten(0, 1)  # T of [n/T, d] -> n, d
 
 
@@ -165,13 +171,17 @@ def _kept_prefixes(clip: CLIPModel, input_ids: Tensor, source: Tensor, templates
         autocast_state(clip.device.type),
     )
 
-    def compute() -> list[TextPrefix]:
-        return [_text_prefix(clip, before, input_ids[at::templates]) for at in range(templates)]
-
     def are_frozen(prefixes: list[TextPrefix]) -> bool:
         return savings.text_prefix and not any(prefix.opening.requires_grad for prefix in prefixes)
 
+    compute = partial(_text_prefixes, clip, input_ids, templates)
     return state.kept("text prefixes", fingerprint, compute, keep_if=are_frozen)
+
+
+@torch.compiler.disable
+def _text_prefixes(clip: CLIPModel, input_ids: Tensor, templates: int) -> list[TextPrefix]:
+    before = _split(clip, "text")[0]
+    return [_text_prefix(clip, before, input_ids[at::templates]) for at in range(templates)]
 
 
 def _text_prefix(clip: CLIPModel, before: list[CLIPEncoderLayer], input_ids: Tensor) -> TextPrefix:
@@ -191,7 +201,9 @@ def _text_prefix(clip: CLIPModel, before: list[CLIPEncoderLayer], input_ids: Ten
 def _encode_texts(clip: CLIPModel, prefix: TextPrefix) -> Tensor:
     prompted = _split(clip, "text")[1]
     blocks = [layer.get_base_layer() for layer in prompted]
-    output = run_text(blocks, prefix, _prompts(prompted, clip, prefix.opening.dtype), state_of(clip).savings)
+    updates: Updates = [partial(layer.update, adapter_name=head_of(clip).adapter) for layer in prompted]
+    prompts = _prompts(prompted, clip, prefix.opening.dtype)
+    output = run_text(blocks, prefix, prompts, updates, state_of(clip).savings)
     return clip.text_projection(clip.text_model.final_layer_norm(output))  # n, d_t -> n, d
 
 
@@ -214,9 +226,8 @@ def _tower(clip: CLIPModel, tower: str) -> CLIPTextModel | CLIPVisionModel:
 
 
 def _split(clip: CLIPModel, tower: str) -> tuple[list[CLIPEncoderLayer], list[ANPromptLayer]]:
-    """Return the layers of an encoder before the first with prompts, without wrappers, and those from there on."""
-    layers = list(_tower(clip, tower).encoder.layers)
-    first = layers[-1].target_layers(_config(clip))[0]
+    """Return the layers of an encoder before the first that changes, without wrappers, and those from there on."""
+    layers, first = list(_tower(clip, tower).encoder.layers), _config(clip).first_layer(tower)
     return [_block(layer) for layer in layers[: first - 1]], layers[first - 1 :]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -17,6 +17,7 @@ from .blocks import (
     ALL,
     KeysValues,
     NewPrompts,
+    Updates,
     attend,
     attend_shared,
     checkpointed,
@@ -95,24 +96,27 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Saving
     return TextPrefix(hidden[:1, :opening] if savings.text_opening else hidden[:, :1], chunks)
 
 
-def run_text(layers: list[CLIPEncoderLayer], prefix: TextPrefix, prompts: NewPrompts, savings: Savings) -> Tensor:
+def run_text(
+    layers: list[CLIPEncoderLayer], prefix: TextPrefix, prompts: NewPrompts, updates: Updates, savings: Savings
+) -> Tensor:
     """Return what leaves the last layer at the end-of-text tokens: `[n, d]`.
 
     Args:
         layers (`list[CLIPEncoderLayer]`): from the first with prompts to the last.
         prefix (`TextPrefix`): n texts.
         prompts (`NewPrompts`): for each of the layers.
+        updates (`Updates`): for each of the layers.
         savings (`Savings`): which work to leave out.
     """
-    shared = list(_opening_keys(layers, prefix.opening, prompts, savings))
+    shared = list(_opening_keys(layers, prefix.opening, prompts, updates, savings))
     recompute = savings.text_chunk is not None and torch.is_grad_enabled()
     outputs = []
     for chunk in prefix.chunks:
         mine = shared if prefix.opening.shape[0] == 1 else [(k[chunk.rows], v[chunk.rows]) for k, v in shared]
         if recompute:
-            outputs.append(checkpoint(_run_chunk, layers, mine, chunk, savings, use_reentrant=False))
+            outputs.append(checkpoint(_run_chunk, layers, mine, chunk, updates, savings, use_reentrant=False))
         else:
-            outputs.append(_run_chunk(layers, mine, chunk, savings))
+            outputs.append(_run_chunk(layers, mine, chunk, updates, savings))
     rows = torch.cat([chunk.rows for chunk in prefix.chunks])
     return torch.cat(outputs)[rows.argsort()]
 
@@ -145,7 +149,7 @@ def _chunk(rows: list[int], lengths: list[int], hidden: Tensor, ends: list[int])
 
 
 def _opening_keys(
-    layers: list[CLIPEncoderLayer], opening: Tensor, prompts: NewPrompts, savings: Savings
+    layers: list[CLIPEncoderLayer], opening: Tensor, prompts: NewPrompts, updates: Updates, savings: Savings
 ) -> Iterator[KeysValues]:
     """Yield for each layer the keys and values `[1 or n, s + p, h, e]` of all that precedes own tokens."""
     kept = opening[:, :0]
@@ -153,7 +157,7 @@ def _opening_keys(
         new, is_last = prompts[at], at == len(layers) - 1
         kept = kept if new is None else new.expand(opening.shape[0], -1, -1)
         count = kept.shape[1]
-        hidden = torch.cat([opening[:, :1], kept, opening[:, 1:]], dim=1)  # 1 or n, s + p, d
+        hidden = updates[at](torch.cat([opening[:, :1], kept, opening[:, 1:]], dim=1))  # 1 or n, s + p, d
         if is_last and savings.last_layer:
             yield keys_values(layer, hidden)
             return
@@ -169,11 +173,13 @@ def _opening_keys(
         kept = hidden[:, 1 : 1 + skipped]
 
 
-def _run_chunk(layers: list[CLIPEncoderLayer], shared: list[KeysValues], chunk: Chunk, savings: Savings) -> Tensor:
+def _run_chunk(
+    layers: list[CLIPEncoderLayer], shared: list[KeysValues], chunk: Chunk, updates: Updates, savings: Savings
+) -> Tensor:
     hidden = chunk.hidden
     for at, (layer, opening) in enumerate(zip(layers, shared, strict=True)):
         ends_only = savings.last_layer and at == len(layers) - 1
-        step = partial(_run_layer, layer, chunk, ends_only, savings.activation)
+        step = partial(_run_layer, layer, chunk, updates[at], ends_only, savings.activation)
         hidden = checkpointed(layer, step, hidden, *opening)
     return hidden if savings.last_layer else hidden[chunk.ends]
 
@@ -181,13 +187,14 @@ def _run_chunk(layers: list[CLIPEncoderLayer], shared: list[KeysValues], chunk: 
 def _run_layer(
     layer: CLIPEncoderLayer,
     chunk: Chunk,
+    update: Callable[[Tensor], Tensor],
     ends_only: bool,
     fused_activation: bool,
     hidden: Tensor,
     opening_keys: Tensor,
     opening_values: Tensor,
 ) -> Tensor:
-    asking = chunk.ends if ends_only else ALL
+    hidden, asking = update(hidden), chunk.ends if ends_only else ALL
     queries, keys, values = queries_keys_values(layer, hidden, asking)  # T, h, e; queries R, h, e at the ends
     opening = opening_keys, opening_values
     mixed = [_attend_bucket(layer, queries, keys, values, opening, bucket, ends_only) for bucket in chunk.buckets]

@@ -20,7 +20,8 @@ LogitsKind = Literal["fused", "class", "prototype", "ensemble"]
 InferenceLogits = Literal["auto", "fused", "class", "prototype", "ensemble"]
 
 DEFAULT_DEPTH, FINITE = 7 / 12, sys.float_info.max
-FORMAT_VERSION = 2  # of a saved configuration: grows when an older version of this package would load it wrongly
+PAPER = {"similarity_weight": 0.5, "frozen_share": 0.0, "text_update_rank": None, "rephrased_weight": 0.0}
+FORMAT_VERSION = 3  # of a saved configuration: grows when an older version of this package would load it wrongly
 
 
 @dataclass
@@ -50,6 +51,8 @@ class ANPromptConfig(PeftConfig):
             layer adds a residual of this rank (MMRL++ uses 4). By default every layer has a full map of its own.
         prototype_rank (`int`, *optional*): If given, the prototype projection is the frozen visual projection plus a
             trained update of this rank (MMRL++ uses 64). By default a full copy of the visual projection is trained.
+        text_update_rank (`int`, *optional*): Rank of a trained update `h + B A h` of the hidden states that enter each
+            layer of the text encoder, those without prompts too. Default 8; `None` has none.
         prompt_mixing (`float`): Share beta of the new prompts when a vision layer replaces the ones before it; `1 -
             beta` of the previous layer's output stays. Default 1.0, plain replacement.
         noise_source (`str` or `list[str]`, *optional*): What perturbs the class texts: `text` (typos, dropped words,
@@ -63,6 +66,10 @@ class ANPromptConfig(PeftConfig):
         alpha (`float`): Weight of the class logits against the prototype logits, in the fused logits and in the loss.
         similarity_weight (`float`): Weight of the similarity loss against the frozen CLIP. Default 3.
         waloss_weight (`float`): Weight of the WALoss.
+        rephrased_weight (`float`): Weight of the similarity of rephrased texts' prompted features to the frozen
+            features of what they rephrase, in training. Default 10.
+        rephrased_texts (`int`): Rephrased class texts that a training step draws, and half as many texts about other
+            words, which keep their features. Default 16; 0 draws none.
         inference_logits (`"auto"`, `"fused"`, `"class"`, `"prototype"` or `"ensemble"`): Which logits the model
             returns as `logits`. `auto` takes `fused` when all asked classes were trained on and `ensemble` otherwise.
         frozen_share (`float`): Share of the frozen CLIP's logits in the `ensemble`; the rest are class logits. With 0
@@ -88,6 +95,7 @@ class ANPromptConfig(PeftConfig):
     noise_map: NoiseMap = field(default="fixed", metadata={"help": "Map into another latent_dim."})
     projection_rank: int | None = field(default=None, metadata={"help": "Rank of residuals of a shared map."})
     prototype_rank: int | None = field(default=None, metadata={"help": "Rank of the update of the visual projection."})
+    text_update_rank: int | None = field(default=8, metadata={"help": "Rank of the text layers' updates."})
     prompt_mixing: float = field(default=1.0, metadata={"help": "Share of new prompts where they replace others."})
     noise_source: NoiseSource | list[NoiseSource] | None = field(default=None, metadata={"help": "What perturbs."})
     descriptions: dict[str, list[str]] | None = field(default=None, metadata={"help": "Sentences about each class."})
@@ -97,6 +105,8 @@ class ANPromptConfig(PeftConfig):
     alpha: float = field(default=0.7, metadata={"help": "Weight of class logits against prototype logits."})
     similarity_weight: float = field(default=3.0, metadata={"help": "Weight of the similarity loss."})
     waloss_weight: float = field(default=1.0, metadata={"help": "Weight of the WALoss."})
+    rephrased_weight: float = field(default=10.0, metadata={"help": "Weight of rephrased texts' similarity."})
+    rephrased_texts: int = field(default=16, metadata={"help": "Rephrased class texts of a training step."})
     inference_logits: InferenceLogits = field(default="auto", metadata={"help": "Which logits are returned."})
     frozen_share: float = field(default=0.5, metadata={"help": "Share of the frozen CLIP in the ensemble."})
     init_noise_prompts: bool = field(default=True, metadata={"help": "Compute the noise prompts on creation."})
@@ -130,12 +140,13 @@ class ANPromptConfig(PeftConfig):
         _check_int("num_noise_tokens", self.num_noise_tokens, 0)
         _check_int("noise_draws", self.noise_draws, 1)
         _check_int("noise_seed", self.noise_seed, 0, 2**32 - 1)
-        for name in ("latent_dim", "projection_rank", "prototype_rank"):
+        _check_int("rephrased_texts", self.rephrased_texts, 0)
+        for name in ("latent_dim", "projection_rank", "prototype_rank", "text_update_rank"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), 1)
         for name in ("alpha", "prompt_mixing", "frozen_share"):
             _check_float(name, getattr(self, name), 0.0, 1.0)
-        for name in ("noise_scale", "similarity_weight", "waloss_weight"):
+        for name in ("noise_scale", "similarity_weight", "waloss_weight", "rephrased_weight"):
             _check_float(name, getattr(self, name), 0.0)
 
     def _check_choices(self) -> None:
@@ -175,11 +186,12 @@ class ANPromptConfig(PeftConfig):
 
     @classmethod
     def paper(cls, **fields: Any) -> ANPromptConfig:
-        """Return the configuration closest to the paper: `similarity_weight` 0.5 and no `frozen_share`.
+        """Return the configuration closest to the paper, without what this package adds.
 
-        Further `fields` may be given, these two included. docs/ablations.md compares it with the defaults.
+        That is: `similarity_weight` 0.5, no `frozen_share`, no `text_update_rank` and no `rephrased_weight`. Further
+        `fields` may be given, these four included. docs/ablations.md compares it with the defaults.
         """
-        return cls(**{"similarity_weight": 0.5, "frozen_share": 0.0, **fields})
+        return cls(**{**PAPER, **fields})
 
     @property
     def templates(self) -> list[str]:
@@ -201,6 +213,12 @@ class ANPromptConfig(PeftConfig):
         if self.noise_integration == "add":
             return self.num_virtual_tokens
         return self.num_virtual_tokens + self.num_noise_tokens
+
+    def first_layer(self, tower: str) -> int:
+        """Return the 1-based number of the first layer that changes in the `"text"` or `"vision"` encoder."""
+        layers = self.text_layers if tower == "text" else self.vision_layers
+        assert isinstance(layers, list)
+        return 1 if tower == "text" and self.text_update_rank is not None else layers[0]
 
     def logits_for(self, names: Iterable[str]) -> LogitsKind:
         """Return which logits answer for classes of some names, as `inference_logits` says."""
@@ -227,6 +245,8 @@ class ANPromptConfig(PeftConfig):
         widths = (clip_config.text_config.hidden_size, clip_config.vision_config.hidden_size)
         if self.projection_rank is not None:
             _check_int("projection_rank", self.projection_rank, 1, min(self.latent_dim, *widths))
+        if self.text_update_rank is not None:
+            _check_int("text_update_rank", self.text_update_rank, 1, widths[0])
         if self.prototype_rank is not None:
             _check_int("prototype_rank", self.prototype_rank, 1, min(clip_config.projection_dim, widths[1]))
         self.noise_source = self.noise_sources

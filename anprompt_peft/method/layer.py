@@ -200,7 +200,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
 
 
 class ANPromptLayer(nn.Module, OneAdapterLayer):
-    """Wraps one `CLIPEncoderLayer` from the first layer with prompts to the last of a tower.
+    """Wraps one `CLIPEncoderLayer` from the first layer with prompts (or an update) to the last of a tower.
 
     Inserts the prompts behind BOS/CLS at the first target layer, replaces (or mixes) them at later ones and strips
     them after the last layer of the encoder. In between, the attention mask grows with the sequence.
@@ -213,7 +213,7 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         is_last (`bool`): whether it is the encoder's last layer.
     """
 
-    adapter_layer_names = ("anprompt_projection",)
+    adapter_layer_names = ("anprompt_projection", "anprompt_update")
 
     def __init__(self, base_layer: nn.Module, tower: str, number: int, width: int, is_last: bool) -> None:
         super().__init__()
@@ -223,6 +223,7 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         self.width = width
         self.is_last = is_last
         self.anprompt_projection = nn.ModuleDict()
+        self.anprompt_update = nn.ModuleDict()
         self._head: tuple[ANPromptHead, ...] = ()
 
     def link(self, head: ANPromptHead) -> None:
@@ -230,7 +231,7 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         self._head = (head,)
 
     def update_layer(self, adapter_name: str, config: ANPromptConfig, inference_mode: bool = False) -> None:
-        """Create the adapter's prompt projection, if this is one of its target layers."""
+        """Create the adapter's prompt projection, if this is one of its target layers, and its update."""
         if self.number in self.target_layers(config) and config.num_prompts:
             latent = _latent_dim(config)
             self.anprompt_projection[adapter_name] = (
@@ -238,6 +239,8 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
                 if config.projection_rank is None
                 else LowRank(latent, self.width, config.projection_rank)
             )
+        if self.tower == "text" and config.num_prompts and config.text_update_rank is not None:
+            self.anprompt_update[adapter_name] = LowRank(self.width, self.width, config.text_update_rank)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -268,9 +271,11 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         context = prompt_context or PromptContext()
         head = self._head[0]
         config = head.active_config if context.enabled else None
-        if config is None or config.num_prompts == 0 or self.number < self.target_layers(config)[0]:
+        if config is None or config.num_prompts == 0:
             return self.base_layer(hidden_states, attention_mask, **kwargs)
-        hidden_states = self._put_prompts(hidden_states, head, config)
+        hidden_states = self.update(self._put_prompts(hidden_states, head, config), head.adapter)
+        if self.number < self.target_layers(config)[0]:
+            return self.base_layer(hidden_states, attention_mask, **kwargs)
         count = config.num_prompts
         hidden_states = self.base_layer(hidden_states, grow_mask(attention_mask, count), **kwargs)
         if not self.is_last:
@@ -292,6 +297,13 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
             before = hidden_states[:, 1 : 1 + count]
             prompts = config.prompt_mixing * prompts + (1 - config.prompt_mixing) * before
         return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1 + count :]], dim=1)
+
+    def update(self, hidden_states: Tensor, adapter_name: str) -> Tensor:
+        """Return what enters the layer, `[..., width]`, with an adapter's update `h + B A h`, if it has one here."""
+        if adapter_name not in self.anprompt_update:
+            return hidden_states
+        update: Any = self.anprompt_update[adapter_name]
+        return hidden_states + update(hidden_states.to(update.up.dtype)).to(hidden_states.dtype)
 
     def project(self, head: ANPromptHead) -> Tensor:
         """Return this layer's prompts of the active adapter, `[n, width]`."""

@@ -68,6 +68,7 @@ def loss_terms(
     scale: Tensor,
     config: ANPromptConfig,
     class_weights: Tensor | None = None,
+    rephrased: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Term]:
     """Return the terms by name; without prompts alpha plays no part.
 
@@ -79,6 +80,8 @@ def loss_terms(
         scale (`Tensor`): scalar, `exp(logit_scale)`.
         config (`ANPromptConfig`): the weights.
         class_weights (`Tensor`, *optional*): `[C]`, of both cross entropies, as in `F.cross_entropy`.
+        rephrased (`tuple[Tensor, Tensor]`, *optional*): normalised features `[m, d]` of rephrased texts with prompts
+            in, and the frozen CLIP's of what they rephrase.
     """
     prototype, logits_prototype = scores.prototype_embeds, scores.logits_prototype
     share = config.alpha if frozen is not None and prototype is not None else 1.0
@@ -87,6 +90,8 @@ def loss_terms(
         return terms
     terms["similarity_image"] = Term(similarity_loss(scores.image_embeds, frozen.image), config.similarity_weight)
     terms["similarity_text"] = Term(similarity_loss(text, frozen.clean), config.similarity_weight)
+    if rephrased is not None:
+        terms["similarity_rephrased"] = Term(similarity_loss(*rephrased), config.rephrased_weight)
     if prototype is not None and logits_prototype is not None:
         cross_entropy = F.cross_entropy(logits_prototype, labels, class_weights)
         terms["cross_entropy_prototype"] = Term(cross_entropy, 1 - config.alpha)

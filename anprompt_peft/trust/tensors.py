@@ -73,6 +73,10 @@ def expected_tensors(config: ANPromptConfig, clip_config: CLIPConfig) -> dict[st
                 shapes |= _low_rank(name, latent, width, config.projection_rank)
         if config.projection_rank is not None:
             shapes |= _linear(f"{HEAD}anprompt_{tower}_map", latent, width)
+    if config.text_update_rank is not None:
+        for at in range(text.num_hidden_layers):
+            name, width = f"text_model.encoder.layers.{at}.anprompt_update", text.hidden_size
+            shapes |= _low_rank(name, width, width, config.text_update_rank)
     return shapes
 
 

@@ -8,23 +8,28 @@ What they gave is in docs/ablations.md.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from sklearn.cluster import KMeans
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anprompt_peft.evaluation.adapter import FittedAdapter
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.peers import make_method
 from anprompt_peft.evaluation.peers.anprompt import ANPrompt
+from anprompt_peft.evaluation.peers.lora import LoRA
 from anprompt_peft.evaluation.peers.protocol import Fitted
-from anprompt_peft.evaluation.peers.training import Batch, LossOfBatch
+from anprompt_peft.evaluation.peers.training import Batch, LossOfBatch, seeded
+from anprompt_peft.evaluation.robustness import text_families
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.method.class_texts import ClassSet
-from anprompt_peft.method.features import normalize
+from anprompt_peft.method.features import frozen_text_features, normalize
+from anprompt_peft.method.layer import TOKEN_STD, ANPromptLayer, LowRank
 from anprompt_peft.tuner import adapted_clip
 
 SENTENCES = (
@@ -38,6 +43,8 @@ ENDINGS = (
     "made by hand", "with thick strokes", "in the middle", "without any text", "of good quality",
 )  # fmt: skip
 OTHERS = ("a table", "a wall", "a chair", "a rock", "a bag", "a cup", "a stick", "a box", "a rope", "a tile")
+
+MEASURED = ("paraphrased template", "longer text", "distractors")
 
 Noisy = Literal["texts", "class", "prototype", "encoder", "encoder kl", "encoder similarity"]
 
@@ -59,6 +66,17 @@ class Trial(ANPrompt):
         weight (`float`): of that loss.
         angle (`float`, *optional*): degrees by which w is turned towards n; default: u is n.
         sets (`int`): how many perturbed texts of each class there are to draw from.
+        drawn (`int`, *optional*): perturbed texts of a step, for `encoder similarity`; default: one of each class.
+        anchors (`int`): texts of a step that keep their frozen features, for `encoder similarity`: the template with
+            one or two words of the tokenizer's vocabulary. Their share of the loss is their share of the texts.
+        update (`int`, *optional*): rank of a trained update of the hidden states that enter each text layer.
+        vision_update (`int`, *optional*): the same of each vision layer.
+        prompted (`bool`): updates in layers with prompts alone.
+        second (`float`, *optional*): weight of a second set of learned tokens with maps of its own in the vision
+            encoder, as the authors' early trainer has it with 0.2.
+        equal_norm (`bool`): all rows, learned and noise, have norm 1 before they are mapped.
+        averaged (`float`, *optional*): the model answers with its weights' moving average of this decay.
+        measured (`bool`): training perturbs with the very texts of the measurement: a bound, and no method.
     """
 
     directions: bool = False
@@ -67,6 +85,15 @@ class Trial(ANPrompt):
     weight: float = 1.0
     angle: float | None = None
     sets: int = 24
+    drawn: int | None = None
+    anchors: int = 0
+    update: int | None = None
+    vision_update: int | None = None
+    prompted: bool = False
+    second: float | None = None
+    equal_norm: bool = False
+    averaged: float | None = None
+    measured: bool = False
 
     def adapt(self, backbone: Backbone, classes: ClassTexts, seed: int) -> Any:
         model = super().adapt(backbone, classes, seed)
@@ -86,15 +113,38 @@ class Trial(ANPrompt):
                     if name.endswith("anprompt_projection.default"):
                         each.weight.data.copy_(self.from_clip * torch.linalg.pinv(projection.weight))
                         each.bias.data.zero_()
+        with seeded(seed):
+            for tower, rank in (("text", self.update), ("vision", self.vision_update)):
+                if rank is not None:
+                    add_updates(clip, tower, rank, self.prompted)
+            if self.second is not None:
+                add_second_tokens(clip, self.second)
+        if self.equal_norm:
+            joined = clip.head.prompts
+            clip.head.prompts = lambda adapter: normalize(joined(adapter))
         return model
 
     def loss_of(self, model: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
         own = super().loss_of(model, backbone, classes, seed)
+        if self.averaged is not None:
+            own = averaging(model, own, self.averaged)
         if self.noisy is None:
             return own
+        if self.noisy == "encoder similarity":
+            clip = adapted_clip(model)
+            similarity = similarity_of_texts(
+                lambda texts: clip.text_embeds(ClassSet(tuple(texts), ("{}",), backbone.tokens(texts))),
+                self.perturbed_sets(classes, seed),
+                backbone,
+                classes,
+                seed,
+                self.drawn,
+                self.anchors,
+            )
+            return lambda batch: own(batch) + self.weight * similarity()
         clip, clean, rng = adapted_clip(model), backbone.class_features(classes), random.Random(f"steps {seed}")
         scale = backbone.logit_scale
-        texts = perturbed_texts(classes, self.sets, seed)
+        texts = self.perturbed_sets(classes, seed)
         frozen = [turned(clean, backbone.text_features(each), self.angle) for each in texts]
         tokens = [ClassSet(tuple(each), ("{}",), backbone.tokens(each)) for each in texts]
 
@@ -106,15 +156,145 @@ class Trial(ANPrompt):
                 if self.noisy == "texts":
                     return output.loss + self.weight * F.cross_entropy(logits, batch.labels)
                 return output.loss + self.weight * divergence(logits, output.logits_class)
-            encoded = clip.text_embeds(tokens[drawn])
-            if self.noisy == "encoder similarity":
-                return output.loss + self.weight * (1 - (encoded * clean).sum(dim=-1).mean())
-            logits = scale * output.image_embeds @ encoded.T
+            logits = scale * output.image_embeds @ clip.text_embeds(tokens[drawn]).T
             if self.noisy == "encoder":
                 return output.loss + self.weight * F.cross_entropy(logits, batch.labels)
             return output.loss + self.weight * divergence(output.logits_class.detach(), logits)
 
         return loss
+
+    def perturbed_sets(self, classes: ClassTexts, seed: int) -> list[list[str]]:
+        """Return lists with one perturbed text per class."""
+        if not self.measured:
+            return perturbed_texts(classes, self.sets, seed)
+        families = [each for each in text_families() if each.name in MEASURED]
+        draws = range(self.sets // len(families))
+        return [family.texts(classes, 1, draw, seed).texts for family in families for draw in draws]
+
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedAdapter:
+        fitted = super().fit(backbone, shots, classes, seed)
+        if self.averaged is not None:
+            for weight, mean in fitted.model.averages:
+                weight.data.copy_(mean)
+        return fitted
+
+
+@dataclass(frozen=True)
+class NoisyLoRA(LoRA):
+    """LoRA, asked as well for the frozen features of clean texts when it reads perturbed ones.
+
+    Args:
+        weight (`float`): of that loss; `sets`, `drawn` and `anchors` are those of [`Trial`].
+    """
+
+    weight: float = 10.0
+    sets: int = 150
+    drawn: int | None = None
+    anchors: int = 0
+
+    def loss_of(self, clip: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
+        own = super().loss_of(clip, backbone, classes, seed)
+        sets = perturbed_texts(classes, self.sets, seed)
+
+        def encode(texts: Sequence[str]) -> Tensor:
+            return normalize(clip.get_text_features(input_ids=backbone.tokens(texts)).pooler_output)
+
+        similarity = similarity_of_texts(encode, sets, backbone, classes, seed, self.drawn, self.anchors)
+        return lambda batch: own(batch) + self.weight * similarity()
+
+
+def similarity_of_texts(
+    encode: Callable[[Sequence[str]], Tensor],
+    sets: list[list[str]],
+    backbone: Backbone,
+    classes: ClassTexts,
+    seed: int,
+    drawn: int | None,
+    anchors: int,
+) -> Callable[[], Tensor]:
+    """Return a function that draws texts and gives one minus their mean similarity to what they should give.
+
+    Args:
+        encode (`Callable`): n texts to the adapted CLIP's normalised features `[n, d]`.
+        sets (`list[list[str]]`): with one perturbed text per class each.
+        backbone (`Backbone`): the frozen CLIP, whose features of clean texts they should give.
+        classes (`ClassTexts`): the classes.
+        seed (`int`): of the draws.
+        drawn (`int`, *optional*): perturbed texts of a call; default: one of each class.
+        anchors (`int`): clean texts of a call about one or two words of the tokenizer's vocabulary.
+    """
+    rng, clean = random.Random(f"steps {seed}"), backbone.class_features(classes)
+    words, template = vocabulary(backbone.processor.tokenizer), classes.templates[0]
+
+    def similarity() -> Tensor:
+        rows = list(range(len(classes.names)))
+        if drawn is not None:
+            rows = rng.choices(rows, k=drawn)
+        texts, target = [rng.choice(sets)[row] for row in rows], clean[rows]
+        if anchors:
+            names = (" ".join(rng.sample(words, rng.choice((1, 2)))) for _ in range(anchors))
+            kept = [template.replace("{}", name) for name in names]
+            target = torch.cat([target, frozen_text_features(backbone.clip, backbone.tokens(kept))])
+            texts += kept
+        return 1 - (encode(texts) * target).sum(dim=-1).mean()
+
+    return similarity
+
+
+def averaging(model: Any, own: LossOfBatch, decay: float) -> LossOfBatch:
+    """Return the loss, which keeps the moving average of what is trained, as it is before each step."""
+    model.averages = [(each, each.detach().clone()) for each in model.parameters() if each.requires_grad]
+
+    def loss(batch: Batch) -> Tensor:
+        for weight, mean in model.averages:
+            mean.lerp_(weight.detach(), 1 - decay)
+        return own(batch)
+
+    return loss
+
+
+class Update(nn.Module):
+    """A low-rank update of what enters a layer: `h + B A h`, with B zero at first."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.change = LowRank(width, width, rank)
+
+    def forward(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Change a layer's first argument, `[B, L, d_t]`; it is called as the layer's hook."""
+        return inputs[0] + self.change(inputs[0]), *inputs[1:]
+
+
+def add_updates(clip: Any, tower: str, rank: int, prompted: bool) -> None:
+    """Give each layer of an encoder a trained update of the hidden states that enter it, prompts included."""
+    encoder, updates = getattr(clip, f"{tower}_model").encoder, nn.ModuleList()
+    for layer in encoder.layers:
+        has_prompts = isinstance(layer, ANPromptLayer)
+        block = layer.get_base_layer() if has_prompts else layer
+        if has_prompts or not prompted:
+            updates.append(Update(getattr(clip.config, f"{tower}_config").hidden_size, rank))
+            block.register_forward_pre_hook(updates[-1])
+    encoder.updates = updates
+
+
+def add_second_tokens(clip: Any, weight: float) -> None:
+    """Add a second set of learned tokens to the vision prompts, through a map of each layer's own."""
+    config = clip.active_config
+    clip.second_tokens = nn.Parameter(torch.randn(config.num_prompts, config.latent_dim) * TOKEN_STD)
+    for layer in clip.vision_model.encoder.layers:
+        if isinstance(layer, ANPromptLayer):
+            layer.second_map = nn.Linear(config.latent_dim, layer.width)
+            layer.project = partial(_with_second, layer, layer.project, clip.second_tokens, weight)
+
+
+def _with_second(layer: Any, first: Callable[[Any], Tensor], tokens: Tensor, weight: float, head: Any) -> Tensor:
+    return first(head) + weight * layer.second_map(tokens)
+
+
+def vocabulary(tokenizer: Any) -> list[str]:
+    """Return the words of at least three letters that a tokenizer has as one piece, sorted."""
+    pieces = (piece.removesuffix("</w>") for piece in tokenizer.get_vocab() if piece.endswith("</w>"))
+    return sorted(piece for piece in pieces if len(piece) > 2 and piece.isalpha())
 
 
 @dataclass(frozen=True)

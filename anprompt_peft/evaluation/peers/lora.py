@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from ...method.features import at_least_float32, ensemble, normalize
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
-from .training import Batch, Recipe, seeded, train
+from .training import Batch, LossOfBatch, Recipe, seeded, train
 from .zero_shot import FrozenCLIP
 
 
@@ -54,7 +54,16 @@ class LoRA:
         )
         with seeded(seed):
             model: Any = get_peft_model(backbone.copy(), config).train()
-        clip, tokens = model.get_base_model(), backbone.tokens(classes.texts)
+        recipe = self.recipe
+        if self.steps_per_shot is not None:
+            recipe = replace(recipe, steps=self.steps_per_shot * max(1, round(len(shots) / len(classes.names))))
+        loss = self.loss_of(model.get_base_model(), backbone, classes, seed)
+        train([each for each in model.parameters() if each.requires_grad], loss, shots, recipe, seed)
+        return FrozenCLIP(Backbone(model.merge_and_unload(), backbone.processor))
+
+    def loss_of(self, clip: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
+        """Return what is minimised: the cross entropy of a CLIP with the updates in."""
+        tokens = backbone.tokens(classes.texts)
 
         def encode(rows: Tensor) -> Tensor:
             return normalize(at_least_float32(clip.get_text_features(input_ids=rows).pooler_output))
@@ -64,11 +73,7 @@ class LoRA:
             images = normalize(at_least_float32(clip.get_image_features(batch.pixels).pooler_output))
             return F.cross_entropy(backbone.logit_scale * images @ texts.T, batch.labels)
 
-        recipe = self.recipe
-        if self.steps_per_shot is not None:
-            recipe = replace(recipe, steps=self.steps_per_shot * max(1, round(len(shots) / len(classes.names))))
-        train([each for each in model.parameters() if each.requires_grad], loss, shots, recipe, seed)
-        return FrozenCLIP(Backbone(model.merge_and_unload(), backbone.processor))
+        return loss
 
 
 def in_chunks(encode: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:

@@ -1,0 +1,88 @@
+"""Class texts in other words, and texts about anything: what training asks the prompted text encoder to see through.
+
+None of the sentences, endings and things is in the robustness report, which measures with its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+WORD_END = "</w>"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SENTENCES = (
+    "an image of {}.", "a picture showing {}.", "this is {}.", "there is {} here.", "it looks like {}.", "{}",
+    "{}, seen here.", "what you see is {}.", "the picture shows {}.", "one example of {}.", "a simple sketch of {}.",
+    "this symbol means {}.", "the label says {}.", "i think it is {}.", "{} is what we want to find.",
+    "a view of {} from the front.", "have you ever seen {}?", "could this be {}?",
+)  # fmt: skip
+ENDINGS = (
+    "in plain style", "with a clean background", "as it is often seen", "on a screen", "from a collection",
+    "made by hand", "with thick strokes", "in the middle", "without any text", "of good quality",
+)  # fmt: skip
+THINGS = ("a table", "a wall", "a chair", "a rock", "a bag", "a cup", "a stick", "a box", "a rope", "a tile")
+BESIDE = ("beside", "near", "and", "behind")
+KINDS = ("sentence", "ending", "both", "other", "non-word")
+
+
+class Rephrased(NamedTuple):
+    """m rephrased class texts, the number of each one's class, and texts about anything."""
+
+    texts: list[str]
+    classes: list[int]
+    anchors: list[str]
+
+
+def draw_rephrased(
+    names: Sequence[str], templates: Sequence[str], words: Sequence[str], count: int, rng: random.Random
+) -> Rephrased:
+    """Draw rephrased texts of classes, drawn too, and half as many texts of one or two words.
+
+    Args:
+        names (`Sequence[str]`): the C class names.
+        templates (`Sequence[str]`): with `{}`, one of them for each text.
+        words (`Sequence[str]`): as from [`vocabulary`].
+        count (`int`): m.
+        rng (`random.Random`): source of every choice made.
+    """
+    classes = rng.choices(range(len(names)), k=count)
+    texts = [rephrase(names[at], rng.choice(templates), rng) for at in classes]
+    about = [" ".join(rng.sample(words, rng.choice((1, 2)))) for _ in range(count // 2)]
+    return Rephrased(texts, classes, [rng.choice(templates).replace("{}", each) for each in about])
+
+
+def rephrase(name: str, template: str, rng: random.Random) -> str:
+    """Return a class text in another sentence, with an ending, with another thing, or with a word without meaning."""
+    article = next((word for word in ("a", "an", "the") if f"{word} {{}}" in template), "")
+    phrase = f"{article} {name}".strip()
+    kind = rng.choice(KINDS)
+    text = (
+        rng.choice(SENTENCES).replace("{}", phrase) if kind in ("sentence", "both") else template.replace("{}", name)
+    )
+    if kind == "other":
+        return template.replace("{}", f"{name} {rng.choice(BESIDE)} {rng.choice(THINGS)}")
+    if kind in ("ending", "both"):
+        return f"{text.rstrip(' .?')}, {rng.choice(ENDINGS)}."
+    if kind == "non-word":
+        letters = "".join(rng.choices(LETTERS, k=rng.randint(3, 8)))
+        return f"{text.rstrip(' .?')}, with {letters}."
+    return text
+
+
+def vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the words of at least three letters that a CLIP tokenizer has as one piece, sorted.
+
+    Raises:
+        ValueError: if there are fewer than two.
+    """
+    pieces = (piece.removesuffix(WORD_END) for piece in tokenizer.get_vocab() if piece.endswith(WORD_END))
+    words = sorted(piece for piece in pieces if len(piece) > 2 and piece.isalpha())
+    if len(words) < 2:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} has {len(words)} whole words in its vocabulary, and rephrased "
+            "texts need two. Use the backbone's own, or set rephrased_texts=0."
+        )
+    return words
