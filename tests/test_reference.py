@@ -99,6 +99,7 @@ def make_adapter(
         text_maps=maps(text_layers, TEXT_WIDTH),
         vision_maps=maps(vision_layers, VISION_WIDTH),
         prototype=normal(JOINT, VISION_WIDTH),
+        text_updates={},
     )
 
 

@@ -29,7 +29,7 @@ def expected_term(model: Any, plain: Any, tokenizer: CLIPTokenizer, seed: int) -
     torch.manual_seed(seed)
     rng = random.Random(int(torch.randint(2**62, ())))
     drawn = draw_rephrased(CLASSES, config.templates, vocabulary(tokenizer), config.rephrased_texts, rng)
-    assert len(drawn.texts) == 5 and len(drawn.anchors) == 2
+    assert (len(drawn.texts), len(drawn.anchors)) == (5, 2)
     found = []
     for text in (*drawn.texts, *drawn.anchors):
         ids = tokenizer(text, truncation=True, return_tensors="pt").input_ids
@@ -130,7 +130,7 @@ def test_drawing_is_seeded() -> None:
     first = draw_rephrased(CLASSES, TEMPLATES, words, 8, random.Random(1))
     assert first == draw_rephrased(CLASSES, TEMPLATES, words, 8, random.Random(1))
     assert first != draw_rephrased(CLASSES, TEMPLATES, words, 8, random.Random(2))
-    assert len(first.texts) == len(first.classes) == 8 and len(first.anchors) == 4
+    assert (len(first.texts), len(first.classes), len(first.anchors)) == (8, 8, 4)
     for text, at in zip(first.texts, first.classes, strict=True):
         assert CLASSES[at] in text
     for anchor in first.anchors:
@@ -144,12 +144,13 @@ def test_the_measurement_uses_other_words() -> None:
 
 def test_the_vocabulary_has_whole_words(tokenizer: CLIPTokenizer) -> None:
     words = vocabulary(tokenizer)
-    assert words == sorted(words) and all(len(word) > 2 and word.isalpha() for word in words)
+    assert words == sorted(words)
+    assert all(len(word) > 2 and word.isalpha() for word in words)
     for word in words[:20]:
         assert len(tokenizer(word).input_ids) == 3, "one piece between begin and end of text"
 
 
 def test_a_vocabulary_without_words_is_refused(tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(tokenizer), "get_vocab", lambda _: {"a</w>": 0, "b": 1, "cat</w>": 2})
-    with pytest.raises(ValueError, match="has 1 whole words in its vocabulary.*rephrased_texts=0"):
+    with pytest.raises(ValueError, match=r"has 1 whole words in its vocabulary.*rephrased_texts=0"):
         vocabulary(tokenizer)

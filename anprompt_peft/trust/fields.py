@@ -29,7 +29,7 @@ CAPS = {
     "num_noise_tokens": 1024,
     "latent_dim": 65536,
     "noise_draws": 1000,
-    "rephrased_texts": 10000,
+    "rephrased_texts": 1000,
 }
 """Far beyond any use; without them a small file could ask for much memory or time."""
 

@@ -121,7 +121,7 @@ class Trial(ANPrompt):
                 add_second_tokens(clip, self.second)
         if self.equal_norm:
             joined = clip.head.prompts
-            clip.head.prompts = lambda adapter: normalize(joined(adapter))
+            vars(clip.head)["prompts"] = lambda adapter: normalize(joined(adapter))
         return model
 
     def loss_of(self, model: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
@@ -284,7 +284,7 @@ def add_second_tokens(clip: Any, weight: float) -> None:
     for layer in clip.vision_model.encoder.layers:
         if isinstance(layer, ANPromptLayer):
             layer.second_map = nn.Linear(config.latent_dim, layer.width)
-            layer.project = partial(_with_second, layer, layer.project, clip.second_tokens, weight)
+            layer.project = partial(_with_second, layer, layer.project, clip.second_tokens, weight)  # type: ignore[method-assign]
 
 
 def _with_second(layer: Any, first: Callable[[Any], Tensor], tokens: Tensor, weight: float, head: Any) -> Tensor:
