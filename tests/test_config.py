@@ -55,6 +55,9 @@ def configs(draw: st.DrawFn) -> ANPromptConfig:
         noise_map=draw(st.sampled_from(["fixed", "learned"])),
         projection_rank=draw(st.none() | st.integers(1, 64)),
         prototype_rank=draw(st.none() | st.integers(1, 64)),
+        text_update_rank=draw(st.none() | st.integers(1, 64)),
+        rephrased_weight=draw(st.floats(0, 1e9)),
+        rephrased_texts=draw(st.integers(0, 64)),
         prompt_mixing=draw(st.floats(0, 1)),
         noise_source=draw(
             st.none() | st.lists(st.sampled_from(["text", "descriptions", "gaussian"]), min_size=1, unique=True)
@@ -144,6 +147,7 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
     ({"num_noise_tokens": 13}, r"more clusters than there are distinct perturbed features \(12\)"),
     ({"projection_rank": 25}, "projection_rank=25"),
     ({"prototype_rank": 25}, "prototype_rank=25"),
+    ({"text_update_rank": 33}, "text_update_rank=33"),
     ({"template": "a photo of a " + "very " * 60 + "small {}."}, "tokens, more than the 48 of CLIP's context"),
     ({"descriptions": {name: ["long " * 60] for name in CLASSES}}, "more than the 48"),
     ({"tokenizer_name_or_path": None}, "Pass tokenizer_name_or_path"),
@@ -240,7 +244,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "projection_rank": None, "prototype_rank": None, "prompt_mixing": 1.0, "noise_source": None,
         "descriptions": None, "noise_scale": 0.1, "noise_draws": 4, "noise_seed": 0, "alpha": 0.7,
         "similarity_weight": 3.0, "waloss_weight": 1.0, "inference_logits": "auto", "frozen_share": 0.5,
-        "init_noise_prompts": True,
+        "init_noise_prompts": True, "text_update_rank": None, "rephrased_weight": 0.0, "rephrased_texts": 16,
         "tokenizer_name_or_path": None, "training_facts": None, "class_names": ["cat", "dog"],
     }  # fmt: skip
     config = ANPromptConfig(class_names=["cat", "dog"])
@@ -280,7 +284,7 @@ def test_values_at_the_edge_are_allowed(edge: dict[str, Any]) -> None:
     [
         "num_virtual_tokens", "num_noise_tokens", "noise_draws", "noise_seed", "latent_dim", "projection_rank",
         "prototype_rank", "alpha", "prompt_mixing", "noise_scale", "similarity_weight", "waloss_weight",
-        "frozen_share",
+        "frozen_share", "text_update_rank", "rephrased_weight", "rephrased_texts",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("value", [True, -1, "1", [1]])
@@ -299,6 +303,9 @@ def test_numbers_are_numbers(name: str, value: Any) -> None:
         ({"noise_draws": 0}, "an integer, at least 1"),
         ({"latent_dim": 0}, "an integer, at least 1"),
         ({"num_noise_tokens": -1}, "an integer, at least 0"),
+        ({"text_update_rank": 0}, "an integer, at least 1"),
+        ({"rephrased_texts": -1}, "an integer, at least 0"),
+        ({"rephrased_weight": -0.5}, "a finite number, at least 0"),
     ],
 )
 def test_messages_name_what_is_allowed(wrong: dict[str, Any], allowed: str) -> None:
@@ -348,7 +355,10 @@ def test_wrong_layers(layers: Any) -> None:
 
 def test_ranks_may_be_as_large_as_what_they_apply_to(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     """Widths 32 and 48, joint 24; a smaller latent dim is the bound of `projection_rank` alone."""
-    for fits in ({"projection_rank": 24, "prototype_rank": 24}, {"latent_dim": 40, "projection_rank": 32}):
+    for fits in (
+        {"projection_rank": 24, "prototype_rank": 24},
+        {"latent_dim": 40, "projection_rank": 32, "text_update_rank": 32},
+    ):
         make_config(tokenizer, **fits).resolve(clip.config)
     for wrong, bound in (({"latent_dim": 10, "projection_rank": 11}, 10), ({"prototype_rank": 25}, 24)):
         with pytest.raises(ValueError, match=f"between 1 and {bound}"):

@@ -137,7 +137,12 @@ def test_default(clip: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, tmp_
 
 VARIANTS: dict[str, tuple[str, LogitsKind, int, dict[str, Any]]] = {
     "mixing": ("eager", "fused", 18, {"prompt_mixing": 0.3, "vision_layers": [2, 3, 5]}),
-    "low rank": ("sdpa", "prototype", 24, {"projection_rank": 2, "prototype_rank": 3, "latent_dim": 10}),
+    "low rank": (
+        "sdpa",
+        "prototype",
+        24,
+        {"projection_rank": 2, "text_update_rank": 2, "prototype_rank": 3, "latent_dim": 10},
+    ),
 }
 
 

@@ -394,7 +394,14 @@ def test_gradient_checkpointing(
         torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=1e-12)
 
 
-RANKS = {"latent_dim": 40, "noise_map": "learned", "projection_rank": 2, "prototype_rank": 2, "prompt_mixing": 0.9}
+RANKS = {
+    "latent_dim": 40,
+    "noise_map": "learned",
+    "projection_rank": 2,
+    "text_update_rank": 3,
+    "prototype_rank": 2,
+    "prompt_mixing": 0.9,
+}
 
 
 @pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["fast", "plain"])
@@ -460,7 +467,9 @@ def test_hidden_states_and_attentions_come_through(clip: CLIPModel, tokenizer: C
 
 def test_every_trainable_weight_gets_a_gradient(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     """DDP stops on trainable weights that take no part."""
-    model = adapt(clip, tokenizer, projection_rank=2, prototype_rank=2, latent_dim=10, noise_map="learned")
+    model = adapt(
+        clip, tokenizer, projection_rank=2, text_update_rank=3, prototype_rank=2, latent_dim=10, noise_map="learned"
+    )
     model.add_adapter("two", make_config(tokenizer))
     model.train()(pixel_values=pixels, labels=LABELS).loss.backward()
     assert all(weight.grad is not None for weight in trainable(model).values())

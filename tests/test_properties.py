@@ -63,7 +63,11 @@ def test_padding_by_a_longer_class_changes_no_other(words: int, place: int, mode
 @given(
     seed=st.integers(0, 99),
     parts=st.sampled_from(
-        [{}, {"projection_rank": 2, "prototype_rank": 2}, {"latent_dim": 8, "noise_map": "learned"}]
+        [
+            {},
+            {"projection_rank": 2, "text_update_rank": 3, "prototype_rank": 2},
+            {"latent_dim": 8, "noise_map": "learned"},
+        ]
     ),
     name=st.sampled_from(["two", "other adapter", "default2"]),
 )

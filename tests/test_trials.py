@@ -16,11 +16,14 @@ from transformers import CLIPProcessor
 from anprompt_peft.data.transform import ClipTransform
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.peers import Batch, Recipe, make_method
+from anprompt_peft.evaluation.peers.lora import LoRA
+from anprompt_peft.evaluation.peers.training import seeded
+from anprompt_peft.evaluation.robustness import texts as measured
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.tuner import adapted_clip
 from conftest import MakeClip
 from helpers import assert_exact, scatter
-from trials import HalfFrozen, Trial, divergence, perturbed_texts, turned
+from trials import HalfFrozen, NoisyLoRA, Tempered, Trial, averaging, divergence, perturbed_texts, turned
 
 CLASSES = ClassTexts(("cat", "dog", "small fish"))
 RECIPE = Recipe(learning_rate=0.1, batch_size=None)
@@ -118,6 +121,112 @@ def test_maps_from_clips_projection_give_the_noise_prompts_meaning(backbone: Bac
     for tower, projection in ((clip.text_model, clip.text_projection), (clip.vision_model, clip.head.base_layer)):
         prompts = tower.encoder.layers[-1].project(clip.head)[-len(noise) :]
         assert_exact(projection(prompts), 0.5 * noise)
+
+
+def test_vision_updates_start_as_nothing_and_are_trained(backbone: Backbone, shots: ImageSet) -> None:
+    def features(**settings: Any) -> tuple[Any, Tensor]:
+        with seeded(3):
+            model = Trial(RECIPE, SIZES, **settings).adapt(backbone, CLASSES, 3).eval()
+        return model, model(pixel_values=shots.pixels(torch.arange(3)).double()).image_embeds
+
+    _, without = features()
+    model, before = features(vision_update=2)
+    assert_exact(before, without)
+    updates = adapted_clip(model).vision_model.encoder.updates
+    assert len(updates) == 5
+    for update in updates:
+        update.change.up.data.normal_()
+        with torch.no_grad():
+            after = model(pixel_values=shots.pixels(torch.arange(3)).double()).image_embeds
+        assert (after - before).abs().max() > 1e-4
+        before = after
+    assert all(each.requires_grad for each in updates.parameters())
+
+
+def test_second_tokens_are_added_to_the_vision_prompts(backbone: Backbone) -> None:
+    clip = adapted_clip(Trial(RECIPE, SIZES, second=0.2).adapt(backbone, CLASSES, 3))
+    layer = clip.vision_model.encoder.layers[-1]
+    without: Any = type(layer).project(layer, clip.head)
+    assert_exact(layer.project(clip.head), without + 0.2 * layer.second_map(clip.second_tokens))
+    assert clip.second_tokens.shape == (9, 24)
+    for text in clip.text_model.encoder.layers:
+        assert not hasattr(text, "second_map")
+
+
+def test_rows_of_equal_norm(backbone: Backbone) -> None:
+    head = adapted_clip(Trial(RECIPE, SIZES, equal_norm=True).adapt(backbone, CLASSES, 3)).head
+    torch.testing.assert_close(head.prompts("default").norm(dim=-1), torch.ones(9).double())
+    head.anprompt_tokens["default"].data.mul_(3)
+    torch.testing.assert_close(head.prompts("default").norm(dim=-1), torch.ones(9).double())
+
+
+def test_the_moving_average_of_the_weights(backbone: Backbone, shots: ImageSet) -> None:
+    fitted = Trial(Recipe(learning_rate=0.1, steps=1, schedule="constant"), SIZES, averaged=0.75).fit(
+        backbone, shots, CLASSES, 3
+    )
+    with seeded(3):
+        start = Trial(RECIPE, SIZES).adapt(backbone, CLASSES, 3)
+    ours, theirs = (dict(each.named_parameters()) for each in (fitted.model, start))
+    for name, weight in theirs.items():
+        assert_exact(ours[name], weight, name)  # the average is taken before each step, and there was one
+    model = torch.nn.Linear(1, 1, bias=False)
+    loss = averaging(model, lambda _: torch.zeros(()), 0.75)
+    model.weight.data.fill_(0.0)
+    ((_, mean),) = model.averages
+    mean.fill_(1.0)
+    loss(None)
+    model.weight.data.fill_(4.0)
+    loss(None)
+    assert mean.item() == pytest.approx(0.75 * 0.75 + 0.25 * 4)
+
+
+def test_texts_of_the_measurement() -> None:
+    sets = Trial(RECIPE, measured=True, sets=9).perturbed_sets(CLASSES, 0)
+    assert len(sets) == 9
+    for kept, words in ((sets[:3], measured.FRAMES), (sets[3:6], measured.CLAUSES), (sets[6:], measured.THINGS)):
+        pieces = [word.split("{}")[0].strip() or word.split("{}")[-1] for word in words]
+        assert all(any(piece in text for piece in pieces) for texts in kept for text in texts)
+
+
+def test_lora_on_rephrased_texts(backbone: Backbone, shots: ImageSet) -> None:
+    settings: dict[str, Any] = {
+        "rank": 2, "alpha": 1.0, "dropout": 0.0, "targets": ("q_proj",), "steps_per_shot": None, "text_chunk": 8,
+        "recipe": RECIPE,
+    }  # fmt: skip
+    batch, clip = Batch(shots, torch.arange(3), next(backbone.clip.parameters())), backbone.copy()
+    own = LoRA(**settings).loss_of(clip, backbone, CLASSES, 0)(batch)
+    noisy = NoisyLoRA(**settings, weight=3.0, drawn=4, anchors=2).loss_of(clip, backbone, CLASSES, 0)
+    first, second = noisy(batch) - own, noisy(batch) - own
+    assert first > 1e-3, "an unchanged CLIP sees rephrased texts elsewhere"
+    assert first != second, "texts are drawn anew"
+    anchors = NoisyLoRA(**settings, weight=3.0, drawn=1, anchors=300).loss_of(clip, backbone, CLASSES, 0)
+    assert anchors(batch) - own < first / 10, "and those about other words where they were"
+    fitted = make_method("trials:NoisyLoRA", **{**settings, "recipe": {"learning_rate": 0.01, "steps": 2}})
+    assert torch.isfinite(fitted.fit(backbone, shots, CLASSES, 0).logits(shots, CLASSES)).all()
+
+
+@dataclass(frozen=True)
+class Sure:
+    """A method whose logits are too large by a factor."""
+
+    factor: float
+
+    def fit(self, *_: Any) -> Any:
+        return self
+
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        fitting = torch.tensor([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+        return self.factor * fitting
+
+
+def test_the_temperature_fits_the_shots(backbone: Backbone, shots: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trials.make_method", lambda name, factor: Sure(factor))
+    fits = [Tempered("sure", {"factor": factor}).fit(backbone, shots, CLASSES, 0) for factor in (1.0, 5.0)]
+    assert fits[1].temperature == pytest.approx(5 * fits[0].temperature, rel=1e-3)
+    loss = {
+        shift: F.cross_entropy(fits[0].logits(shots, CLASSES) / shift, shots.labels) for shift in (0.98, 1.0, 1.02)
+    }
+    assert loss[1.0] < min(loss[0.98], loss[1.02])
 
 
 @dataclass(frozen=True)

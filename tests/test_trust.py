@@ -151,7 +151,7 @@ def _answers(model: Any) -> list[Tensor]:
     "settings",
     [
         {},
-        {"projection_rank": 2, "prototype_rank": 3, "latent_dim": 40, "noise_map": "learned"},
+        {"projection_rank": 2, "text_update_rank": 3, "prototype_rank": 3, "latent_dim": 40, "noise_map": "learned"},
         {"projection_rank": 2, "latent_dim": 40, "noise_map": "fixed"},
         {"num_noise_tokens": 5, "noise_integration": "add", "text_layers": [1, 3], "vision_layers": [5]},
         {"num_noise_tokens": 0, "latent_dim": 7, "noise_map": "learned"},

@@ -1,4 +1,4 @@
-"""Ways to make the noise of ANPrompt count that were tried and did not help: methods for `anprompt benchmark`.
+"""What was tried with ANPrompt and its peers and is not in the package: methods for `anprompt benchmark`.
 
     anprompt benchmark --config ablations.yaml --output ablations
 
@@ -7,13 +7,15 @@ What they gave is in docs/ablations.md.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import torch
+from scipy.optimize import minimize_scalar
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,20 +32,10 @@ from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.method.class_texts import ClassSet
 from anprompt_peft.method.features import frozen_text_features, normalize
 from anprompt_peft.method.layer import TOKEN_STD, ANPromptLayer, LowRank
+from anprompt_peft.method.rephrase import rephrase, vocabulary
 from anprompt_peft.tuner import adapted_clip
 
-SENTENCES = (
-    "an image of {}.", "a picture showing {}.", "this is {}.", "there is {} here.", "it looks like {}.", "{}",
-    "{}, seen here.", "what you see is {}.", "the picture shows {}.", "one example of {}.", "a simple sketch of {}.",
-    "this symbol means {}.", "the label says {}.", "i think it is {}.", "{} is what we want to find.",
-    "a view of {} from the front.", "have you ever seen {}?", "could this be {}?",
-)  # fmt: skip
-ENDINGS = (
-    "in plain style", "with a clean background", "as it is often seen", "on a screen", "from a collection",
-    "made by hand", "with thick strokes", "in the middle", "without any text", "of good quality",
-)  # fmt: skip
-OTHERS = ("a table", "a wall", "a chair", "a rock", "a bag", "a cup", "a stick", "a box", "a rope", "a tile")
-
+TEMPERATURES = (math.log(0.05), math.log(20.0))  # where the best one is looked for
 MEASURED = ("paraphrased template", "longer text", "distractors")
 
 Noisy = Literal["texts", "class", "prototype", "encoder", "encoder kl", "encoder similarity"]
@@ -66,12 +58,8 @@ class Trial(ANPrompt):
         weight (`float`): of that loss.
         angle (`float`, *optional*): degrees by which w is turned towards n; default: u is n.
         sets (`int`): how many perturbed texts of each class there are to draw from.
-        drawn (`int`, *optional*): perturbed texts of a step, for `encoder similarity`; default: one of each class.
-        anchors (`int`): texts of a step that keep their frozen features, for `encoder similarity`: the template with
-            one or two words of the tokenizer's vocabulary. Their share of the loss is their share of the texts.
-        update (`int`, *optional*): rank of a trained update of the hidden states that enter each text layer.
-        vision_update (`int`, *optional*): the same of each vision layer.
-        prompted (`bool`): updates in layers with prompts alone.
+        vision_update (`int`, *optional*): rank of a trained update of what enters each vision layer, as
+            `text_update_rank` has it for texts.
         second (`float`, *optional*): weight of a second set of learned tokens with maps of its own in the vision
             encoder, as the authors' early trainer has it with 0.2.
         equal_norm (`bool`): all rows, learned and noise, have norm 1 before they are mapped.
@@ -85,11 +73,7 @@ class Trial(ANPrompt):
     weight: float = 1.0
     angle: float | None = None
     sets: int = 24
-    drawn: int | None = None
-    anchors: int = 0
-    update: int | None = None
     vision_update: int | None = None
-    prompted: bool = False
     second: float | None = None
     equal_norm: bool = False
     averaged: float | None = None
@@ -114,9 +98,8 @@ class Trial(ANPrompt):
                         each.weight.data.copy_(self.from_clip * torch.linalg.pinv(projection.weight))
                         each.bias.data.zero_()
         with seeded(seed):
-            for tower, rank in (("text", self.update), ("vision", self.vision_update)):
-                if rank is not None:
-                    add_updates(clip, tower, rank, self.prompted)
+            if self.vision_update is not None:
+                add_vision_updates(clip, self.vision_update)
             if self.second is not None:
                 add_second_tokens(clip, self.second)
         if self.equal_norm:
@@ -130,18 +113,6 @@ class Trial(ANPrompt):
             own = averaging(model, own, self.averaged)
         if self.noisy is None:
             return own
-        if self.noisy == "encoder similarity":
-            clip = adapted_clip(model)
-            similarity = similarity_of_texts(
-                lambda texts: clip.text_embeds(ClassSet(tuple(texts), ("{}",), backbone.tokens(texts))),
-                self.perturbed_sets(classes, seed),
-                backbone,
-                classes,
-                seed,
-                self.drawn,
-                self.anchors,
-            )
-            return lambda batch: own(batch) + self.weight * similarity()
         clip, clean, rng = adapted_clip(model), backbone.class_features(classes), random.Random(f"steps {seed}")
         scale = backbone.logit_scale
         texts = self.perturbed_sets(classes, seed)
@@ -156,7 +127,10 @@ class Trial(ANPrompt):
                 if self.noisy == "texts":
                     return output.loss + self.weight * F.cross_entropy(logits, batch.labels)
                 return output.loss + self.weight * divergence(logits, output.logits_class)
-            logits = scale * output.image_embeds @ clip.text_embeds(tokens[drawn]).T
+            encoded = clip.text_embeds(tokens[drawn])
+            if self.noisy == "encoder similarity":
+                return output.loss + self.weight * (1 - (encoded * clean).sum(dim=-1).mean())
+            logits = scale * output.image_embeds @ encoded.T
             if self.noisy == "encoder":
                 return output.loss + self.weight * F.cross_entropy(logits, batch.labels)
             return output.loss + self.weight * divergence(output.logits_class.detach(), logits)
@@ -181,64 +155,35 @@ class Trial(ANPrompt):
 
 @dataclass(frozen=True)
 class NoisyLoRA(LoRA):
-    """LoRA, asked as well for the frozen features of clean texts when it reads perturbed ones.
+    """LoRA, asked as well for the frozen features of clean texts when it reads rephrased ones, as ANPrompt can be.
 
     Args:
-        weight (`float`): of that loss; `sets`, `drawn` and `anchors` are those of [`Trial`].
+        weight (`float`): of that loss, one minus the mean cosine similarity.
+        sets (`int`): rephrased texts of each class to draw from.
+        drawn (`int`): rephrased texts of a step.
+        anchors (`int`): texts of a step about one or two words of the tokenizer's vocabulary, which keep theirs.
     """
 
     weight: float = 10.0
     sets: int = 150
-    drawn: int | None = None
-    anchors: int = 0
+    drawn: int = 16
+    anchors: int = 8
 
     def loss_of(self, clip: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
-        own = super().loss_of(clip, backbone, classes, seed)
-        sets = perturbed_texts(classes, self.sets, seed)
+        own, rng = super().loss_of(clip, backbone, classes, seed), random.Random(f"steps {seed}")
+        clean, sets = backbone.class_features(classes), perturbed_texts(classes, self.sets, seed)
+        words, template = vocabulary(backbone.processor.tokenizer), classes.templates[0]
 
-        def encode(texts: Sequence[str]) -> Tensor:
-            return normalize(clip.get_text_features(input_ids=backbone.tokens(texts)).pooler_output)
-
-        similarity = similarity_of_texts(encode, sets, backbone, classes, seed, self.drawn, self.anchors)
-        return lambda batch: own(batch) + self.weight * similarity()
-
-
-def similarity_of_texts(
-    encode: Callable[[Sequence[str]], Tensor],
-    sets: list[list[str]],
-    backbone: Backbone,
-    classes: ClassTexts,
-    seed: int,
-    drawn: int | None,
-    anchors: int,
-) -> Callable[[], Tensor]:
-    """Return a function that draws texts and gives one minus their mean similarity to what they should give.
-
-    Args:
-        encode (`Callable`): n texts to the adapted CLIP's normalised features `[n, d]`.
-        sets (`list[list[str]]`): with one perturbed text per class each.
-        backbone (`Backbone`): the frozen CLIP, whose features of clean texts they should give.
-        classes (`ClassTexts`): the classes.
-        seed (`int`): of the draws.
-        drawn (`int`, *optional*): perturbed texts of a call; default: one of each class.
-        anchors (`int`): clean texts of a call about one or two words of the tokenizer's vocabulary.
-    """
-    rng, clean = random.Random(f"steps {seed}"), backbone.class_features(classes)
-    words, template = vocabulary(backbone.processor.tokenizer), classes.templates[0]
-
-    def similarity() -> Tensor:
-        rows = list(range(len(classes.names)))
-        if drawn is not None:
-            rows = rng.choices(rows, k=drawn)
-        texts, target = [rng.choice(sets)[row] for row in rows], clean[rows]
-        if anchors:
-            names = (" ".join(rng.sample(words, rng.choice((1, 2)))) for _ in range(anchors))
+        def similarity() -> Tensor:
+            rows = rng.choices(range(len(classes.names)), k=self.drawn)
+            texts = [rng.choice(sets)[row] for row in rows]
+            names = (" ".join(rng.sample(words, rng.choice((1, 2)))) for _ in range(self.anchors))
             kept = [template.replace("{}", name) for name in names]
-            target = torch.cat([target, frozen_text_features(backbone.clip, backbone.tokens(kept))])
-            texts += kept
-        return 1 - (encode(texts) * target).sum(dim=-1).mean()
+            target = torch.cat([clean[rows], frozen_text_features(backbone.clip, backbone.tokens(kept))])
+            encoded = clip.get_text_features(input_ids=backbone.tokens([*texts, *kept])).pooler_output
+            return 1 - (normalize(encoded) * target).sum(dim=-1).mean()
 
-    return similarity
+        return lambda batch: own(batch) + self.weight * similarity()
 
 
 def averaging(model: Any, own: LossOfBatch, decay: float) -> LossOfBatch:
@@ -265,36 +210,26 @@ class Update(nn.Module):
         return inputs[0] + self.change(inputs[0]), *inputs[1:]
 
 
-def add_updates(clip: Any, tower: str, rank: int, prompted: bool) -> None:
-    """Give each layer of an encoder a trained update of the hidden states that enter it, prompts included."""
-    encoder, updates = getattr(clip, f"{tower}_model").encoder, nn.ModuleList()
-    for layer in encoder.layers:
-        has_prompts = isinstance(layer, ANPromptLayer)
-        block = layer.get_base_layer() if has_prompts else layer
-        if has_prompts or not prompted:
-            updates.append(Update(getattr(clip.config, f"{tower}_config").hidden_size, rank))
-            block.register_forward_pre_hook(updates[-1])
-    encoder.updates = updates
+def add_vision_updates(clip: Any, rank: int) -> None:
+    """Give each layer of the vision encoder a trained update of the hidden states that enter it, prompts included."""
+    encoder, width = clip.vision_model.encoder, clip.config.vision_config.hidden_size
+    encoder.updates = nn.ModuleList(Update(width, rank) for _ in encoder.layers).to(clip.dtype)
+    for layer, update in zip(encoder.layers, encoder.updates, strict=True):
+        (layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer).register_forward_pre_hook(update)
 
 
 def add_second_tokens(clip: Any, weight: float) -> None:
     """Add a second set of learned tokens to the vision prompts, through a map of each layer's own."""
     config = clip.active_config
-    clip.second_tokens = nn.Parameter(torch.randn(config.num_prompts, config.latent_dim) * TOKEN_STD)
+    clip.second_tokens = nn.Parameter(TOKEN_STD * torch.randn(config.num_prompts, config.latent_dim).to(clip.dtype))
     for layer in clip.vision_model.encoder.layers:
         if isinstance(layer, ANPromptLayer):
-            layer.second_map = nn.Linear(config.latent_dim, layer.width)
+            layer.second_map = nn.Linear(config.latent_dim, layer.width, dtype=clip.dtype)
             layer.project = partial(_with_second, layer, layer.project, clip.second_tokens, weight)  # type: ignore[method-assign]
 
 
 def _with_second(layer: Any, first: Callable[[Any], Tensor], tokens: Tensor, weight: float, head: Any) -> Tensor:
     return first(head) + weight * layer.second_map(tokens)
-
-
-def vocabulary(tokenizer: Any) -> list[str]:
-    """Return the words of at least three letters that a tokenizer has as one piece, sorted."""
-    pieces = (piece.removesuffix("</w>") for piece in tokenizer.get_vocab() if piece.endswith("</w>"))
-    return sorted(piece for piece in pieces if len(piece) > 2 and piece.isalpha())
 
 
 @dataclass(frozen=True)
@@ -333,28 +268,44 @@ class Ensemble:
         return (1 - self.share) * logits + self.share * self.backbone.zero_shot_logits(images, classes).to(logits)
 
 
+@dataclass(frozen=True)
+class Tempered:
+    """Another method, its logits divided by the temperature that fits the shots best.
+
+    Args:
+        of (`str`): the method's name.
+        settings (`Mapping`): its settings.
+    """
+
+    of: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Fitted:
+        fitted = make_method(self.of, **self.settings).fit(backbone, shots, classes, seed)
+        logits, labels = fitted.logits(shots, classes), shots.labels
+
+        def mean_loss(log_temperature: float) -> float:
+            return float(F.cross_entropy(logits / math.exp(log_temperature), labels))
+
+        best = minimize_scalar(mean_loss, bounds=TEMPERATURES, method="bounded")
+        return Cooled(fitted, math.exp(best.x))
+
+
+@dataclass(frozen=True, eq=False)
+class Cooled:
+    """A fitted method at a temperature."""
+
+    fitted: Fitted
+    temperature: float
+
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        return self.fitted.logits(images, classes) / self.temperature
+
+
 def perturbed_texts(classes: ClassTexts, sets: int, seed: int) -> list[list[str]]:
     """Return `sets` lists with one perturbed text per class."""
     rng = random.Random(f"perturbed {seed}")
-    return [[perturbed(name, classes.templates[0], rng) for name in classes.written] for _ in range(sets)]
-
-
-def perturbed(name: str, template: str, rng: random.Random) -> str:
-    """Return a class text in another sentence, with an ending, with another thing, or with a word without meaning."""
-    article = next((word for word in ("a", "an", "the") if f"{word} {{}}" in template), "")
-    phrase = f"{article} {name}".strip()
-    kind = rng.choice(("sentence", "ending", "both", "other", "non-word"))
-    text = (
-        rng.choice(SENTENCES).replace("{}", phrase) if kind in ("sentence", "both") else template.replace("{}", name)
-    )
-    if kind == "other":
-        return template.replace("{}", f"{name} {rng.choice(('beside', 'near', 'and', 'behind'))} {rng.choice(OTHERS)}")
-    if kind in ("ending", "both"):
-        return f"{text.rstrip(' .?')}, {rng.choice(ENDINGS)}."
-    if kind == "non-word":
-        letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 8)))
-        return f"{text.rstrip(' .?')}, with {letters}."
-    return text
+    return [[rephrase(name, classes.templates[0], rng) for name in classes.written] for _ in range(sets)]
 
 
 def turned(clean: Tensor, noisy: Tensor, angle: float | None) -> Tensor:
