@@ -414,8 +414,8 @@ class PromptedCLIPModel(CLIPModel):
         words = self.anprompt_state.kept("words", Fingerprint((), tokenizer), lambda: vocabulary(tokenizer))
         drawn = draw_rephrased(classes.names, classes.templates, words, config.rephrased_texts, rng)
         input_ids = tokenize([*drawn.texts, *drawn.anchors], tokenizer, self.config, truncate=True).to(self.device)
-        clean = self._text_targets(classes)[0][drawn.classes]
-        return input_ids, torch.cat([clean, frozen_text_features(self, input_ids[len(drawn.texts) :]).to(clean)])
+        kept = frozen_text_features(self, input_ids[len(drawn.texts) :])
+        return input_ids, torch.cat([self._text_targets(classes)[0][drawn.classes].to(kept), kept])
 
     def _loss_terms(
         self,

@@ -542,7 +542,8 @@ def test_resuming_mid_epoch_is_bitwise(
 
     def fresh(folder: str, *callbacks: TrainerCallback) -> ANPromptTrainer:
         torch.manual_seed(11)
-        model = get_peft_model(make_clip(), make_config(tokenizer))
+        rephrased = {"text_update_rank": 2, "rephrased_weight": 1.0, "rephrased_texts": 4}
+        model = get_peft_model(make_clip(), make_config(tokenizer, **rephrased))
         arguments = method_arguments(tmp_path / folder, **settings)
         return ANPromptTrainer(model, arguments, train_dataset=noisy, callbacks=list(callbacks))
 

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
-TERMS = ("loss", "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss")
+TERMS = (
+    "loss", "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss",
+    "similarity_rephrased",
+)  # fmt: skip
 NAMES = (*TERMS, *(f"eval_{term}" for term in TERMS))
 WIDTH, HEIGHT = 480, 320
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 40
