@@ -169,14 +169,14 @@ def test_the_moving_average_of_the_weights(backbone: Backbone, shots: ImageSet) 
     ours, theirs = (dict(each.named_parameters()) for each in (fitted.model, start))
     for name, weight in theirs.items():
         assert_exact(ours[name], weight, name)  # the average is taken before each step, and there was one
-    model = torch.nn.Linear(1, 1, bias=False)
-    loss = averaging(model, lambda _: torch.zeros(()), 0.75)
+    model: Any = torch.nn.Linear(1, 1, bias=False)
+    loss, unread = averaging(model, lambda _: torch.zeros(()), 0.75), Batch(shots, torch.arange(1), torch.zeros(1))
     model.weight.data.fill_(0.0)
     ((_, mean),) = model.averages
     mean.fill_(1.0)
-    loss(None)
+    loss(unread)
     model.weight.data.fill_(4.0)
-    loss(None)
+    loss(unread)
     assert mean.item() == pytest.approx(0.75 * 0.75 + 0.25 * 4)
 
 
@@ -221,7 +221,7 @@ class Sure:
 
 def test_the_temperature_fits_the_shots(backbone: Backbone, shots: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trials.make_method", lambda name, factor: Sure(factor))
-    fits = [Tempered("sure", {"factor": factor}).fit(backbone, shots, CLASSES, 0) for factor in (1.0, 5.0)]
+    fits: list[Any] = [Tempered("sure", {"factor": factor}).fit(backbone, shots, CLASSES, 0) for factor in (1.0, 5.0)]
     assert fits[1].temperature == pytest.approx(5 * fits[0].temperature, rel=1e-3)
     loss = {
         shift: F.cross_entropy(fits[0].logits(shots, CLASSES) / shift, shots.labels) for shift in (0.98, 1.0, 1.02)
