@@ -168,11 +168,7 @@ class PromptedCLIPModel(CLIPModel):
         check_class_names(class_names)
         templates = config.templates if template is None else [template] if isinstance(template, str) else template
         check_template(templates)
-        if tokenizer is None:
-            config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
-            tokenizer = config.tokenizer
-        else:
-            tokenizer = load_tokenizer(tokenizer, None)
+        tokenizer = self._own_tokenizer() if tokenizer is None else load_tokenizer(tokenizer, None)
         input_ids = tokenize_classes(class_names, templates, tokenizer, self.config).to(self.device)
         self.anprompt_state.class_weights = None
         self.anprompt_state.classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer)
@@ -407,15 +403,20 @@ class PromptedCLIPModel(CLIPModel):
     @torch.compiler.disable
     def _draw_rephrased(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
         """Draw token ids `[m, L]` of rephrased texts from torch's random numbers, and return what they should give."""
-        config, rng = self.active_config, random.Random(int(torch.randint(2**62, ())))
-        if classes.tokenizer is None:
-            config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
-        tokenizer = classes.tokenizer or config.tokenizer
+        rng = random.Random(int(torch.randint(2**62, ())))
+        tokenizer = self._own_tokenizer() if classes.tokenizer is None else classes.tokenizer
         words = self.anprompt_state.kept("words", Fingerprint((), tokenizer), lambda: vocabulary(tokenizer))
-        drawn = draw_rephrased(classes.names, classes.templates, words, config.rephrased_texts, rng)
+        count = self.active_config.rephrased_texts
+        drawn = draw_rephrased(classes.names, classes.templates, words, count, rng)
         input_ids = tokenize([*drawn.texts, *drawn.anchors], tokenizer, self.config, truncate=True).to(self.device)
         kept = frozen_text_features(self, input_ids[len(drawn.texts) :])
         return input_ids, torch.cat([self._text_targets(classes)[0][drawn.classes].to(kept), kept])
+
+    def _own_tokenizer(self) -> Any:
+        """Return the tokenizer that the active adapter's configuration names, loaded at most once."""
+        config = self.active_config
+        config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
+        return config.tokenizer
 
     def _loss_terms(
         self,

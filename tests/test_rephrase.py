@@ -125,6 +125,11 @@ def test_rephrased_texts_name_their_class_and_vary() -> None:
     assert all("a cat" in text for text in texts if "cat beside" not in text and text[:3] != "cat")
 
 
+def test_a_word_that_ends_like_an_article_is_none() -> None:
+    texts = {rephrase("split", "banana {}", random.Random(seed)) for seed in range(100)}
+    assert not any("a split" in text.replace("banana split", "") for text in texts)
+
+
 def test_drawing_is_seeded() -> None:
     words = ["apple", "river", "stone"]
     first = draw_rephrased(CLASSES, TEMPLATES, words, 8, random.Random(1))

@@ -43,9 +43,14 @@ def paraphrase(template: str, rng: random.Random) -> str:
         start, end = match.span()
         nouns = [noun for noun in PHOTO_NOUNS if noun != match.group().lower()]
         return template[:start] + rng.choice(nouns) + template[end:]
-    article = match.group() if (match := re.search(r"\b(a|an|the) \{\}", template, re.IGNORECASE)) else "{}"
-    others = [each for each in (text.replace("{}", article) for text in PARAPHRASES) if each != template]
+    others = [each for each in (text.replace("{}", noun_phrase(template)) for text in PARAPHRASES) if each != template]
     return rng.choice(others)
+
+
+def noun_phrase(template: str) -> str:
+    """Return the `{}` of a template with the article in front of it, if there is one."""
+    match = re.search(r"\b(a|an|the) \{\}", template, re.IGNORECASE)
+    return match.group() if match else "{}"
 
 
 def swap_letters(word: str, rng: random.Random) -> str:

@@ -6,13 +6,15 @@ None of the sentences, endings and things is in the robustness report, which mea
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from .perturb import noun_phrase
+
 WORD_END = "</w>"
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SENTENCES = (
     "an image of {}.", "a picture showing {}.", "this is {}.", "there is {} here.", "it looks like {}.", "{}",
     "{}, seen here.", "what you see is {}.", "the picture shows {}.", "one example of {}.", "a simple sketch of {}.",
@@ -56,18 +58,16 @@ def draw_rephrased(
 
 def rephrase(name: str, template: str, rng: random.Random) -> str:
     """Return a class text in another sentence, with an ending, with another thing, or with a word without meaning."""
-    article = next((word for word in ("a", "an", "the") if f"{word} {{}}" in template), "")
-    phrase = f"{article} {name}".strip()
     kind = rng.choice(KINDS)
-    text = (
-        rng.choice(SENTENCES).replace("{}", phrase) if kind in ("sentence", "both") else template.replace("{}", name)
-    )
     if kind == "other":
         return template.replace("{}", f"{name} {rng.choice(BESIDE)} {rng.choice(THINGS)}")
+    if kind in ("sentence", "both"):
+        template = rng.choice(SENTENCES).replace("{}", noun_phrase(template))
+    text = template.replace("{}", name)
     if kind in ("ending", "both"):
         return f"{text.rstrip(' .?')}, {rng.choice(ENDINGS)}."
     if kind == "non-word":
-        letters = "".join(rng.choices(LETTERS, k=rng.randint(3, 8)))
+        letters = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 8)))
         return f"{text.rstrip(' .?')}, with {letters}."
     return text
 
