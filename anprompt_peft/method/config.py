@@ -21,7 +21,7 @@ InferenceLogits = Literal["auto", "fused", "class", "prototype", "ensemble"]
 
 DEFAULT_DEPTH, FINITE = 7 / 12, sys.float_info.max
 PAPER = {"similarity_weight": 0.5, "frozen_share": 0.0, "text_update_rank": None, "rephrased_weight": 0.0}
-FORMAT_VERSION = 2  # of a saved configuration: grows when an older version of this package would load it wrongly
+FORMAT_VERSION = 3  # of a saved configuration: grows when an older version of this package would load it wrongly
 
 
 @dataclass
@@ -52,7 +52,7 @@ class ANPromptConfig(PeftConfig):
         prototype_rank (`int`, *optional*): If given, the prototype projection is the frozen visual projection plus a
             trained update of this rank (MMRL++ uses 64). By default a full copy of the visual projection is trained.
         text_update_rank (`int`, *optional*): Rank of a trained update `h + B A h` of the hidden states that enter each
-            layer of the text encoder, those without prompts too. By default there is none; 8 is a good one.
+            layer of the text encoder, those without prompts too. Default 8; `None` has none.
         prompt_mixing (`float`): Share beta of the new prompts when a vision layer replaces the ones before it; `1 -
             beta` of the previous layer's output stays. Default 1.0, plain replacement.
         noise_source (`str` or `list[str]`, *optional*): What perturbs the class texts: `text` (typos, dropped words,
@@ -67,9 +67,9 @@ class ANPromptConfig(PeftConfig):
         similarity_weight (`float`): Weight of the similarity loss against the frozen CLIP. Default 3.
         waloss_weight (`float`): Weight of the WALoss.
         rephrased_weight (`float`): Weight of the similarity of rephrased texts' prompted features to the frozen
-            features of what they rephrase, in training. Default 0, which draws no such texts; 10 is a good one.
+            features of what they rephrase, in training. Default 10.
         rephrased_texts (`int`): Rephrased class texts that a training step draws, and half as many texts about other
-            words, which keep their features. Default 16.
+            words, which keep their features. Default 16; 0 draws none.
         inference_logits (`"auto"`, `"fused"`, `"class"`, `"prototype"` or `"ensemble"`): Which logits the model
             returns as `logits`. `auto` takes `fused` when all asked classes were trained on and `ensemble` otherwise.
         frozen_share (`float`): Share of the frozen CLIP's logits in the `ensemble`; the rest are class logits. With 0
@@ -95,7 +95,7 @@ class ANPromptConfig(PeftConfig):
     noise_map: NoiseMap = field(default="fixed", metadata={"help": "Map into another latent_dim."})
     projection_rank: int | None = field(default=None, metadata={"help": "Rank of residuals of a shared map."})
     prototype_rank: int | None = field(default=None, metadata={"help": "Rank of the update of the visual projection."})
-    text_update_rank: int | None = field(default=None, metadata={"help": "Rank of the text layers' updates."})
+    text_update_rank: int | None = field(default=8, metadata={"help": "Rank of the text layers' updates."})
     prompt_mixing: float = field(default=1.0, metadata={"help": "Share of new prompts where they replace others."})
     noise_source: NoiseSource | list[NoiseSource] | None = field(default=None, metadata={"help": "What perturbs."})
     descriptions: dict[str, list[str]] | None = field(default=None, metadata={"help": "Sentences about each class."})
@@ -105,7 +105,7 @@ class ANPromptConfig(PeftConfig):
     alpha: float = field(default=0.7, metadata={"help": "Weight of class logits against prototype logits."})
     similarity_weight: float = field(default=3.0, metadata={"help": "Weight of the similarity loss."})
     waloss_weight: float = field(default=1.0, metadata={"help": "Weight of the WALoss."})
-    rephrased_weight: float = field(default=0.0, metadata={"help": "Weight of rephrased texts' similarity."})
+    rephrased_weight: float = field(default=10.0, metadata={"help": "Weight of rephrased texts' similarity."})
     rephrased_texts: int = field(default=16, metadata={"help": "Rephrased class texts of a training step."})
     inference_logits: InferenceLogits = field(default="auto", metadata={"help": "Which logits are returned."})
     frozen_share: float = field(default=0.5, metadata={"help": "Share of the frozen CLIP in the ensemble."})

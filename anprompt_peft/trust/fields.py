@@ -16,7 +16,8 @@ from ..publish.facts import TrainingFacts
 
 MAX_DEPTH = 16
 SHOWN = 10
-FORMAT_1 = {"frozen_share": 0.0}  # what a configuration of that format says without naming it
+FORMAT_2 = {"text_update_rank": None, "rephrased_weight": 0.0}
+MEANT = {1: {"frozen_share": 0.0, **FORMAT_2}, 2: FORMAT_2}  # what configurations of a format say without naming it
 TYPES: dict[str, Any] = {
     **{field.name: get_type_hints(ANPromptConfig)[field.name] for field in fields(ANPromptConfig)},
     "tokenizer_name_or_path": str | None,
@@ -72,7 +73,7 @@ def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
             f"know and ignores: {names}. A newer version may use them.",
             stacklevel=2,
         )
-    meant = FORMAT_1 if attributes.get("format_version", 1) == 1 else {}
+    meant: dict[str, Any] = MEANT.get(attributes.get("format_version", 1), {})
     return meant | {name: value for name, value in attributes.items() if name in KNOWN}
 
 

@@ -32,7 +32,7 @@ from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.method.class_texts import ClassSet
 from anprompt_peft.method.features import frozen_text_features, normalize
 from anprompt_peft.method.layer import TOKEN_STD, ANPromptLayer, LowRank
-from anprompt_peft.method.rephrase import rephrase, vocabulary
+from anprompt_peft.method.rephrase import draw_rephrased, rephrase, vocabulary
 from anprompt_peft.tuner import adapted_clip
 
 TEMPERATURES = (math.log(0.05), math.log(20.0))  # where the best one is looked for
@@ -159,29 +159,21 @@ class NoisyLoRA(LoRA):
 
     Args:
         weight (`float`): of that loss, one minus the mean cosine similarity.
-        sets (`int`): rephrased texts of each class to draw from.
-        drawn (`int`): rephrased texts of a step.
-        anchors (`int`): texts of a step about one or two words of the tokenizer's vocabulary, which keep theirs.
+        drawn (`int`): rephrased texts of a step; texts about other words, which keep their features, are half as many.
     """
 
     weight: float = 10.0
-    sets: int = 150
     drawn: int = 16
-    anchors: int = 8
 
     def loss_of(self, clip: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
         own, rng = super().loss_of(clip, backbone, classes, seed), random.Random(f"steps {seed}")
-        clean, sets = backbone.class_features(classes), perturbed_texts(classes, self.sets, seed)
-        words, template = vocabulary(backbone.processor.tokenizer), classes.templates[0]
+        clean, words = backbone.class_features(classes), vocabulary(backbone.processor.tokenizer)
 
         def similarity() -> Tensor:
-            rows = rng.choices(range(len(classes.names)), k=self.drawn)
-            texts = [rng.choice(sets)[row] for row in rows]
-            names = (" ".join(rng.sample(words, rng.choice((1, 2)))) for _ in range(self.anchors))
-            kept = [template.replace("{}", name) for name in names]
-            target = torch.cat([clean[rows], frozen_text_features(backbone.clip, backbone.tokens(kept))])
-            encoded = clip.get_text_features(input_ids=backbone.tokens([*texts, *kept])).pooler_output
-            return 1 - (normalize(encoded) * target).sum(dim=-1).mean()
+            texts, rows, anchors = draw_rephrased(classes.written, classes.templates, words, self.drawn, rng)
+            kept = frozen_text_features(backbone.clip, backbone.tokens(anchors))
+            encoded = clip.get_text_features(input_ids=backbone.tokens([*texts, *anchors])).pooler_output
+            return 1 - (normalize(encoded) * torch.cat([clean[rows], kept])).sum(dim=-1).mean()
 
         return lambda batch: own(batch) + self.weight * similarity()
 
