@@ -355,10 +355,9 @@ class PromptedCLIPModel(CLIPModel):
 
         With the frozen CLIP's features of the texts, `clean`, and of the images there are ensemble logits.
         """
+        prompts = None if seen.prompts is None else self.vision_model.post_layernorm(seen.prompts)
         with full_precision(seen.features):
-            prototype = None
-            if seen.prompts is not None:
-                prototype = self.head.prototype(self.vision_model.post_layernorm(seen.prompts))
+            prototype = None if prompts is None else self.head.prototype(prompts)
             scores = score(seen.features, prototype, text, self._scale(), self.active_config.alpha)
             if clean is not None and seen.frozen is not None:
                 frozen = clip_logits(normalize(at_least_float32(seen.frozen)), clean.to(text), self._scale())
@@ -402,15 +401,19 @@ class PromptedCLIPModel(CLIPModel):
 
     @torch.compiler.disable
     def _draw_rephrased(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
-        """Draw token ids `[m, L]` of rephrased texts from torch's random numbers, and return what they should give."""
+        """Draw token ids `[m, L]` of rephrased texts from torch's random numbers, and return what they should give.
+
+        The ids stay on the host, where [`text_features`] plans with them: no step then waits for the device.
+        """
         rng = random.Random(int(torch.randint(2**62, ())))
         tokenizer = self._own_tokenizer() if classes.tokenizer is None else classes.tokenizer
         words = self.anprompt_state.kept("words", Fingerprint((), tokenizer), lambda: vocabulary(tokenizer))
         count = self.active_config.rephrased_texts
         drawn = draw_rephrased(classes.names, classes.templates, words, count, rng)
-        input_ids = tokenize([*drawn.texts, *drawn.anchors], tokenizer, self.config, truncate=True).to(self.device)
+        input_ids = tokenize([*drawn.texts, *drawn.anchors], tokenizer, self.config, truncate=True)
         kept = frozen_text_features(self, input_ids[len(drawn.texts) :])
-        return input_ids, torch.cat([self._text_targets(classes)[0][drawn.classes].to(kept), kept])
+        rows = torch.tensor(drawn.classes).to(kept.device, non_blocking=True)
+        return input_ids, torch.cat([self._text_targets(classes)[0][rows].to(kept), kept])
 
     def _own_tokenizer(self) -> Any:
         """Return the tokenizer that the active adapter's configuration names, loaded at most once."""

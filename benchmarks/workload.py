@@ -25,11 +25,16 @@ BOS, EOS = 49406, 49407
 IMAGE_SIZE = 224
 WORDS_PER_NAME = (1, 1, 2, 2, 3, 4)
 TEMPLATE = "a photo of a {}."
+OTHER_WORDS = ("bridge", "cloud", "letter", "spoon", "winter")
 
 
 def make_tokenizer(class_names: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word, so that lengths are known; words of no class text are unknown to it."""
+    """A tokenizer with one token per word, so that lengths are known; words of no class text are unknown to it.
+
+    Its last entries are never made of a text: training draws words for texts about other things from such pieces.
+    """
     words = dict.fromkeys(f"{TEMPLATE} {' '.join(class_names)}".replace("{}.", ".").split())
+    words |= dict.fromkeys(f"{word}</w>" for word in OTHER_WORDS)
     vocabulary = {"<unk>": 0, **{word: number for number, word in enumerate(words, 1)}, "<bos>": BOS, "<eos>": EOS}
     tokenizer = Tokenizer(WordLevel(vocabulary, "<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -62,13 +67,17 @@ class Workload:
 
 
 def make_clip(
-    text: dict[str, int] | None = None, vision: dict[str, int] | None = None, projection_dim: int = 512
+    text: dict[str, int] | None = None,
+    vision: dict[str, int] | None = None,
+    projection_dim: int = 512,
+    dtype: str = "float32",
 ) -> CLIPModel:
-    """CLIP of ViT-B/16's size, or with other settings of its towers, with random weights."""
+    """CLIP of ViT-B/16's size, or with other settings of its towers, with random weights of a dtype."""
     torch.manual_seed(0)
     text = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS, **(text or {})}
     vision = {"patch_size": 16, **(vision or {})}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)).eval()
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)).eval()
+    return clip.to(getattr(torch, dtype))
 
 
 def make_workload(classes: int, batch: int, image_size: int = IMAGE_SIZE, seed: int = 0) -> Workload:
@@ -121,10 +130,10 @@ def train_step(model: Any, work: Workload, dtype: str = "float32") -> Callable[[
     return optimiser_step(model, lambda: model(pixel_values=work.pixels, labels=work.labels, **settings).loss, dtype)
 
 
-def lora_step(work: Workload, dtype: str = "float32") -> Callable[[], None]:
+def lora_step(work: Workload, dtype: str = "float32", clip: CLIPModel | None = None) -> Callable[[], None]:
     """The same step with PEFT's LoRA, rank 8 on queries and values of all layers of both towers."""
     config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
-    model: Any = get_peft_model(make_clip().to(work.pixels.device), config).train()
+    model: Any = get_peft_model((clip or make_clip()).to(work.pixels.device), config).train()
     ids = class_ids(work.class_names).to(work.pixels.device)
 
     def loss() -> Tensor:

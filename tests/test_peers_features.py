@@ -222,7 +222,7 @@ def test_anprompt_learns_what_its_trainer_learns(
     backbone: Backbone, shots: ImageSet, tokenizer: CLIPTokenizer, tmp_path: Path
 ) -> None:
     """Two of the recipe's four epochs have a changed rate; a batch of all images makes the order immaterial."""
-    sizes: dict[str, Any] = {"text_layers": 2, "vision_layers": 2}
+    sizes: dict[str, Any] = {"text_layers": 2, "vision_layers": 2, "rephrased_weight": 0.0}  # these draw as they train
     for preset, recipe in (("anprompt", "default"), ("anprompt-paper", "paper")):
         method = make_method(preset, recipe={"epochs": 4, "batch_size": 7, "augment": False}, config=sizes)
         fitted: Any = method.fit(backbone, shots, BASE, 5)
@@ -279,13 +279,17 @@ def test_mmrl_and_the_controls_differ_from_anprompt_in_what_they_say(backbone: B
         tokenizer_name_or_path=backbone.processor.tokenizer,
         noise_seed=3,
     )
+    none: dict[str, Any] = {"text_update_rank": None, "rephrased_weight": 0.0}
+    paper_terms = {"similarity_weight": 0.5, "frozen_share": 0.0, **none}
     presets: dict[str, dict[str, Any]] = {
         "anprompt": {},
-        "anprompt-paper": {"similarity_weight": 0.5, "frozen_share": 0.0},
+        "anprompt-no-rephrased": {"rephrased_weight": 0.0},
+        "anprompt-no-updates": none,
+        "anprompt-paper": paper_terms,
         "anprompt-random-noise": {},
         "anprompt-no-wal": {"waloss_weight": 0.0},
         "anprompt-no-noise": {"num_virtual_tokens": 9, "num_noise_tokens": 0, "waloss_weight": 0.0},
-        "mmrl": {"num_noise_tokens": 0, "waloss_weight": 0.0, "similarity_weight": 0.5, "frozen_share": 0.0},
+        "mmrl": {"num_noise_tokens": 0, "waloss_weight": 0.0, **paper_terms},
     }
     recipes = {}
     for name, changed in presets.items():

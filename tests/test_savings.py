@@ -25,6 +25,7 @@ from helpers import LABELS, adapt, assert_exact, count_calls, make_config, train
 from oracle import reference_adapter, reference_outputs
 
 SWITCHES = [each.name for each in fields(Savings) if each.name != "text_chunk"]
+FORMER: dict[str, Any] = {"text_update_rank": None, "rephrased_weight": 0.0}  # the first text layers stay frozen
 WORDS = ["cat", "dog", "red", "small", "bird", "fish", "drawing"]
 
 names = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
@@ -51,6 +52,7 @@ def adapters(draw: st.DrawFn) -> dict[str, Any]:
         "prompt_mixing": draw(st.sampled_from([1.0, 0.6, 0.0])),
         "projection_rank": draw(st.sampled_from([None, 2])),
         "text_update_rank": draw(st.sampled_from([None, 2])),
+        "rephrased_weight": 0.0,  # test_rephrase.py holds that term to the reference
     }
 
 
@@ -161,8 +163,8 @@ CHANGES: dict[str, Any] = {
 def test_the_text_prefix_runs_once_and_again_after_a_change(
     change: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
-    model = adapt(make_clip(), tokenizer).train()
-    model.add_adapter("two", make_config(tokenizer, class_names=["cow", "small fish", "red bird"]))
+    model = adapt(make_clip(), tokenizer, **FORMER).train()
+    model.add_adapter("two", make_config(tokenizer, class_names=["cow", "small fish", "red bird"], **FORMER))
     calls = count_calls(model.text_model.encoder.layers[0])
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.1)
     for _ in range(3):
@@ -335,7 +337,7 @@ def test_a_step_never_waits_for_the_device(
     chosen: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anprompt_peft.clip._check_labels", lambda *_: None)  # reads labels on the CPU only
-    model = adapt(make_clip(), tokenizer).train()
+    model = adapt(make_clip(), tokenizer, rephrased_weight=0.0).train()  # test_gpu.py has it with rephrased texts
     model.set_savings(chosen)
     with Waits() as first:
         train_step(model, pixels)
@@ -364,7 +366,7 @@ def test_inductor_agrees(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: 
 def test_gradient_checkpointing_keeps_the_savings(
     reentrant: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
-    model = adapt(make_clip(dtype=torch.float64), tokenizer).train()
+    model = adapt(make_clip(dtype=torch.float64), tokenizer, **FORMER).train()
     calls = count_calls(model.text_model.encoder.layers[0])
     gradients, kept = [], []
     for _ in range(2):

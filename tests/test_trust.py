@@ -193,7 +193,7 @@ BAD_TENSORS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "of another adapter": (lambda each: each.update({f"{TOKENS}.one": torch.zeros(5, 24)}), "tokens.one"),
     "twice": (lambda each: each.update({TOKENS.removeprefix(PREFIX): each[TOKENS].clone()}), "anprompt_tokens"),
     "missing": (lambda each: each.pop(TOKENS), "missing: .*anprompt_tokens"),
-    "all missing": (lambda each: each.clear(), "missing: .* and 9 more"),
+    "all missing": (lambda each: each.clear(), "missing: .* and 17 more"),
     "shape": (lambda each: each.update({TOKENS: torch.zeros(5, 25)}), r"\[5, 25\], and \[5, 24\] is needed"),
     "broadcast": (lambda each: each.update({TOKENS: torch.zeros(1, 24)}), r"\[1, 24\], and \[5, 24\] is needed"),
     "integers": (lambda each: each.update({TOKENS: torch.zeros(5, 24).int()}), "type (I32|torch.int32)"),
@@ -303,7 +303,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"inference_mode": "yes"}, "inference_mode="),
     ({"auto_mapping": "transformers"}, "auto_mapping="),
     ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS' does not apply"),
-    ({"format_version": 3}, "format_version=3: a newer version .* Upgrade it: pip install"),
+    ({"format_version": 4}, "format_version=4: a newer version .* Upgrade it: pip install"),
     ({"format_version": "1"}, "format_version='1' must be an integer"),
     ({"peft_type": None}, "peft_type=None is no method"),
     ({"peft_type": ["ANPROMPT"]}, r"peft_type=\['ANPROMPT'\] is no method"),
@@ -354,14 +354,21 @@ def test_the_saved_format_has_a_version_and_adapters_without_one_load(
     make_clip: MakeClip, sound: Path, broken: Path
 ) -> None:
     fields = json.loads((sound / CONFIG).read_text())
-    assert fields.pop("format_version") == 2
+    assert fields.pop("format_version") == 3
     assert PeftModel.from_pretrained(make_clip(), sound).peft_config["default"].frozen_share == 0.5
-    del fields["frozen_share"]
-    for version in ({}, {"format_version": 1}):
+    former: Any = get_peft_model(
+        make_clip(), ANPromptConfig(**fields | {"text_update_rank": None, "init_noise_prompts": True})
+    )
+    former.save_pretrained(str(broken))
+    for name in ("frozen_share", "text_update_rank", "rephrased_weight"):
+        del fields[name]
+    for version, share in (({}, 0), ({"format_version": 1}, 0), ({"format_version": 2}, 0.5)):
         (broken / CONFIG).write_text(json.dumps(fields | version))
-        loaded = PeftModel.from_pretrained(make_clip(), broken)
-        assert loaded.peft_config["default"].frozen_share == 0, "it answers as it did"
-    assert ANPromptConfig(**ANPromptConfig(class_names=CLASSES).to_dict()).format_version == 2
+        loaded = PeftModel.from_pretrained(make_clip(), broken).peft_config["default"]
+        assert loaded.frozen_share == share, "it answers as it did"
+        assert loaded.text_update_rank is None
+        assert loaded.rephrased_weight == 0, "and trains as it did"
+    assert ANPromptConfig(**ANPromptConfig(class_names=CLASSES).to_dict()).format_version == 3
 
 
 def test_another_method_is_left_to_peft(make_clip: MakeClip, tmp_path: Path) -> None:

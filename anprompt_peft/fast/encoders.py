@@ -65,7 +65,7 @@ def text_features(clip: CLIPModel, input_ids: Tensor, source: Tensor | None, tem
 
     Args:
         clip (`CLIPModel`): the adapted model.
-        input_ids (`Tensor`): int64 `[n, L]`, on the model's device.
+        input_ids (`Tensor`): int64 `[n, L]`, on any device; what is planned with them is planned on the host.
         source (`Tensor`, *optional*): token ids that stay the same object for as long as the texts are the same;
             without it no work is kept for the next call.
         templates (`int`): number T of templates, whose texts take turns.
@@ -74,7 +74,7 @@ def text_features(clip: CLIPModel, input_ids: Tensor, source: Tensor | None, tem
         missing = clip.config.text_config.max_position_embeddings - input_ids.shape[1]
         input_ids = torch.cat([input_ids, input_ids[:, -1:].expand(-1, missing)], dim=1)
     if not runs_decomposed(clip):
-        return clip.get_text_features(input_ids=input_ids).pooler_output
+        return clip.get_text_features(input_ids=input_ids.to(clip.device)).pooler_output
     if source is None:
         prefixes = _text_prefixes(clip, input_ids, templates)
     else:
@@ -194,7 +194,9 @@ def _text_prefix(clip: CLIPModel, before: list[CLIPEncoderLayer], input_ids: Ten
         return hidden
 
     with _gradients_if(*_weights(tower.embeddings, *before)):
-        hidden = torch.cat([run(ids) for ids in input_ids.split(savings.text_chunk or len(input_ids))])
+        asked = input_ids.to(clip.device, non_blocking=True)
+        hidden = torch.cat([run(ids) for ids in asked.split(savings.text_chunk or len(asked))])
+    input_ids = input_ids.cpu()
     return text_prefix(hidden, input_ids, end_of_text_positions(input_ids, clip.config), savings)
 
 

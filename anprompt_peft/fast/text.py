@@ -82,8 +82,8 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Saving
 
     Args:
         hidden (`Tensor`): `[n, L, d]`, as they enter the first layer with prompts.
-        input_ids (`Tensor`): int64 `[n, L]`.
-        ends (`Tensor`): int64 `[n]`, positions of the end-of-text tokens.
+        input_ids (`Tensor`): int64 `[n, L]`, on the host.
+        ends (`Tensor`): int64 `[n]`, positions of the end-of-text tokens, on the host.
         savings (`Savings`): which work to leave out.
     """
     count, length = input_ids.shape
@@ -136,16 +136,19 @@ def _chunk(rows: list[int], lengths: list[int], hidden: Tensor, ends: list[int])
         last = [ends[row] for row in members]
         visible = None
         if any(end < length - 1 for end in last):
-            visible = torch.arange(length, device=device) <= torch.tensor(last, device=device)[:, None]  # b, length
+            visible = torch.arange(length, device=device) <= _sent(last, device)[:, None]  # b, length
             visible = visible[:, None, None]
         size = len(members)
         buckets.append(Bucket(slice(start, start + size), slice(token, token + size * length), length, visible))
-        packed.append(hidden[torch.tensor(members, device=device), :length].flatten(0, 1))  # b * length, d
+        packed.append(hidden[_sent(members, device), :length].flatten(0, 1))  # b * length, d
         packed_ends.extend(token + at * length + end for at, end in enumerate(last))
         start, token = start + size, token + size * length
-    return Chunk(
-        torch.tensor(rows, device=device), torch.cat(packed), torch.tensor(packed_ends, device=device), buckets
-    )
+    return Chunk(_sent(rows, device), torch.cat(packed), _sent(packed_ends, device), buckets)
+
+
+def _sent(numbers: list[int], device: torch.device) -> Tensor:
+    """Return numbers on a device, without waiting for what it is doing."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def _opening_keys(

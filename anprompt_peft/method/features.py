@@ -38,7 +38,7 @@ def frozen_text_features(clip: CLIPModel, input_ids: Tensor) -> Tensor:
     frozen = {"prompt_context": PromptContext(enabled=False)}
     with evaluating(clip):
         rows = [
-            clip.get_text_features(input_ids=chunk.to(clip.device), **frozen).pooler_output
+            clip.get_text_features(input_ids=chunk.to(clip.device, non_blocking=True), **frozen).pooler_output
             for chunk in input_ids.split(TEXT_CHUNK)
         ]
     return normalize(at_least_float32(torch.cat(rows)))

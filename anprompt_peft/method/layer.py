@@ -186,7 +186,8 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         projection = self.anprompt_prototype[self.adapter]
         mean = prompts.mean(dim=1)
         if isinstance(projection, LowRank):
-            return self.base_layer(mean).to(projection.up.dtype) + projection(mean.to(projection.up.dtype))
+            base, dtype = self.base_layer, projection.up.dtype
+            return base(mean.to(base.weight.dtype)).to(dtype) + projection(mean.to(dtype))
         return projection(mean.to(next(projection.parameters()).dtype))
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "low-rank": {"projection_rank": 2, "prototype_rank": 3},
     "fixed-map": {"latent_dim": 6},
     "learned-map": {"latent_dim": 6, "noise_map": "learned"},
+    "no-updates": {"text_update_rank": None, "rephrased_weight": 0.0},
     "add": {"noise_integration": "add", "num_virtual_tokens": 3, "num_noise_tokens": 3},
     "templates": {"template": ["a photo of a {}.", "the drawing of one {}.", "{}"]},
     "prompt-mixing": {"prompt_mixing": 0.6, "alpha": 0.4, "vision_layers": [1, 2, 3], "text_layers": [2]},
