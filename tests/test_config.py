@@ -254,7 +254,12 @@ def test_defaults_are_the_documented_ones() -> None:
 
 def test_the_papers_configuration_is_that_of_format_1() -> None:
     paper = ANPromptConfig.paper(class_names=["cat", "dog"], noise_seed=3)
-    theirs = {"similarity_weight": 0.5, "frozen_share": 0.0, "text_update_rank": None, "rephrased_weight": 0.0}
+    theirs: dict[str, Any] = {
+        "similarity_weight": 0.5,
+        "frozen_share": 0.0,
+        "text_update_rank": None,
+        "rephrased_weight": 0.0,
+    }
     expected = ANPromptConfig(class_names=["cat", "dog"], noise_seed=3, **theirs)
     assert paper.to_dict() == expected.to_dict()
     assert ANPromptConfig.paper(class_names=["cat", "dog"], similarity_weight=2.0).similarity_weight == 2

@@ -347,6 +347,37 @@ def test_a_step_never_waits_for_the_device(
     assert first.found, "reading the class texts waits, so this would see it"
 
 
+class Launches(TorchDispatchMode):
+    """Counts operations that compute something: on an accelerator each is at least one kernel to launch."""
+
+    free = ("aten.detach", "aten.alias", "aten._unsafe_view", "aten.empty")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or str(func).startswith(self.free))
+        return func(*args, **(kwargs or {}))
+
+
+def test_whole_rows_take_no_more_launches_than_clips_own_forward(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """Accelerators compute texts so. Packed ones take several times as many, which only a CPU does not mind."""
+    model = adapt(make_clip(), tokenizer, class_names=["cat", "small fish", "red bird drawing", "dog"]).train()
+    counts = []
+    for chosen in (Savings(text_opening=False), Savings.none(), Savings()):
+        model.set_savings(chosen)
+        train_step(model, pixels)
+        with Launches() as launches:
+            train_step(model, pixels)
+        counts.append(launches.count)
+    whole, plain, packed = counts
+    assert whole <= plain
+    assert packed > 1.5 * plain
+
+
 @pytest.mark.slow
 def test_inductor_agrees(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     """The lengths and the number of texts are some for which torch 2.13 once compiled wrong gradients."""

@@ -56,8 +56,18 @@ def queries_keys_values(layer: CLIPEncoderLayer, hidden: Tensor, asking: Tensor 
     )
 
 
+def queries_of(layer: CLIPEncoderLayer, hidden: Tensor) -> Tensor:
+    """Return the queries `[..., L, h, e]` of positions `[..., L, d]`."""
+    return _heads(layer, layer.self_attn.q_proj(layer.layer_norm1(hidden)))
+
+
 def attend(
-    layer: CLIPEncoderLayer, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None
+    layer: CLIPEncoderLayer,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """Return attention's mixture `[B, M, d]` of queries `[B, M, h, e]` over keys and values `[B, L, h, e]`.
 
@@ -65,12 +75,14 @@ def attend(
         layer (`CLIPEncoderLayer`): the layer.
         queries, keys, values (`Tensor`): as from [`queries_keys_values`].
         mask (`Tensor`, *optional*): bool `[M, L]`, `True` where a query may look.
+        causal (`bool`): each query looks at what is not behind it, and there is no mask.
     """
     mixed = F.scaled_dot_product_attention(
         queries.transpose(1, 2),
         keys.transpose(1, 2),
         values.transpose(1, 2),
         attn_mask=mask,
+        is_causal=causal,
         scale=layer.self_attn.scale,
     )  # B, h, M, e
     return mixed.transpose(1, 2).flatten(2)  # B, M, d
@@ -214,9 +226,7 @@ def _call(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
 
 
 def _run_parts(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, fused_activation: bool) -> Tensor:
-    length = hidden.shape[1]
-    mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril() if causal else None
-    mixed = attend(layer, *queries_keys_values(layer, hidden), mask)
+    mixed = attend(layer, *queries_keys_values(layer, hidden), causal=causal)
     return finish(layer, hidden, mixed, fused_activation)
 
 

@@ -172,7 +172,7 @@ def _kept_prefixes(clip: CLIPModel, input_ids: Tensor, source: Tensor, templates
     )
 
     def are_frozen(prefixes: list[TextPrefix]) -> bool:
-        return savings.text_prefix and not any(prefix.opening.requires_grad for prefix in prefixes)
+        return savings.text_prefix and not any(prefix.chunks[0].hidden.requires_grad for prefix in prefixes)
 
     compute = partial(_text_prefixes, clip, input_ids, templates)
     return state.kept("text prefixes", fingerprint, compute, keep_if=are_frozen)
@@ -204,7 +204,7 @@ def _encode_texts(clip: CLIPModel, prefix: TextPrefix) -> Tensor:
     prompted = _split(clip, "text")[1]
     blocks = [layer.get_base_layer() for layer in prompted]
     updates: Updates = [partial(layer.update, adapter_name=head_of(clip).adapter) for layer in prompted]
-    prompts = _prompts(prompted, clip, prefix.opening.dtype)
+    prompts = _prompts(prompted, clip, prefix.chunks[0].hidden.dtype)
     output = run_text(blocks, prefix, prompts, updates, state_of(clip).savings)
     return clip.text_projection(clip.text_model.final_layer_norm(output))  # n, d_t -> n, d
 

@@ -18,8 +18,9 @@ class Savings:
             images ask without keys and values being formed.
         prompt_keys (`bool`): prompts that the next layer replaces give keys and values, and nothing else is computed
             of them. Has no effect on vision layers with `prompt_mixing` below 1.
-        text_opening (`bool`): what all class texts begin with, prompts included, is computed once.
-        ragged_text (`bool`): texts of equal length are computed together, without padding.
+        text_opening (`bool`): what all class texts begin with, prompts included, is computed once. On CPUs only:
+            elsewhere it takes longer to launch the many small operations than to compute a few large ones.
+        ragged_text (`bool`): texts of equal length are computed together, without padding; goes with `text_opening`.
         activation (`bool`): QuickGELU takes one operation, its scalings being done by the products around it, and
             keeps one tensor for the backward pass instead of two.
         text_chunk (`int`, *optional*): computes that many texts at a time and again in the backward pass, to bound

@@ -9,7 +9,6 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
@@ -24,6 +23,7 @@ from .blocks import (
     finish,
     keys_values,
     queries_keys_values,
+    queries_of,
 )
 from .savings import Savings
 
@@ -47,13 +47,14 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows that are computed together, their own tokens packed one behind the other.
+    """Rows that are computed together.
 
     Attributes:
         rows (`Tensor`): int64 `[R]`, their numbers in the class list.
-        hidden (`Tensor`): `[T, d]`, their own tokens as they enter the first layer with prompts.
-        ends (`Tensor`): int64 `[R]`, where each row's end-of-text token lies among the T tokens.
-        buckets (`list[Bucket]`): covers all rows.
+        hidden (`Tensor`): as they enter the first layer with prompts: `[R, L, d]`, or without the opening that all
+            share, one row's tokens behind the other's, `[T, d]`.
+        ends (`Tensor`): int64 `[R]`, where each row's end-of-text token lies among the L or the T tokens.
+        buckets (`list[Bucket]`): covers all rows of T tokens; none for whole rows.
     """
 
     rows: Tensor
@@ -67,16 +68,16 @@ class TextPrefix:
     """Texts as they enter the first layer with prompts.
 
     Attributes:
-        opening (`Tensor`): `[1, s, d]` if all rows share it, else `[n, 1, d]`: what stands before the own tokens.
+        opening (`Tensor`, *optional*): `[1, s, d]`, what all rows begin with, if it is computed once.
         chunks (`list[Chunk]`): the rest.
     """
 
-    opening: Tensor
+    opening: Tensor | None
     chunks: list[Chunk]
 
 
 def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Savings) -> TextPrefix:
-    """Cut texts into what all begin with and what each has of its own.
+    """Cut texts into what all begin with and what each has of its own, or leave them whole.
 
     All chunks have the same mix of lengths: each then fits where the one before it was, and memory stays whole.
 
@@ -87,13 +88,18 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Saving
         savings (`Savings`): which work to leave out.
     """
     count, length = input_ids.shape
-    opening = _common_opening(input_ids, ends) if savings.text_opening else 1
+    if not (savings.text_opening and hidden.device.type == "cpu"):
+        size, device = savings.text_chunk or count, hidden.device
+        parts = (torch.arange(count, device=device), hidden, ends.to(device, non_blocking=True))
+        cut = zip(*(part.split(size) for part in parts), strict=True)
+        return TextPrefix(None, [Chunk(rows, texts, last, []) for rows, texts, last in cut])
+    opening = _common_opening(input_ids, ends)
     own, own_ends = hidden[:, opening:], (ends - opening).tolist()
     own_lengths = [end + 1 for end in own_ends] if savings.ragged_text else [length - opening] * count
     order = sorted(range(count), key=own_lengths.__getitem__)
-    parts = -(-count // (savings.text_chunk or count))
-    chunks = [_chunk(order[part::parts], own_lengths, own, own_ends) for part in range(parts)]
-    return TextPrefix(hidden[:1, :opening] if savings.text_opening else hidden[:, :1], chunks)
+    turns = -(-count // (savings.text_chunk or count))
+    chunks = [_chunk(order[turn::turns], own_lengths, own, own_ends) for turn in range(turns)]
+    return TextPrefix(hidden[:1, :opening], chunks)
 
 
 def run_text(
@@ -108,15 +114,15 @@ def run_text(
         updates (`Updates`): for each of the layers.
         savings (`Savings`): which work to leave out.
     """
-    shared = list(_opening_keys(layers, prefix.opening, prompts, updates, savings))
-    recompute = savings.text_chunk is not None and torch.is_grad_enabled()
-    outputs = []
-    for chunk in prefix.chunks:
-        mine = shared if prefix.opening.shape[0] == 1 else [(k[chunk.rows], v[chunk.rows]) for k, v in shared]
-        if recompute:
-            outputs.append(checkpoint(_run_chunk, layers, mine, chunk, updates, savings, use_reentrant=False))
-        else:
-            outputs.append(_run_chunk(layers, mine, chunk, updates, savings))
+    if prefix.opening is None:
+        run: Callable[[Chunk], Tensor] = partial(_run_whole_rows, layers, prompts, updates, savings)
+    else:
+        shared = list(_opening_keys(layers, prefix.opening, prompts, updates, savings))
+        run = partial(_run_packed, layers, shared, updates, savings)
+    if savings.text_chunk is not None and torch.is_grad_enabled():
+        outputs = [checkpoint(run, chunk, use_reentrant=False) for chunk in prefix.chunks]
+    else:
+        outputs = [run(chunk) for chunk in prefix.chunks]
     rows = torch.cat([chunk.rows for chunk in prefix.chunks])
     return torch.cat(outputs)[rows.argsort()]
 
@@ -154,13 +160,13 @@ def _sent(numbers: list[int], device: torch.device) -> Tensor:
 def _opening_keys(
     layers: list[CLIPEncoderLayer], opening: Tensor, prompts: NewPrompts, updates: Updates, savings: Savings
 ) -> Iterator[KeysValues]:
-    """Yield for each layer the keys and values `[1 or n, s + p, h, e]` of all that precedes own tokens."""
+    """Yield for each layer the keys and values `[1, s + p, h, e]` of all that precedes own tokens."""
     kept = opening[:, :0]
     for at, layer in enumerate(layers):
         new, is_last = prompts[at], at == len(layers) - 1
-        kept = kept if new is None else new.expand(opening.shape[0], -1, -1)
+        kept = kept if new is None else new[None]
         count = kept.shape[1]
-        hidden = updates[at](torch.cat([opening[:, :1], kept, opening[:, 1:]], dim=1))  # 1 or n, s + p, d
+        hidden = updates[at](torch.cat([opening[:, :1], kept, opening[:, 1:]], dim=1))  # 1, s + p, d
         if is_last and savings.last_layer:
             yield keys_values(layer, hidden)
             return
@@ -169,15 +175,53 @@ def _opening_keys(
         asking = torch.cat([positions[:1], positions[1 + count :]]) if unread else positions
         queries, keys, values = queries_keys_values(layer, hidden, asking)
         yield keys, values
-        mixed = attend(layer, queries, keys, values, asking[:, None] >= positions)  # 1 or n, M, d
+        mixed = attend(layer, queries, keys, values, asking[:, None] >= positions)  # 1, M, d
         hidden = finish(layer, hidden[:, asking], mixed, savings.activation)
         skipped = 0 if unread else count
         opening = torch.cat([hidden[:, :1], hidden[:, 1 + skipped :]], dim=1)
         kept = hidden[:, 1 : 1 + skipped]
 
 
-def _run_chunk(
-    layers: list[CLIPEncoderLayer], shared: list[KeysValues], chunk: Chunk, updates: Updates, savings: Savings
+def _run_whole_rows(
+    layers: list[CLIPEncoderLayer], prompts: NewPrompts, updates: Updates, savings: Savings, chunk: Chunk
+) -> Tensor:
+    hidden, count = chunk.hidden, 0
+    for at, layer in enumerate(layers):
+        new, is_last = prompts[at], at == len(layers) - 1
+        if new is not None:
+            brought = new.expand(hidden.shape[0], -1, -1)
+            hidden = torch.cat([hidden[:, :1], brought, hidden[:, 1 + count :]], dim=1)  # R, L + p, d
+            count = new.shape[0]
+        ends = chunk.ends + count if is_last else None
+        step = partial(_run_rows, layer, updates[at], ends if savings.last_layer else None, savings.activation)
+        hidden = checkpointed(layer, step, hidden)
+    return hidden if savings.last_layer else hidden[_all_rows(hidden), chunk.ends + count]
+
+
+def _run_rows(
+    layer: CLIPEncoderLayer,
+    update: Callable[[Tensor], Tensor],
+    ends: Tensor | None,
+    fused_activation: bool,
+    hidden: Tensor,
+) -> Tensor:
+    """Return what leaves a layer, `[R, L, d]`, or `[R, d]` at the rows' ends."""
+    hidden = update(hidden)
+    if ends is None:
+        mixed = attend(layer, *queries_keys_values(layer, hidden), causal=True)
+        return finish(layer, hidden, mixed, fused_activation)
+    asking = hidden[_all_rows(hidden), ends][:, None]  # R, 1, d
+    visible = torch.arange(hidden.shape[1], device=hidden.device) <= ends[:, None]  # R, L
+    mixed = attend(layer, queries_of(layer, asking), *keys_values(layer, hidden), visible[:, None, None])
+    return finish(layer, asking, mixed, fused_activation)[:, 0]
+
+
+def _all_rows(hidden: Tensor) -> Tensor:
+    return torch.arange(hidden.shape[0], device=hidden.device)
+
+
+def _run_packed(
+    layers: list[CLIPEncoderLayer], shared: list[KeysValues], updates: Updates, savings: Savings, chunk: Chunk
 ) -> Tensor:
     hidden = chunk.hidden
     for at, (layer, opening) in enumerate(zip(layers, shared, strict=True)):
@@ -220,11 +264,4 @@ def _attend_bucket(
     else:
         queries = queries[bucket.tokens].unflatten(0, shape)  # b, length, h, e
         mask = torch.ones(bucket.length, bucket.length, dtype=torch.bool, device=keys.device).tril()
-    if opening[0].shape[0] == 1:
-        return attend_shared(layer, queries, keys, values, opening, mask).flatten(0, 1)
-    before = opening[0].shape[1]
-    keys, values = (
-        torch.cat([each[bucket.rows], own], dim=1) for each, own in zip(opening, (keys, values), strict=True)
-    )  # b, s + p + length, h, e
-    mask = None if mask is None else F.pad(mask, (before, 0), value=True)
-    return attend(layer, queries, keys, values, mask).flatten(0, 1)
+    return attend_shared(layer, queries, keys, values, opening, mask).flatten(0, 1)
