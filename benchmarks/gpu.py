@@ -30,6 +30,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, TrainerCallback
 
 from anprompt_peft.data import ClipTransform, RGBImage
 from anprompt_peft.fast import Savings
+from anprompt_peft.files import to_json
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 from measuring import Setting, gemm_peak, interleave, operations, parser_for, positive, ratios, read_setting, spread
 from measuring import size as read_size
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
             row = {"epochs": job, **measure_epochs(job, options, setting)}
         else:
             row = {"size": job, **measure_steps(job, options, setting)}
-        print(f"\n{job}: {row}", flush=True)
+        print(f"\n{job}: {to_json(row)}", flush=True)  # a machine may be taken away before the end
         return row
 
     run("gpu", options, setting, jobs, measure, report)
@@ -251,7 +252,7 @@ def _peak(device: str) -> int:
 
 def report(record: dict[str, Any]) -> str:
     """The tables."""
-    steps, epochs = [], []
+    steps, epochs, notes = [], [], []
     for row in record["rows"]:
         if "epochs" in row:
             first, *further = row["epoch_seconds"]
@@ -276,11 +277,12 @@ def report(record: dict[str, Any]) -> str:
                 ]
             )
         seen = row["profile"]
-        ours = 1000 * row["seconds"][OURS]["median"]
-        waiting = {way: text and text.splitlines()[0] for way, text in row["waits"].items()}
-        steps.append([name, f"{seen['kernels']} kernels, busy {seen['busy_ms']:.1f} of {ours:.1f} ms"] + [""] * 6)
-        print(f"{name}: GEMM {row['gemm_peak'] / 1e12:.0f} TFLOP/s, waits {waiting}, attention {seen['attention']}")
-    return f"{table(STEP_COLUMNS, steps)}\n\n{table(EPOCH_COLUMNS, epochs)}"
+        notes.append(
+            f"{name}: {row['gemm_peak'] / 1e12:.1f} TFLOP/s of GEMM; a step launches {seen['kernels']} kernels, which "
+            f"keep the device busy for {seen['busy_ms']:.1f} ms; attention: {', '.join(seen['attention'])}; waits: "
+            f"{row['waits'][OURS] or 'none'}"
+        )
+    return "\n\n".join([table(STEP_COLUMNS, steps), "\n".join(notes), table(EPOCH_COLUMNS, epochs)])
 
 
 if __name__ == "__main__":

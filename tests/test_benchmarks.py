@@ -20,6 +20,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import ablation
+import gpu
 import predict
 import processes
 import reporting
@@ -31,7 +32,7 @@ from fresh import collect, in_process, in_processes
 from growth import fit
 from measuring import Setting, interleave, operations, parser_for, ratios, read_setting, size, spread
 from reporting import table
-from workload import class_ids, make_workload
+from workload import class_ids, make_clip, make_workload
 
 BENCHMARKS = Path(step.__file__).parent
 
@@ -223,6 +224,23 @@ def test_ablation_switches_off_one_saving_in_each_variant() -> None:
     assert "plain" not in ablation.variants(5, options)
 
 
+def test_gpu_runs_on_a_cpu_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3}
+    monkeypatch.setattr(gpu, "make_clip", partial(make_clip, tower, tower, 16))
+    options = ["--device", "cpu", "--threads", "1", "--steps", "2", "--block", "1", "--no-compile", "--sizes", "3x2"]
+    gpu.main([*options, "--images", "6", "--epochs", "2", "--output", str(tmp_path)])
+    steps, jpeg, cached = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert set(steps["seconds"]) == {gpu.OURS, gpu.SAVINGS, gpu.PADDED, gpu.LORA, f"LoRA, {gpu.BF16}", gpu.PLAIN}
+    assert steps["times_ours"][gpu.OURS]["median"] == 1
+    assert steps["profile"]["attention"]
+    for row in (jpeg, cached):
+        assert (row["images"], len(row["epoch_seconds"])) == (6, 2)
+        assert row["all_epochs_seconds"] > sum(row["epoch_seconds"]) > 0
+    assert "6, cached" in capsys.readouterr().out
+
+
 def test_scaling_plans_each_axis_with_the_others_at_their_defaults() -> None:
     axes = ["--axes", "classes", "image", "--classes", "9", "3", "6", "--image", "32"]
     limits = ["--chunk-from", "6", "--text-chunk", "7", "--plain-classes", "5"]
@@ -249,6 +267,7 @@ def test_scaling_plans_each_axis_with_the_others_at_their_defaults() -> None:
         (scaling.parse, ["--image", "230"], "multiples of 16"),
         (scaling.parse, ["--tokens", "1"], "start at 2"),
         (processes.parse, ["--batch", "3"], "must divide by --processes 2"),
+        (gpu.parse, ["--sizes", "50"], "such as 50x4"),
         (predict.parse, ["--dtype", "bfloat16"], "unrecognized arguments: --dtype"),
     ],
 )

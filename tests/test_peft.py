@@ -90,9 +90,9 @@ def test_parameter_count_at_vit_b_16(capsys: pytest.CaptureFixture[str]) -> None
         config = ANPromptConfig(class_names=["cat", "dog"], init_noise_prompts=False)
         model = get_peft_model(clip, config, low_cpu_mem_usage=True)
     model.print_trainable_parameters()
-    assert "trainable params: 4,992,256 " in capsys.readouterr().out
+    assert "trainable params: 5,090,560 " in capsys.readouterr().out
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert "4,992,256" in readme
+    assert "5,090,560" in readme
 
 
 def test_save_and_load_in_a_fresh_process(
