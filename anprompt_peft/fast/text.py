@@ -133,7 +133,6 @@ def _common_opening(input_ids: Tensor, ends: Tensor) -> int:
 
 
 def _chunk(rows: list[int], lengths: list[int], hidden: Tensor, ends: list[int]) -> Chunk:
-    device = hidden.device
     buckets, packed = [], []
     packed_ends: list[int] = []
     start = token = 0
@@ -142,19 +141,14 @@ def _chunk(rows: list[int], lengths: list[int], hidden: Tensor, ends: list[int])
         last = [ends[row] for row in members]
         visible = None
         if any(end < length - 1 for end in last):
-            visible = torch.arange(length, device=device) <= _sent(last, device)[:, None]  # b, length
+            visible = torch.arange(length) <= torch.tensor(last)[:, None]  # b, length
             visible = visible[:, None, None]
         size = len(members)
         buckets.append(Bucket(slice(start, start + size), slice(token, token + size * length), length, visible))
-        packed.append(hidden[_sent(members, device), :length].flatten(0, 1))  # b * length, d
+        packed.append(hidden[torch.tensor(members), :length].flatten(0, 1))  # b * length, d
         packed_ends.extend(token + at * length + end for at, end in enumerate(last))
         start, token = start + size, token + size * length
-    return Chunk(_sent(rows, device), torch.cat(packed), _sent(packed_ends, device), buckets)
-
-
-def _sent(numbers: list[int], device: torch.device) -> Tensor:
-    """Return numbers on a device, without waiting for what it is doing."""
-    return torch.tensor(numbers).to(device, non_blocking=True)
+    return Chunk(torch.tensor(rows), torch.cat(packed), torch.tensor(packed_ends), buckets)
 
 
 def _opening_keys(
