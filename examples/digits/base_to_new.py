@@ -1,6 +1,6 @@
 """Base-to-new generalisation on handwritten digits: what ANPrompt gains over zero-shot CLIP, and what it loses.
 
-    python examples/digits/base_to_new.py [--output outputs/digits] [--seeds 10] [--shots 16]
+    python examples/digits/base_to_new.py [--output outputs/digits] [--seeds 5] [--shots 16]
 
 A tiny CLIP that has seen only icons and rendered characters is adapted to a few handwritten digits of five classes
 (base). It is measured on other handwritten digits of these and, as unseen classes, of the other five (new). Base is
@@ -176,7 +176,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line into options, with the fields of the settings as options of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/digits"), help="folder to write or replace")
-    parser.add_argument("--seeds", type=positive, default=10, help="number of shot seeds per split (default 10)")
+    parser.add_argument("--seeds", type=positive, default=5, help="number of shot seeds per split (default 5)")
     parser.add_argument("--shots", type=positive, default=16, help="images per class (default 16)")
     parser.add_argument(
         "--development", action="store_true", help="shots and images from the recipe split, to choose settings with"
