@@ -14,7 +14,10 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 MEASURES = {"base": "base", "new": "new", "harmonic_mean": "harmonic mean"}
-TERMS = ("loss", "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss")
+TERMS = (
+    "loss", "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text",
+    "similarity_rephrased", "waloss",
+)  # fmt: skip
 COLOURS = {"zero-shot CLIP": "#7d8996", "ANPrompt": "#1f6fb2"}
 BAR = 0.38
 
