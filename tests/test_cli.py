@@ -271,7 +271,7 @@ def test_validation_images_choose_the_checkpoint(digits: Path, tmp_path: Path) -
     record = json.loads((output / "results.json").read_text())
     measured = [entry["eval_accuracy"] for entry in record["history"] if "eval_accuracy" in entry]
     assert 100 * max(measured) == pytest.approx(record["accuracy_percent"]["ANPrompt"]["validation"]["value"])
-    probe, chosen = record["notes"]
+    *_, probe, chosen = record["notes"]  # after two epochs it may be below zero-shot CLIP, and says so
     assert probe.startswith("A linear probe on the same images is ahead: ")
     assert chosen == "The best checkpoint was chosen on the images that the figures come from."
 
@@ -385,8 +385,8 @@ def test_whoever_ends_below_zero_shot_is_told(wrong: int) -> None:
 
 
 def test_a_run_that_ends_below_zero_shot_says_so(train: Train, digits: Path, tmp_path: Path) -> None:
-    """A learning rate of 30 destroys what CLIP knows; the report keeps local paths to itself."""
-    answer = train(tmp_path / "out", "--learning-rate", 30)
+    """A learning rate of 3 destroys what CLIP knows; the report keeps local paths to itself."""
+    answer = train(tmp_path / "out", "--learning-rate", 3)
     assert answer.code == 0
     notes = json.loads((tmp_path / "out" / "results.json").read_text())["notes"]
     assert notes[0].startswith("The adapter is below zero-shot CLIP: ")
