@@ -183,14 +183,17 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
     model.train()
     bar = tqdm(total=options.epochs * epoch_steps, initial=progress.steps, disable=not accelerator.is_main_process)
     while progress.epoch < options.epochs:
-        set_seed(random.Random(f"{options.seed} {progress.epoch} {accelerator.process_index}").getrandbits(32))
+        place = f"{options.seed} {progress.epoch} {accelerator.process_index}"
+        set_seed(random.Random(place).getrandbits(32))
         loader.set_epoch(progress.epoch)
         done, window = progress.batches, []
         for number, batch in enumerate(loader, start=1):
             if number <= done:
                 continue  # read again, not skipped, so that later images are augmented as they would have been
             with accelerator.accumulate(model):
-                output = model(**batch)
+                with torch.random.fork_rng(devices=[]):  # what the model draws depends on the batch alone
+                    torch.manual_seed(random.Random(f"{place} {number}").getrandbits(32))
+                    output = model(**batch)
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients and recipe.max_grad_norm:
                     accelerator.clip_grad_norm_(weights, recipe.max_grad_norm)

@@ -73,7 +73,11 @@ def adapted_model(folder: Path, dtype: torch.dtype = torch.float64, **settings: 
     """The saved random CLIP with an adapter that has left its initial values."""
     clip = CLIPModel.from_pretrained(folder).to(dtype)
     torch.manual_seed(0)
-    return scatter(get_peft_model(clip, make_config(None, **{"tokenizer_name_or_path": str(folder), **settings})))
+    alike = {
+        "tokenizer_name_or_path": str(folder),
+        "rephrased_weight": 0.0,
+    }  # each process would draw texts of its own
+    return scatter(get_peft_model(clip, make_config(None, **alike, **settings)))
 
 
 def train(
@@ -245,7 +249,7 @@ def main() -> None:
     scenarios: dict[str, Callable[[], Any]] = {
         "plain": lambda: train(folder, 3, waloss_weight=0.0),
         "accumulated": lambda: train(folder, 3, accumulate=2, waloss_weight=0.0),
-        "waloss": lambda: train(folder, 3),
+        "waloss": lambda: train(folder, 3, text_update_rank=None),
         "checkpointed": lambda: train(folder, 3, checkpointing=True, waloss_weight=0.0),
         "many": lambda: train(folder, 3, class_names=MANY_CLASSES, waloss_weight=0.0),
         "sharded": lambda: train(folder, 3, shard=True, class_names=MANY_CLASSES, waloss_weight=0.0),
