@@ -40,7 +40,7 @@ def step(model: Any, pixels: Tensor, **autocast: Any) -> tuple[Tensor, dict[str,
 
 @pytest.mark.parametrize("savings", KINDS)
 def test_equals_the_cpu(savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(make_clip(dtype=torch.float64), tokenizer, prototype_rank=2).double().train()
+    model = adapt(make_clip(dtype=torch.float64), tokenizer, prototype_rank=2, rephrased_weight=10.0).double().train()
     model.set_savings(savings)
     loss, gradients = step(model, pixels.double())
     found, others = step(model.to("cuda"), pixels.double())
@@ -62,7 +62,7 @@ def test_mixed_precision(
 ) -> None:
     """The direction of all gradients together is off by less than one rounding of each layer, forth and back."""
     base = dtype if frozen_half else torch.float32
-    model = adapt(make_clip(dtype=base).float(), tokenizer, prototype_rank=2).train().to("cuda")
+    model = adapt(make_clip(dtype=base).float(), tokenizer, prototype_rank=2, rephrased_weight=10.0).train().to("cuda")
     loss, gradients = step(model, pixels)
     for name, weight in model.named_parameters():
         if "anprompt_" not in name:
@@ -80,7 +80,7 @@ def test_mixed_precision(
 def test_no_step_waits_for_the_device(
     savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
-    model = adapt(make_clip(), tokenizer).train().to("cuda")
+    model = adapt(make_clip(), tokenizer, rephrased_weight=10.0).train().to("cuda")
     model.set_savings(savings)
     step(model, pixels)
     pixels, labels = pixels.to("cuda"), LABELS.to("cuda")
@@ -99,7 +99,7 @@ def test_attention_has_fast_kernels(
 ) -> None:
     """Without the plain kernel that PyTorch falls back to, images need no mask and texts a bool one."""
     clip = make_clip(hidden_size=64)  # heads of 16
-    model = adapt(clip, tokenizer).train().to("cuda")
+    model = adapt(clip, tokenizer, rephrased_weight=10.0).train().to("cuda")
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
         step(model, pixels, dtype=dtype)
 
@@ -136,7 +136,7 @@ def test_trainer(mixed: str, base: torch.dtype, make_clip: MakeClip, tokenizer: 
         report_to="none",
         save_strategy="no",
     )
-    model = adapt(make_clip(dtype=base), tokenizer)
+    model = adapt(make_clip(dtype=base), tokenizer, rephrased_weight=10.0)
     trainer = ANPromptTrainer(model, arguments, train_dataset=ClipTransform(processor).apply(dataset))
     trainer.train()
     first, last = (each["cross_entropy_class"] for each in trainer.state.log_history[:-1:9])

@@ -165,7 +165,7 @@ def test_buffers_are_empty_until_they_are_filled(make_clip: MakeClip, tokenizer:
 def test_an_adapter_for_inference_is_frozen(inference_mode: bool, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     model = new(clip, tokenizer, projection_rank=2, inference_mode=inference_mode)
     adapter = {name for name, _ in model.named_parameters() if "anprompt_" in name}
-    assert len(adapter) == 2 + 4 + 4 * 2
+    assert len(adapter) == 2 + 4 + 4 * 2 + 4 * 2, "the last of these are the four text layers' updates"
     assert set(trainable(model)) == (set() if inference_mode else adapter)
 
 
@@ -193,7 +193,7 @@ def test_weights_start_as_the_seed_says(make_clip: MakeClip, tokenizer: CLIPToke
     first, again, other = start(1), start(1), start(2)
     assert all(torch.equal(first[name], again[name]) for name in first)
     changed = {name for name in first if not torch.equal(first[name], other[name])}
-    assert changed == {name for name in first if "prototype" not in name}
+    assert changed == {name for name in first if "prototype" not in name and not name.endswith("update.default.up")}
     maps = [weight for name, weight in first.items() if "text_model" in name and name.endswith("weight")]
     assert len(maps) == 2
     assert not torch.equal(*maps)

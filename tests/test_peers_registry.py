@@ -109,7 +109,8 @@ def test_settings_stand_over_the_preset() -> None:
     assert make_method("tip-adapter-f", recipe=None) == make_method("tip-adapter")
     ours: Any = make_method("mmrl", config={"alpha": 0.5, "frozen_share": 0.25})
     assert ours.config == {
-        "alpha": 0.5, "num_noise_tokens": 0, "waloss_weight": 0.0, "similarity_weight": 0.5, "frozen_share": 0.25
+        "alpha": 0.5, "num_noise_tokens": 0, "waloss_weight": 0.0, "similarity_weight": 0.5, "frozen_share": 0.25,
+        "text_update_rank": None, "rephrased_weight": 0.0,
     }  # fmt: skip
     assert make_method("anprompt", recipe=lora.recipe).recipe is lora.recipe  # type: ignore[attr-defined]
 

@@ -25,7 +25,7 @@ from helpers import LABELS, adapt, assert_exact, count_calls, make_config, train
 from oracle import reference_adapter, reference_outputs
 
 SWITCHES = [each.name for each in fields(Savings) if each.name != "text_chunk"]
-FORMER: dict[str, Any] = {"text_update_rank": None, "rephrased_weight": 0.0}  # the first text layers stay frozen
+FORMER: dict[str, Any] = {"text_update_rank": None}  # the first text layers stay frozen
 WORDS = ["cat", "dog", "red", "small", "bird", "fish", "drawing"]
 
 names = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
@@ -52,7 +52,6 @@ def adapters(draw: st.DrawFn) -> dict[str, Any]:
         "prompt_mixing": draw(st.sampled_from([1.0, 0.6, 0.0])),
         "projection_rank": draw(st.sampled_from([None, 2])),
         "text_update_rank": draw(st.sampled_from([None, 2])),
-        "rephrased_weight": 0.0,  # test_rephrase.py holds that term to the reference
     }
 
 
@@ -337,7 +336,7 @@ def test_a_step_never_waits_for_the_device(
     chosen: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anprompt_peft.clip._check_labels", lambda *_: None)  # reads labels on the CPU only
-    model = adapt(make_clip(), tokenizer, rephrased_weight=0.0).train()  # test_gpu.py has it with rephrased texts
+    model = adapt(make_clip(), tokenizer).train()  # test_gpu.py has it with rephrased texts
     model.set_savings(chosen)
     with Waits() as first:
         train_step(model, pixels)

@@ -582,7 +582,7 @@ def test_early_stopping_restores_the_best(
     make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
 ) -> None:
     """A rate that spoils the adapter after the gentle first epoch: training stops, and the first weights come back."""
-    model = get_peft_model(make_clip(), make_config(tokenizer, similarity_weight=0.5))
+    model = get_peft_model(make_clip(), make_config(tokenizer, similarity_weight=0.5, text_update_rank=None))
     arguments = method_arguments(
         tmp_path, num_train_epochs=8, learning_rate=3.0, warmup_epochs=1, eval_strategy="epoch", save_strategy="epoch",
         load_best_model_at_end=True, metric_for_best_model="eval_loss",

@@ -226,7 +226,7 @@ def test_plain_trainer_learns_from_a_folder(
     names = ["seven", "one", "nine"]
     shots = few_shot(select_classes(load_image_data(digits, "train"), names), 6, seed=0)
     data = shots.with_transform(ClipTransform(processor))
-    trainer = make_trainer(tmp_path, data, names, max_steps=20, dataloader_num_workers=workers)
+    trainer = make_trainer(tmp_path, data, names, max_steps=30, dataloader_num_workers=workers)
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
