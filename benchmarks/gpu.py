@@ -32,7 +32,18 @@ from anprompt_peft.data import ClipTransform, RGBImage
 from anprompt_peft.fast import Savings
 from anprompt_peft.files import to_json
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
-from measuring import Setting, gemm_peak, interleave, operations, parser_for, positive, ratios, read_setting, spread
+from measuring import (
+    Setting,
+    gemm_peak,
+    interleave,
+    operations,
+    parser_for,
+    peak_memory_gb,
+    positive,
+    ratios,
+    read_setting,
+    spread,
+)
 from measuring import size as read_size
 from predict import make_files
 from reporting import run, table, with_range
@@ -41,7 +52,7 @@ from workload import Workload, lora_step, make_adapted, make_clip, make_workload
 
 BF16 = "bfloat16 weights"
 OURS, COMPILED = f"{SAVINGS}, {BF16}", f"{SAVINGS}, {BF16}, compiled"
-PADDED, CHUNKED, HALF = f"no ragged_text, {BF16}", f"500 texts at a time, {BF16}", "float16"
+CHUNKED, HALF = f"500 texts at a time, {BF16}", "float16"
 STEP_COLUMNS = ["classes, batch", "way", "ms per step", "times ours", "GB at the peak", "TFLOP", "of GEMM", "host ms"]
 EPOCH_COLUMNS = ["images", "s set-up", "s first epoch", "s each further epoch", "GB at the peak"]
 FILES = 500
@@ -89,7 +100,7 @@ def measure_steps(of: tuple[int, int], options: argparse.Namespace, setting: Set
         step()
         first[way] = time.perf_counter() - start
         step()
-        steps[way], memory[way] = step, (_peak(setting.device) - before) / 1e9
+        steps[way], memory[way] = step, peak_memory_gb(setting.device) - before
     host: dict[str, list[float]] = {way: [] for way in steps}
 
     def block(way: str) -> Callable[[], None]:
@@ -119,7 +130,7 @@ def measure_steps(of: tuple[int, int], options: argparse.Namespace, setting: Set
 
 def ways_for(classes: int, options: argparse.Namespace) -> list[str]:
     """What is compared; the plain path and texts in chunks where they make sense."""
-    ways = [OURS, SAVINGS, PADDED, LORA, f"{LORA}, {BF16}"]
+    ways = [OURS, SAVINGS, LORA, f"{LORA}, {BF16}"]
     ways += [HALF] if options.device == "cuda" else []
     ways += [] if options.no_compile else [COMPILED]
     return [*ways, *([PLAIN] if classes <= PLAIN_CLASSES else [CHUNKED])]
@@ -131,7 +142,7 @@ def make_step(way: str, clip: CLIPModel, work: Workload, dtype: str) -> Callable
     if way.startswith(LORA):
         return lora_step(work, dtype, clip)
     model = make_adapted(work, clip, random_targets=True)
-    kinds = {PLAIN: Savings.none(), CHUNKED: Savings(text_chunk=500), PADDED: Savings(ragged_text=False)}
+    kinds = {PLAIN: Savings.none(), CHUNKED: Savings(text_chunk=500)}
     run = torch.compile(model) if way == COMPILED else model
     return with_savings(kinds.get(way, Savings()), model, train_step(run, work, HALF if way == HALF else dtype))
 
@@ -212,7 +223,7 @@ def measure_epochs(source: str, options: argparse.Namespace, setting: Setting) -
         "setup_seconds": setup,
         "all_epochs_seconds": clock.times[-1] - start,
         "epoch_seconds": seconds,
-        "peak_memory_gb": _peak(setting.device) / 1e9,
+        "peak_memory_gb": peak_memory_gb(setting.device),
     }
 
 
@@ -237,17 +248,13 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _reset_memory(device: str) -> int:
-    """Start a new peak; return the bytes that are held already."""
+def _reset_memory(device: str) -> float:
+    """Start a new peak; return the GB that are held already."""
     if device != "cuda":
-        return 0
+        return 0.0
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-def _peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    return torch.cuda.memory_allocated() / 1e9
 
 
 def report(record: dict[str, Any]) -> str:

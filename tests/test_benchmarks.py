@@ -232,7 +232,7 @@ def test_gpu_runs_on_a_cpu_too(
     options = ["--device", "cpu", "--threads", "1", "--steps", "2", "--block", "1", "--no-compile", "--sizes", "3x2"]
     gpu.main([*options, "--images", "6", "--epochs", "2", "--output", str(tmp_path)])
     steps, jpeg, cached = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert set(steps["seconds"]) == {gpu.OURS, gpu.SAVINGS, gpu.PADDED, gpu.LORA, f"LoRA, {gpu.BF16}", gpu.PLAIN}
+    assert set(steps["seconds"]) == {gpu.OURS, gpu.SAVINGS, gpu.LORA, f"LoRA, {gpu.BF16}", gpu.PLAIN}
     assert steps["times_ours"][gpu.OURS]["median"] == 1
     assert steps["profile"]["attention"]
     for row in (jpeg, cached):

@@ -79,7 +79,7 @@ class TextPrefix:
 def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Savings) -> TextPrefix:
     """Cut texts into what all begin with and what each has of its own, or leave them whole.
 
-    All chunks have the same mix of lengths: each then fits where the one before it was, and memory stays whole.
+    Packed chunks have the same mix of lengths: each then fits where the one before it was, and memory stays whole.
 
     Args:
         hidden (`Tensor`): `[n, L, d]`, as they enter the first layer with prompts.
@@ -181,13 +181,12 @@ def _run_whole_rows(
 ) -> Tensor:
     hidden, count = chunk.hidden, 0
     for at, layer in enumerate(layers):
-        new, is_last = prompts[at], at == len(layers) - 1
+        new, ends_only = prompts[at], savings.last_layer and at == len(layers) - 1
         if new is not None:
             brought = new.expand(hidden.shape[0], -1, -1)
             hidden = torch.cat([hidden[:, :1], brought, hidden[:, 1 + count :]], dim=1)  # R, L + p, d
             count = new.shape[0]
-        ends = chunk.ends + count if is_last else None
-        step = partial(_run_rows, layer, updates[at], ends if savings.last_layer else None, savings.activation)
+        step = partial(_run_rows, layer, updates[at], chunk.ends + count if ends_only else None, savings.activation)
         hidden = checkpointed(layer, step, hidden)
     return hidden if savings.last_layer else hidden[_all_rows(hidden), chunk.ends + count]
 

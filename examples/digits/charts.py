@@ -9,15 +9,12 @@ import matplotlib
 import numpy as np
 
 from anprompt_peft.evaluation import BaseToNew
+from anprompt_peft.report.curves import TERMS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 MEASURES = {"base": "base", "new": "new", "harmonic_mean": "harmonic mean"}
-TERMS = (
-    "loss", "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text",
-    "similarity_rephrased", "waloss",
-)  # fmt: skip
 COLOURS = {"zero-shot CLIP": "#7d8996", "ANPrompt": "#1f6fb2"}
 BAR = 0.38
 
