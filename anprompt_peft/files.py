@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import tempfile
@@ -47,6 +48,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         fresh = Path(scratch) / path.name
         yield fresh
         fresh.replace(path)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a crash left of [`whole_folder`] or [`whole_file`]. No other process may be writing `path`."""
+    for scratch in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        shutil.rmtree(scratch)
 
 
 def to_json(record: Any) -> str:

@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import huggingface_hub.constants
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -355,7 +357,7 @@ def fuzz(fuzzer: Fuzzer, examples: int, number: int = 0) -> None:
             door = rng.choice(doors)
             fuzzer.try_one(door, *((mutant, sound[1]) if changes_config else (sound[0], mutant)))
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
         warnings.simplefilter("ignore")
         run()
 

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from transformers import CLIPModel, CLIPProcessor, set_seed
 import anprompt_cli.jobs.train  # noqa: F401 - what each process would else import after it was forked
 import train_accelerate
 from anprompt_cli import main as command_line
+from anprompt_cli.config_file import RESULTS
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import ClipTransform, class_names_of, load_image_data
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
@@ -44,7 +46,9 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "o
 
 
 def by_command_line(data: Path, output: Path, resume: bool) -> None:
-    """Train with `anprompt train`."""
+    """Train with `anprompt train`, which refuses to resume what is complete: it may be killed after its last file."""
+    if resume and (output / RESULTS).is_file():
+        return
     if resume and (output / "run.yaml").is_file():
         code = command_line(["train", "--output", str(output), "--resume"])
     else:
@@ -97,15 +101,16 @@ def attempt(
     """
     process = os.fork()
     if not process:
+        said = StringIO()
         try:
             os.setsid()
             if change is not None:
                 at_change(change, str(output), error)
-            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            with redirect_stdout(said), redirect_stderr(said):
                 run()
             os._exit(0)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.__stderr__, flush=True)
+        except BaseException as failure:
+            print(repr(failure), *said.getvalue().splitlines()[-9:], sep="\n", file=sys.__stderr__, flush=True)
             os._exit(1)
     if seconds is not None:
         time.sleep(seconds)
@@ -148,7 +153,6 @@ def kill_and_resume(name: str, data: Path, folder: Path, kills: int, seed: int =
     whole = folder / "whole"
     assert attempt(lambda: run(data, whole, False), whole) == (False, True)
     duration = time.perf_counter() - started
-    expected = load((whole / weights).read_bytes())
     counts = {"kills": 0, "in saving": 0, "runs": 0, "same weights": 0, "failed": 0, "seconds": round(duration, 1)}
     while counts["kills"] < kills:
         output, in_saving = folder / f"run-{counts['runs']}", counts["runs"] % 2 == 1
@@ -171,13 +175,20 @@ def kill_and_resume(name: str, data: Path, folder: Path, kills: int, seed: int =
         if not fine:
             counts["failed"] += 1
             continue
-        found = load((output / weights).read_bytes())
-        same = found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
-        counts["same weights"] += same
+        counts["same weights"] += same_weights(output / weights, whole / weights)
         left = [path.name for path in output.rglob(".*")] + [path.name for path in output.rglob("unfinished")]
         assert not left, left
         print(name, counts, file=sys.stderr, flush=True)
     return counts
+
+
+def same_weights(found: Path, expected: Path) -> bool:
+    """Whether two files hold the same tensors, bit for bit; if not, say which differ."""
+    one, other = load(found.read_bytes()), load(expected.read_bytes())
+    differ = [name for name in one.keys() | other.keys() if not torch.equal(one[name], other[name])]
+    if differ:
+        print(f"{found} differs from {expected} in {differ}", file=sys.stderr, flush=True)
+    return not differ
 
 
 def fill_and_resume(name: str, data: Path, folder: Path, every: int) -> dict[str, Any]:
@@ -194,22 +205,18 @@ def fill_and_resume(name: str, data: Path, folder: Path, every: int) -> dict[str
     run, weights = RUNS[name]
     whole = folder / "whole"
     assert attempt(lambda: run(data, whole, False), whole) == (False, True)
-    expected = load((whole / weights).read_bytes())
     counts = {"failures": 0, "told": 0, "same weights": 0}
     for change in itertools.count(1, every):
         output = folder / f"run-{change}"
         error = (errno.ENOSPC, errno.EROFS)[counts["failures"] % 2]
         _, fine = attempt(lambda output=output: run(data, output, False), output, None, change, error)  # type: ignore[misc]
         if fine and (output / weights).is_file():
-            found = load((output / weights).read_bytes())
-            assert all(torch.equal(found[key], expected[key]) for key in expected)
+            assert same_weights(output / weights, whole / weights)
             return counts
         counts["failures"] += 1
         counts["told"] += not fine
         _, fine = attempt(lambda output=output: run(data, output, True), output)  # type: ignore[misc]
-        found = load((output / weights).read_bytes()) if fine else {}
-        same = found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
-        counts["same weights"] += same
+        counts["same weights"] += fine and same_weights(output / weights, whole / weights)
     raise AssertionError
 
 

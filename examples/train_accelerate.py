@@ -30,7 +30,7 @@ from transformers import CLIPModel, CLIPProcessor
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import ClipTransform, class_names_of, few_shot, load_image_data
 from anprompt_peft.fast.sharding import refuse_weight_sharding
-from anprompt_peft.files import to_json, whole_folder
+from anprompt_peft.files import remove_unfinished, to_json, whole_folder
 from anprompt_peft.provenance import provenance
 from anprompt_peft.training import (
     BATCH_SIZE,
@@ -177,6 +177,7 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
     accelerator.register_for_checkpointing(progress)
     if accelerator.is_main_process:
         clear(options.output / "checkpoints")
+        remove_unfinished(options.output / "result")
     accelerator.wait_for_everyone()
     if options.resume:
         accelerator.load_state(str(newest(options.output / "checkpoints")))

@@ -384,12 +384,14 @@ def test_the_accelerate_example_falls_back_and_sweeps(digits: Path, tmp_path: Pa
         shutil.copytree(checkpoints / "step-00000003", checkpoints / name)
         (checkpoints / name / "optimizer.bin").write_bytes(b"")
     (checkpoints / "unfinished" / "custom_checkpoint_1.pkl").touch()
+    (parts / ".result-abc" / "new").mkdir(parents=True)
     resumed = worker.run_script(digits, parts, "--resume_from_checkpoint", "True")
     assert whole is not None
     assert resumed is not None
     assert resumed["loss_terms"] == whole["loss_terms"]
     assert_same(*(weights(tmp_path / run / "result" / "adapter") for run in ("parts", "whole")))
     assert [path.name for path in checkpoints.iterdir()] == ["step-00000010"]
+    assert not [*parts.glob(".result*")]
 
 
 HOLD = """

@@ -560,6 +560,41 @@ def test_resuming_mid_epoch_is_bitwise(
     assert resumed.state.log_history[-2]["loss"] == whole.state.log_history[-2]["loss"]
 
 
+EARLY = {
+    "learning_rate": 0.0, "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss", "restore_callback_states_from_checkpoint": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"), [({"max_steps": 4, "save_strategy": "steps", "save_steps": 2}, 4), (EARLY, 6)]
+)
+def test_a_run_resumed_after_its_last_checkpoint_takes_no_further_step(
+    settings: dict[str, Any],
+    steps: int,
+    make_clip: MakeClip,
+    tokenizer: CLIPTokenizer,
+    data: Dataset,
+    tmp_path: Path,
+) -> None:
+    """All of `max_steps` done within an epoch, or early stopping after the second epoch; then a second process."""
+
+    def fresh() -> ANPromptTrainer:
+        callbacks: list[TrainerCallback] = [EarlyStoppingCallback(1)] if settings is EARLY else []
+        model = get_peft_model(make_clip(), make_config(tokenizer))
+        arguments = method_arguments(tmp_path, **settings)
+        return ANPromptTrainer(model, arguments, train_dataset=data, eval_dataset=data, callbacks=callbacks)
+
+    whole, resumed = fresh(), fresh()
+    whole.train()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == steps
+    expected, weights = trainable(whole.model), trainable(resumed.model)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    whole.train()
+    assert whole.state.global_step == steps
+
+
 def test_checkpoints_hold_the_adapter_alone(
     make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
 ) -> None:

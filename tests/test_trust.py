@@ -462,6 +462,10 @@ def test_auto_peft_model_loads_a_clip_and_names_it(
     edit(broken, base_model_name_or_path=None)
     with pytest.raises(ValueError, match="names no base model"):
         AutoPeftModel.from_pretrained(broken)
+    monkeypatch.undo()
+    edit(broken, base_model_name_or_path="/no/such/clip")
+    with pytest.raises(FileNotFoundError, match=r"'/no/such/clip', the base model that .*Load the CLIP that it was"):
+        AutoPeftModel.from_pretrained(broken)
 
 
 def test_the_command_line_names_a_base_model_of_the_hub(

@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
@@ -119,7 +119,8 @@ class ANPromptTrainer(Trainer):
     Terms are averaged over the images since the last log, over all processes; those of an evaluation have the prefix
     `eval_`. With [`ANPromptTrainingArguments`] it follows their recipe. What it pushes to the Hub has the
     adapter's card, and random transforms draw by seed, epoch and row, so that a resumed run repeats them (unless
-    `remove_unused_columns` is on). The first loss that is NaN or infinite ends the training before the weights
+    `remove_unused_columns` is on). A run that is resumed when all its steps are done, or that had stopped early, takes
+    no further step. The first loss that is NaN or infinite ends the training before the weights
     change, and an adapter with such weights is not saved. Anything else is Trainer's own.
 
     Raises:
@@ -144,6 +145,7 @@ class ANPromptTrainer(Trainer):
             self.add_callback(TellEpoch(self.train_dataset))
         self._sums: dict[str, dict[str, Tensor]] = {"": {}, "eval_": {}}
         self._images: dict[str, int] = defaultdict(int)
+        self._resumed = False
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -214,6 +216,7 @@ class ANPromptTrainer(Trainer):
         with alone_in(folder) if saves else nullcontext():
             if str(resume_from_checkpoint).lower() == "true":
                 resume_from_checkpoint = self._newest_checkpoint(folder)
+            self._resumed = bool(resume_from_checkpoint)
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         if isinstance(self.model, PeftModel):
             check_finite(self.model, self.model.active_adapter)
@@ -229,6 +232,18 @@ class ANPromptTrainer(Trainer):
         if self.args.should_save:
             remove_broken(broken, found)
         return str(found)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of a step: none where the checkpoint that is resumed was a run's last."""
+        if self._resumed and self._is_over():
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _is_over(self) -> bool:
+        callbacks = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        stopped = any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in callbacks)
+        return stopped or self.state.global_step >= self.state.max_steps
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -183,7 +183,13 @@ def _auto_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
             )
         if hub_id(base) is not None:
             logger.warning("Loading the base model %r, which the adapter names.", base)
-        clip = CLIPModel.from_pretrained(base, revision=found.revision, **kwargs)
+        try:
+            clip = CLIPModel.from_pretrained(base, revision=found.revision, **kwargs)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{base!r}, the base model that {pretrained_model_name_or_path} names, cannot be loaded: {error} Load "
+                "the CLIP that it was trained with, and then the adapter with PeftModel.from_pretrained(clip, name)."
+            ) from error
         return PeftModel.from_pretrained(
             clip,
             pretrained_model_name_or_path,
