@@ -51,8 +51,10 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 
     try:
         with alone_in(output):
-            _check_folder(options)  # again, as another run may have ended meanwhile
+            _check_folder(options)  # again, as another run may have begun meanwhile
             _sweep(output)
+            if (output / RESULTS).is_file():
+                raise ValueError(f"--resume: the run in {output} is complete.")
             measured, notes = train_adapter(options, settings)
     except (Interrupted, KeyboardInterrupt) as error:
         if not (output / RECORD).is_file():
@@ -88,8 +90,6 @@ def _check_folder(options: TrainOptions) -> None:
     left = [path for path in output.glob("*") if not path.name.startswith(LEFTOVERS)]
     if not resume and left:
         raise ValueError(f"--output {output} is not empty. Choose another folder, or continue its run with --resume.")
-    if resume and (output / RESULTS).is_file():
-        raise ValueError(f"--resume: the run in {output} is complete.")
 
 
 def _sweep(output: Path) -> None:

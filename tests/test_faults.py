@@ -376,6 +376,18 @@ def test_a_start_that_was_killed_before_anything_was_written_can_be_repeated(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in trained[0].iterdir()}
 
 
+def test_a_run_that_was_killed_after_its_last_file_is_complete(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = shutil.copytree(trained[0], tmp_path / "out")
+    before = {path.name for path in output.iterdir()}
+    (output / ".new-abc").mkdir()
+    (output / ".lock").touch()
+    assert main(["train", "--output", str(output), "--resume"]) == 2
+    assert "is complete" in capsys.readouterr().err
+    assert {path.name for path in output.iterdir()} == before
+
+
 def test_the_accelerate_example_falls_back_and_sweeps(digits: Path, tmp_path: Path) -> None:
     whole = worker.run_script(digits, tmp_path / "whole")
     parts, checkpoints = tmp_path / "parts", tmp_path / "parts" / "checkpoints"
