@@ -20,7 +20,8 @@ class Savings:
             of them. Has no effect on vision layers with `prompt_mixing` below 1.
         text_opening (`bool`): what all class texts begin with, prompts included, is computed once. On CPUs only:
             elsewhere it takes longer to launch the many small operations than to compute a few large ones.
-        ragged_text (`bool`): texts of equal length are computed together, without padding; goes with `text_opening`.
+        ragged_text (`bool`): linear layers run on the tokens of texts without padding, and attention pads none to more
+            than twice its length; goes with `text_opening`.
         activation (`bool`): QuickGELU takes one operation, its scalings being done by the products around it, and
             keeps one tensor for the backward pass instead of two.
         text_chunk (`int`, *optional*): computes that many texts at a time and again in the backward pass, to bound

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -27,21 +26,26 @@ from .blocks import (
 )
 from .savings import Savings
 
+PADDED = 2
+"""How many times as long as a text another may be whose attention is computed with it, padded."""
+
 
 @dataclass(frozen=True)
 class Bucket:
-    """Neighbouring rows of one length.
+    """Neighbouring rows whose attention is computed together.
 
     Attributes:
         rows (`slice`): the b of the chunk's R rows.
-        tokens (`slice`): the b * length of the chunk's T packed tokens.
-        length (`int`): tokens per row.
+        tokens (`slice`): the t of the chunk's T packed tokens.
+        length (`int`): tokens of the longest row.
+        places (`Tensor`, *optional*): int64 `[t]`, where the tokens lie among b * length, if rows differ in length.
         visible (`Tensor`, *optional*): bool `[b, 1, 1, length]`, what a row's end sees, if not all of its row.
     """
 
     rows: slice
     tokens: slice
     length: int
+    places: Tensor | None
     visible: Tensor | None
 
 
@@ -133,22 +137,30 @@ def _common_opening(input_ids: Tensor, ends: Tensor) -> int:
 
 
 def _chunk(rows: list[int], lengths: list[int], hidden: Tensor, ends: list[int]) -> Chunk:
-    buckets, packed = [], []
-    packed_ends: list[int] = []
+    buckets, packed, packed_ends = [], [], []
     start = token = 0
-    for length, group in groupby(rows, key=lengths.__getitem__):
-        members = list(group)
-        last = [ends[row] for row in members]
-        visible = None
-        if any(end < length - 1 for end in last):
-            visible = torch.arange(length) <= torch.tensor(last)[:, None]  # b, length
-            visible = visible[:, None, None]
-        size = len(members)
-        buckets.append(Bucket(slice(start, start + size), slice(token, token + size * length), length, visible))
-        packed.append(hidden[torch.tensor(members), :length].flatten(0, 1))  # b * length, d
-        packed_ends.extend(token + at * length + end for at, end in enumerate(last))
-        start, token = start + size, token + size * length
-    return Chunk(torch.tensor(rows), torch.cat(packed), torch.tensor(packed_ends), buckets)
+    for members in _groups(rows, lengths):
+        own, last = (torch.tensor([each[row] for row in members]) for each in (lengths, ends))  # b
+        size, length, count = len(members), int(own.max()), int(own.sum())
+        there, seen = (torch.arange(length) < limit[:, None] for limit in (own, last + 1))  # b, length
+        places = None if there.all() else there.flatten().nonzero().flatten()
+        visible = None if seen.all() else seen[:, None, None]
+        buckets.append(Bucket(slice(start, start + size), slice(token, token + count), length, places, visible))
+        packed.append(hidden[torch.tensor(members), :length][there])  # t, d
+        packed_ends.append(token + own.cumsum(0) - own + last)
+        start, token = start + size, token + count
+    return Chunk(torch.tensor(rows), torch.cat(packed), torch.cat(packed_ends), buckets)
+
+
+def _groups(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    """Yield rows, which are sorted by length, in groups in which the longest is at most twice as long as the first."""
+    group: list[int] = []
+    for row in rows:
+        if group and lengths[row] > PADDED * lengths[group[0]]:
+            yield group
+            group = []
+        group.append(row)
+    yield group
 
 
 def _opening_keys(
@@ -250,11 +262,19 @@ def _attend_bucket(
     bucket: Bucket,
     at_ends: bool,
 ) -> Tensor:
-    shape = (-1, bucket.length)
-    keys, values = (each[bucket.tokens].unflatten(0, shape) for each in (keys, values))  # b, length, h, e
+    keys, values = _in_rows(keys, bucket), _in_rows(values, bucket)  # b, length, h, e
     if at_ends:
-        queries, mask = queries[bucket.rows][:, None], bucket.visible  # b, 1, h, e
-    else:
-        queries = queries[bucket.tokens].unflatten(0, shape)  # b, length, h, e
-        mask = torch.ones(bucket.length, bucket.length, dtype=torch.bool, device=keys.device).tril()
-    return attend_shared(layer, queries, keys, values, opening, mask).flatten(0, 1)
+        return attend_shared(layer, queries[bucket.rows][:, None], keys, values, opening, bucket.visible).flatten(0, 1)
+    mask = torch.ones(bucket.length, bucket.length, dtype=torch.bool, device=keys.device).tril()  # hides padding, too
+    mixed = attend_shared(layer, _in_rows(queries, bucket), keys, values, opening, mask).flatten(0, 1)
+    return mixed if bucket.places is None else mixed.index_select(0, bucket.places)
+
+
+def _in_rows(tokens: Tensor, bucket: Bucket) -> Tensor:
+    """Return a bucket's of all packed tokens `[T, h, e]` in rows `[b, length, h, e]`, shorter ones padded."""
+    tokens = tokens[bucket.tokens]
+    if bucket.places is not None:
+        size = bucket.rows.stop - bucket.rows.start
+        padded = tokens.new_zeros(size * bucket.length, *tokens.shape[1:])
+        tokens = padded.index_copy(0, bucket.places, tokens)
+    return tokens.unflatten(0, (-1, bucket.length))
