@@ -55,6 +55,7 @@ OWNED = {
         "use_cpu": "use device",
         "bf16": "use precision",
         "fp16": "use precision",
+        "precision": "use precision",
         "resume_from_checkpoint": "use --resume",
         "remove_unused_columns": "training sets it",
         "label_names": "training sets it",

@@ -32,11 +32,20 @@ class Device(StrEnum):
 
 
 class Precision(StrEnum):
-    """Arithmetic of training: float32, or autocast to a 16-bit type."""
+    """Arithmetic of CLIP's encoders; `auto` is bfloat16 where the device multiplies it natively, else float32."""
 
+    AUTO = "auto"
     FP32 = "fp32"
-    FP16 = "fp16"
     BF16 = "bf16"
+
+
+class TrainingPrecision(StrEnum):
+    """The same, and autocast to float16."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
 
 
 class OnCorrupt(StrEnum):
@@ -100,6 +109,19 @@ class AdapterOptions:
 
     adapter: Annotated[str, _argument("ADAPTER", "Folder of an adapter, or its id on the Hub.")]
     revision: Annotated[str | None, _unset("Branch, tag or commit of an adapter on the Hub.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(AdapterOptions):
+    """How to compute with it."""
+
+    precision: Annotated[
+        Precision,
+        Option(
+            help="Of CLIP's weights. auto: bf16 where the device multiplies it natively, else fp32.",
+            rich_help_panel=RUN,
+        ),
+    ] = Precision.AUTO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,9 +284,14 @@ class TrainOptions(RunOptions, DataOptions):
             rich_help_panel=TRAINING,
         ),
     ] = 1
-    precision: Annotated[Precision, Option(help="fp16 and bf16 train with autocast.", rich_help_panel=TRAINING)] = (
-        Precision.FP32
-    )
+    precision: Annotated[
+        TrainingPrecision,
+        Option(
+            help="Of CLIP's frozen weights. auto: bf16 where the device multiplies it natively, else fp32. "
+            "fp16 trains with autocast, on a GPU.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = TrainingPrecision.AUTO
     workers: Annotated[
         int | None, _unset("Worker processes that load images. Default: 0.", RUN, metavar="N", min=0)
     ] = None
@@ -278,7 +305,7 @@ class TrainOptions(RunOptions, DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(RunOptions, DataOptions, AdapterOptions):
+class EvaluateOptions(RunOptions, DataOptions, ModelOptions):
     """Options of `anprompt evaluate`."""
 
     split: Annotated[str, Option(help="Split to measure on.", rich_help_panel=DATA)] = "test"
@@ -317,7 +344,7 @@ class EvaluateOptions(RunOptions, DataOptions, AdapterOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(RunOptions, AdapterOptions):
+class PredictOptions(RunOptions, ModelOptions):
     """Options of `anprompt predict`."""
 
     images: Annotated[

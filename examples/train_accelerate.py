@@ -29,6 +29,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import ClipTransform, class_names_of, few_shot, load_image_data
+from anprompt_peft.fast import PRECISIONS, choose_precision, set_precision
 from anprompt_peft.fast.sharding import refuse_weight_sharding
 from anprompt_peft.files import remove_unfinished, to_json, whole_folder
 from anprompt_peft.provenance import provenance
@@ -97,12 +98,14 @@ def run(accelerator: Accelerator, options: argparse.Namespace) -> dict[str, Any]
     """Do what the options say in an output folder that no other run uses."""
     settings = {name: str(value) for name, value in vars(options).items() if name not in NOT_SETTINGS}
     settings |= {"processes": str(accelerator.num_processes), "mixed_precision": accelerator.mixed_precision}
+    settings["precision"] = choose_precision(options.precision, accelerator.device)
     accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device.type}: {settings}")
     accelerator.init_trackers("logs", config=settings)
     set_seed(options.seed)
     train_loader, test_loader, names = load_data(accelerator, options)
     clip = CLIPModel.from_pretrained(options.model).to(accelerator.device)
     adapted = get_peft_model(clip, ANPromptConfig(class_names=names, template=options.template))
+    set_precision(adapted, settings["precision"])
     adapted.shard_class_texts()
     progress = Progress(settings)
     model = train(accelerator, adapted, train_loader, progress, options)
@@ -135,6 +138,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--learning-rate", type=float, default=LEARNING_RATE, help=f"peak rate of AdamW (default {LEARNING_RATE})")
     add("--seed", type=int, default=1, help="of shots, weights and batches; the paper averages over 1, 2 and 3")
     add("--workers", type=int, default=0, help="processes that read images, for each process (default 0)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of CLIP's frozen weights (default: fp32)")
     add("--mixed-precision", choices=["no", "fp16", "bf16"], help="default: what accelerate launch says")
     add("--report-to", help="tracker to log to: tensorboard, wandb or another that Accelerate knows")
     add("--save-every", type=int, default=0, help="optimizer steps between checkpoints, besides those of every epoch")

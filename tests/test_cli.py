@@ -42,6 +42,7 @@ from anprompt_cli.jobs import train as training_job
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import few_shot, load_image_data, select_classes
 from anprompt_peft.evaluation import Predictions
+from anprompt_peft.fast import precision, set_precision
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, RepeatableRows
 from export_folder import export
 from handwriting import CLASS_NAMES, TEMPLATE
@@ -245,7 +246,7 @@ def test_a_file_gives_defaults_and_flags_win(suffix: str, digits: Path, tmp_path
 
 
 def test_what_is_measured_is_what_is_saved(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training in half precision leaves no autocast behind."""
+    """Loaded in the same precision, the adapter answers as it was measured; it is saved in float32."""
     pixels, measured = torch.rand(2, 3, 32, 32), []
 
     def measure(model: Any, *arguments: Any) -> Any:
@@ -255,9 +256,28 @@ def test_what_is_measured_is_what_is_saved(train: Train, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(training_job, "measure", measure)
     assert train(tmp_path / "out", "--precision", "bf16", "--epochs", 1).code == 0
+    saved = AutoPeftModel.from_pretrained(tmp_path / "out").eval()
+    set_precision(saved, "bf16")
     with torch.no_grad():
-        saved = AutoPeftModel.from_pretrained(tmp_path / "out").eval()(pixel_values=pixels).logits
-    assert torch.equal(saved, measured[0])
+        assert torch.equal(saved(pixel_values=pixels).logits, measured[0])
+    assert {each.dtype for each in load_file(tmp_path / "out" / WEIGHTS).values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp32")])
+def test_the_device_chooses_the_precision_and_is_told(
+    native: bool, chosen: str, train: Train, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's record holds the choice, so that it can be repeated anywhere."""
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: native)
+    said = f"Computing in {chosen}: this CPU {'multiplies' if native else 'does not multiply'} bfloat16 natively"
+    output = tmp_path / "out"
+    assert said in train(output, "--precision", "auto", "--epochs", 1).err
+    assert yaml.safe_load((output / "run.yaml").read_text())["precision"] == chosen
+    assert json.loads((output / "results.json").read_text())["config"]["precision"] == chosen
+    image = next((digits / "test").rglob("*.png"))
+    assert said in call("predict", output, image).err
+    assert said in call("evaluate", output, digits).err
+    assert "Computing in" not in call("predict", output, image, "--precision", chosen).err
 
 
 def test_validation_images_choose_the_checkpoint(digits: Path, tmp_path: Path) -> None:
@@ -633,7 +653,9 @@ def rankings(answer: Answer) -> dict[str, list[tuple[str, float]]]:
 def test_predictions_are_the_models(classes: list[str] | None, adapter: Path, digits: Path) -> None:
     folder = digits / "test" / "six"
     chosen = [part for name in classes or () for part in ("--classes", name)]
-    found = rankings(call("predict", adapter, folder, "--jsonl", "--top-k", 2, "--batch-size", 4, *chosen))
+    found = rankings(
+        call("predict", adapter, folder, "--jsonl", "--top-k", 2, "--batch-size", 4, "--precision", "fp32", *chosen)
+    )
     assert list(found) == [str(path) for path in sorted(folder.iterdir())]
     model, processor = AutoPeftModel.from_pretrained(adapter).eval(), CLIPProcessor.from_pretrained(TINY_CLIP)
     model.set_classes(classes)
@@ -861,7 +883,7 @@ def test_wrong_files_are_refused(text: str, wanted: str, digits: Path, tmp_path:
     [
         (["--shots", 0], "Invalid value for '--shots': Input should be greater than or equal to 1, not '0'. See"),
         (["--shots", 50], "shots=50 asks for more examples than these classes have: {'eight': 6,"),
-        (["--precision", "fp64"], "'fp64' is not one of 'fp32', 'fp16', 'bf16'. See anprompt train --help."),
+        (["--precision", "fp64"], "'fp64' is not one of 'auto', 'fp32', 'bf16', 'fp16'. See anprompt train --help."),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU."),
         (["--train-split", "dev"], "--train-split dev: the data have no such split, only train, test."),
         (["--eval-split", "dev"], "--eval-split dev: the data have no such split, only train, test."),

@@ -13,11 +13,12 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTra
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from transformers.utils import logging as transformers_logging
 
+from anprompt_peft.fast import choose_precision, set_precision
 from anprompt_peft.files import hub_id  # also registers the method
 
 from ..adapters import CONFIG, locate
 from ..errors import Failure
-from ..options import Device
+from ..options import Device, Precision
 from ..text import printable
 
 
@@ -66,11 +67,21 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
         ) from error
 
 
-def load_adapter(name: str, revision: str | None, device: Device) -> tuple[Any, Any]:
+def precision_for(asked: str, device: torch.device) -> str:
+    """Return the precision to compute in; if the device decides it, say which on standard error."""
+    chosen = choose_precision(str(asked), device)
+    if asked == Precision.AUTO:
+        kind = "GPU" if device.type == "cuda" else device.type.upper()
+        reason = f"this {kind} {'multiplies' if chosen == 'bf16' else 'does not multiply'} bfloat16 natively"
+        print(f"Computing in {chosen}: {reason} (--precision).", file=sys.stderr)
+    return chosen
+
+
+def load_adapter(name: str, revision: str | None, device: Device, precision: Precision) -> tuple[Any, Any]:
     """Load an adapter with its base model, and the image processor saved with it or else the base model's.
 
     Returns:
-        `tuple`: the `PeftModel` in float32 and evaluation mode on the device, and the image processor.
+        `tuple`: the `PeftModel` in that precision and evaluation mode on the device, and the image processor.
 
     Raises:
         ValueError: if there is no such adapter, or none for a CLIP, or it is not whole.
@@ -85,7 +96,9 @@ def load_adapter(name: str, revision: str | None, device: Device) -> tuple[Any, 
     if hub_id(base) is not None:
         print(printable(f"Loading the base model {base}, which the adapter names."), file=sys.stderr)
     clip, processor = load_clip(base, config.revision)
-    model = PeftModel.from_pretrained(clip, folder).eval().to(choose_device(device))
+    place = choose_device(device)
+    model = PeftModel.from_pretrained(clip, folder).eval().to(place)
+    set_precision(model, precision_for(precision, place))
     if any((folder / file).is_file() for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         return model, CLIPImageProcessorPil.from_pretrained(folder)
     return model, processor.image_processor

@@ -14,9 +14,9 @@ from anprompt_peft.files import whole_file
 from anprompt_peft.training import ANPromptTrainingArguments
 
 from ..config_file import OWNED, RECORD, check_fields, from_yaml, to_yaml
-from ..options import Precision, TrainOptions
+from ..options import TrainingPrecision, TrainOptions
 from .labelled import check_parts, choose_split, load_splits, select_parts
-from .models import choose_device
+from .models import choose_device, precision_for
 
 HALVES = "base-new.json"
 MEASURED_SPLITS = ("test", "validation")
@@ -82,15 +82,16 @@ def training_arguments(options: TrainOptions, settings: Mapping[str, Any]) -> AN
     check_fields("training", settings["training"], ANPromptTrainingArguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("anprompt train runs as one process. For several, write a script with Accelerate.")
-    on_cpu = choose_device(options.device).type == "cpu"
-    if options.precision == Precision.FP16 and on_cpu:
+    device = choose_device(options.device)
+    on_cpu, in_float16 = device.type == "cpu", options.precision == TrainingPrecision.FP16
+    if in_float16 and on_cpu:
         raise ValueError("--precision fp16 needs a GPU. On a CPU use fp32 or bf16.")
     arguments = ANPromptTrainingArguments(
         output_dir=str(options.output),
         seed=options.seed,
         use_cpu=on_cpu,
-        fp16=options.precision == Precision.FP16,
-        bf16=options.precision == Precision.BF16,
+        fp16=in_float16,
+        precision=None if in_float16 else precision_for(options.precision, device),
         label_names=["labels"],
         **{"dataloader_pin_memory": not on_cpu, **_defaults(options), **settings["training"]},
     )

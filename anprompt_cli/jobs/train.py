@@ -89,6 +89,7 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
     quieten()
     started = time.perf_counter()
     arguments = training_arguments(options, settings)
+    settings = {**settings, "precision": arguments.precision or str(options.precision)}
     images = draw_images(options, evaluates=arguments.eval_strategy != "no")
     config = adapter_config(settings, images.class_names)
     clip, processor = load_clip(options.model, config.revision)
@@ -222,7 +223,7 @@ def _facts(
             "learning_rate": arguments.learning_rate,
             "class_weights": arguments.class_weights,
             "early_stopping": options.early_stopping,
-            "precision": str(options.precision),
+            "precision": arguments.precision or str(options.precision),
             "augment": options.augment,
         },
         metrics=metrics,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence, Sized
@@ -22,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ..data.columns import label_column
 from ..data.images import LABEL
+from ..fast.precision import PRECISIONS, choose_precision, set_precision
 from ..fast.sharding import refuse_weight_sharding
 from ..publish.finite import NonFiniteError, check_finite
 from ..publish.hub import CardCallback
@@ -31,6 +33,8 @@ from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES
 from .repeatable import ROW, RepeatableRows, TellEpoch
 
 AUTO, BALANCED = "auto", "balanced"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -56,10 +60,14 @@ class ANPromptTrainingArguments(TrainingArguments):
         class_weights (`str`, *optional*):
             `"balanced"` weights both cross entropies by `n / (C * n_c)`, with n training images, n_c of them of class
             c, and C classes.
+        precision (`str`, *optional*):
+            What CLIP's frozen weights are cast to, once: `"fp32"`, `"bf16"`, or `"auto"` for bf16 where the device
+            multiplies it natively, as [`~anprompt_peft.fast.set_precision`] does it. By default they stay as they were
+            loaded. It takes the place of `bf16=True`, which casts them in every step.
 
     Raises:
-        ValueError: if `recipe` or `class_weights` is unknown, `warmup_epochs` is negative or joined with
-            `warmup_steps`, or TensorBoard is asked for and not installed.
+        ValueError: if `recipe`, `class_weights` or `precision` is unknown, `warmup_epochs` is negative or joined with
+            `warmup_steps`, `precision` is joined with `bf16` or `fp16`, or TensorBoard is asked for and not installed.
     """
 
     learning_rate: float = field(default=LEARNING_RATE, metadata={"help": "The peak learning rate of AdamW."})
@@ -88,6 +96,13 @@ class ANPromptTrainingArguments(TrainingArguments):
     class_weights: str | None = field(
         default=None, metadata={"help": "balanced: weight the cross entropies by the inverse frequency of classes."}
     )
+    precision: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of CLIP's frozen weights; auto: bf16 where the device multiplies it natively, else fp32.",
+            "choices": [*PRECISIONS],
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -99,7 +114,13 @@ class ANPromptTrainingArguments(TrainingArguments):
             self.weight_decay = recipe.weight_decay
         if self.max_grad_norm is None:
             self.max_grad_norm = recipe.max_grad_norm
+        if self.precision is not None and (self.bf16 or self.fp16):
+            raise ValueError(
+                f"precision={self.precision!r} and bf16 or fp16 exclude each other. Leave one of them out."
+            )
         super().__post_init__()
+        if self.precision is not None:
+            self.precision = choose_precision(self.precision, self.device)
         if "tensorboard" in self.report_to and not is_tensorboard_available():
             raise ValueError("report_to='tensorboard' needs a package that is missing: pip install tensorboard.")
         if self.warmup_epochs is None:
@@ -136,6 +157,9 @@ class ANPromptTrainer(Trainer):
         refuse_weight_sharding()
         kwargs.setdefault("compute_metrics", accuracy)
         super().__init__(*args, **kwargs)
+        if precision := getattr(self.args, "precision", None):
+            set_precision(self.model, precision)
+            logger.info("CLIP's frozen weights are in %s.", precision)
         self.add_callback(CardCallback)
         if getattr(self.args, "class_weights", None) and self.train_dataset is not None:
             weights = balanced_class_weights(_labels(self.train_dataset), self.model.class_names)

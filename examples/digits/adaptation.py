@@ -26,6 +26,7 @@ class Settings:
         batch_size: images per step.
         learning_rate: peak rate of AdamW.
         similarity_weight: weight of the similarity loss.
+        precision: of CLIP's frozen weights, as `ANPromptTrainingArguments` has it.
     """
 
     recipe: str = "default"
@@ -33,6 +34,7 @@ class Settings:
     batch_size: int = 4
     learning_rate: float = 1e-3
     similarity_weight: float = 3.0
+    precision: str | None = None
 
 
 def to_pixels(processor: CLIPProcessor, images: Sequence[Image.Image]) -> Tensor:
@@ -66,6 +68,7 @@ def adapt(
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
+            precision=settings.precision,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
