@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from anprompt_peft.fast import Savings
+from anprompt_peft.fast import Savings, set_precision
 from fresh import in_process
 from measuring import Setting, interleave, parser_for, ratios, read_setting, size, spread
 from reporting import run, table, with_range
@@ -30,7 +30,11 @@ COLUMNS = ["classes, batch", "variant", "s per step", "ratio to all savings", "G
 def main(arguments: list[str] | None = None) -> None:
     """Measure every size."""
     options, setting = parse(arguments)
-    run("ablation", options, setting, options.sizes, lambda of: measure(of, variants(of[0], options), setting), report)
+
+    def measure_one(of: tuple[int, int]) -> dict[str, Any]:
+        return measure(of, variants(of[0], options), setting, "bf16" if options.bfloat16 else "fp32")
+
+    run("ablation", options, setting, options.sizes, measure_one, report)
 
 
 def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Setting]:
@@ -40,6 +44,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Setting]:
     parser.add_argument("--sizes", nargs="+", type=size, default=default, metavar="CxB")
     parser.add_argument("--without", nargs="+", choices=switches(), default=switches(), help="savings to leave out")
     parser.add_argument("--plain-classes", type=int, default=100, help="most classes for the plain path (default 100)")
+    parser.add_argument("--bfloat16", action="store_true", help="with CLIP's frozen weights in bfloat16")
     options = parser.parse_args(arguments)
     return options, read_setting(parser, options)
 
@@ -60,9 +65,9 @@ def variants(classes: int, options: argparse.Namespace) -> dict[str, Savings]:
     }
 
 
-def measure(of: tuple[int, int], variants: dict[str, Savings], setting: Setting) -> dict[str, Any]:
+def measure(of: tuple[int, int], variants: dict[str, Savings], setting: Setting, precision: str) -> dict[str, Any]:
     """Everything about one size."""
-    seconds = in_process(time_variants, of, variants, setting)
+    seconds = in_process(time_variants, of, variants, setting, precision)
     return {
         "classes": of[0],
         "batch": of[1],
@@ -70,16 +75,20 @@ def measure(of: tuple[int, int], variants: dict[str, Savings], setting: Setting)
         "all_seconds": seconds,
         "ratio": {name: ratios(taken, seconds[SAVINGS]) for name, taken in seconds.items()},
         "peak_memory_gb": {
-            name: in_process(measure_memory, of, name, savings, setting) for name, savings in variants.items()
+            name: in_process(measure_memory, of, name, savings, setting, precision)
+            for name, savings in variants.items()
         },
     }
 
 
-def time_variants(of: tuple[int, int], variants: dict[str, Savings], setting: Setting) -> dict[str, list[float]]:
+def time_variants(
+    of: tuple[int, int], variants: dict[str, Savings], setting: Setting, precision: str
+) -> dict[str, list[float]]:
     """Seconds of each step of each variant."""
     setting.begin()
     work = make_workload(*of).to(setting.device)
     model = make_adapted(work, random_targets=True)
+    set_precision(model, precision)
     with tempfile.TemporaryDirectory() as cache:
         steps = {
             name: make_step(name, savings, share_frozen(model), work, setting, cache)
@@ -88,11 +97,12 @@ def time_variants(of: tuple[int, int], variants: dict[str, Savings], setting: Se
         return interleave(steps, setting, f"{of[0]} classes, batch {of[1]}")
 
 
-def measure_memory(of: tuple[int, int], name: str, savings: Savings, setting: Setting) -> float:
+def measure_memory(of: tuple[int, int], name: str, savings: Savings, setting: Setting, precision: str) -> float:
     """Peak memory in GB of one variant."""
     setting.begin()
     work = make_workload(*of).to(setting.device)
     model = make_adapted(work, random_targets=True)
+    set_precision(model, precision)
     with tempfile.TemporaryDirectory() as cache:
         return memory_of_two(make_step(name, savings, model, work, setting, cache), setting.device)
 

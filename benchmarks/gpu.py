@@ -47,12 +47,11 @@ from measuring import (
 from measuring import size as read_size
 from predict import make_files
 from reporting import run, table, with_range
-from ways import LORA, PLAIN, SAVINGS, with_savings
+from ways import BFLOAT16, LORA, LORA_BFLOAT16, OURS_BFLOAT16, PLAIN, SAVINGS, with_savings
 from workload import Workload, lora_step, make_adapted, make_clip, make_workload, train_step
 
-BF16 = "bfloat16 weights"
-OURS, COMPILED = f"{SAVINGS}, {BF16}", f"{SAVINGS}, {BF16}, compiled"
-CHUNKED, HALF = f"500 texts at a time, {BF16}", "float16"
+COMPILED = f"{OURS_BFLOAT16}, compiled"
+CHUNKED, HALF = f"500 texts at a time, {BFLOAT16}", "float16"
 STEP_COLUMNS = ["classes, batch", "way", "ms per step", "times ours", "GB at the peak", "TFLOP", "of GEMM", "host ms"]
 EPOCH_COLUMNS = ["images", "s set-up", "s first epoch", "s each further epoch", "GB at the peak"]
 FILES = 500
@@ -119,18 +118,18 @@ def measure_steps(of: tuple[int, int], options: argparse.Namespace, setting: Set
         "seconds": {way: spread(each) for way, each in seconds.items()},
         "host_seconds": {way: spread(each[1:]) for way, each in host.items()},
         "first_step_seconds": first,
-        "times_ours": {way: ratios(each, seconds[OURS]) for way, each in seconds.items()},
+        "times_ours": {way: ratios(each, seconds[OURS_BFLOAT16]) for way, each in seconds.items()},
         "peak_memory_gb": memory,
         "operations": counts,
         "gemm_peak": peak,
-        "waits": {way: waits(steps[way], setting.device) for way in (SAVINGS, OURS)},
-        "profile": profiled(steps[OURS], setting.device),
+        "waits": {way: waits(steps[way], setting.device) for way in (SAVINGS, OURS_BFLOAT16)},
+        "profile": profiled(steps[OURS_BFLOAT16], setting.device),
     }
 
 
 def ways_for(classes: int, options: argparse.Namespace) -> list[str]:
     """What is compared; the plain path and texts in chunks where they make sense."""
-    ways = [OURS, SAVINGS, LORA, f"{LORA}, {BF16}"]
+    ways = [OURS_BFLOAT16, SAVINGS, LORA, LORA_BFLOAT16]
     ways += [HALF] if options.device == "cuda" else []
     ways += [] if options.no_compile else [COMPILED]
     return [*ways, *([PLAIN] if classes <= PLAIN_CLASSES else [CHUNKED])]
@@ -138,7 +137,7 @@ def ways_for(classes: int, options: argparse.Namespace) -> list[str]:
 
 def make_step(way: str, clip: CLIPModel, work: Workload, dtype: str) -> Callable[[], None]:
     """The step of a way, with a model of its own."""
-    clip = copy.deepcopy(clip).to(torch.bfloat16 if BF16 in way else torch.float32)
+    clip = copy.deepcopy(clip).to(torch.bfloat16 if BFLOAT16 in way else torch.float32)
     if way.startswith(LORA):
         return lora_step(work, dtype, clip)
     model = make_adapted(work, clip, random_targets=True)
@@ -287,7 +286,7 @@ def report(record: dict[str, Any]) -> str:
         notes.append(
             f"{name}: {row['gemm_peak'] / 1e12:.1f} TFLOP/s of GEMM; a step launches {seen['kernels']} kernels, which "
             f"keep the device busy for {seen['busy_ms']:.1f} ms; attention: {', '.join(seen['attention'])}; waits: "
-            f"{row['waits'][OURS] or 'none'}"
+            f"{row['waits'][OURS_BFLOAT16] or 'none'}"
         )
     return "\n\n".join([table(STEP_COLUMNS, steps), "\n".join(notes), table(EPOCH_COLUMNS, epochs)])
 

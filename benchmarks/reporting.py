@@ -15,9 +15,9 @@ from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
 from fresh import collect
 from measuring import Setting
-from ways import LORA, PLAIN, SAVINGS
+from ways import LORA, LORA_BFLOAT16, OURS_BFLOAT16, PLAIN, SAVINGS
 
-COLOURS = {SAVINGS: "#1b6ca8", PLAIN: "#b5523b", LORA: "#8a8a8a"}
+COLOURS = {SAVINGS: "#1b6ca8", OURS_BFLOAT16: "#7fb2dd", PLAIN: "#b5523b", LORA: "#8a8a8a", LORA_BFLOAT16: "#c4c4c4"}
 NOTED = ("torch", "transformers", "peft", "python")
 
 

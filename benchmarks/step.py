@@ -1,6 +1,6 @@
 """What a training step costs: this package with and without its savings, beside LoRA, and inference beside CLIP.
 
-    python benchmarks/step.py [--sizes 10x4 50x4 100x32 500x4 1000x32] [--steps 5] [--output outputs/benchmarks/step]
+    python benchmarks/step.py [--sizes 10x4 50x4 100x32 500x4 1000x32] [--steps 5] [--bfloat16] [--former]
 
 A size is CLASSESxBATCH, on ViT-B/16 with random weights, on a GPU if there is one. The ways take turns within one
 process, and ratios are of steps of the same round, so they hold on a machine whose speed drifts; peak memory is that
@@ -12,21 +12,37 @@ product of the encoder's shapes reached in the same process. Prints tables and w
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
-from anprompt_peft.fast import Savings
+from anprompt_peft.fast import Savings, set_precision
 from fresh import in_process
 from measuring import Setting, gemm_peak, interleave, operations, parser_for, ratios, read_setting, size, spread
 from reporting import colour, logarithmic, run, table, tidy, whiskers, with_range
-from ways import LORA, PLAIN, SAVINGS, add_way_options, chunked, make_step, memory_of_two
+from ways import (
+    BFLOAT16,
+    LORA,
+    LORA_BFLOAT16,
+    OURS_BFLOAT16,
+    PLAIN,
+    SAVINGS,
+    add_way_options,
+    chunked,
+    make_step,
+    memory_of_two,
+)
 from workload import Workload, class_ids, make_adapted, make_clip, make_workload
 
 STEP_COLUMNS = ["classes, batch", "way", "s per step", "times ours", "GB at the peak", "GFLOP", "GFLOP/s", "of GEMM"]
-INFERENCE_COLUMNS = ["classes, batch", "zero-shot CLIP, images/s", "adapted, images/s", "adapted / CLIP"]
+INFERENCE_COLUMNS = ["classes, batch", "model", "images/s", "to CLIP"]
+CLIP = "zero-shot CLIP"
+FORMER = {"text_update_rank": None, "rephrased_weight": 0.0}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     options, setting = parse(arguments)
 
     def measure_one(of: tuple[int, int]) -> dict[str, Any]:
-        return measure(of, ways_for(of[0], options), setting)
+        return measure(of, ways_for(of[0], options), setting, FORMER if options.former else {})
 
     run("step", options, setting, options.sizes, measure_one, report, draw=draw)
 
@@ -45,6 +61,8 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Setting]:
     default = [(10, 4), (50, 4), (100, 32), (500, 4), (1000, 32)]
     parser.add_argument("--sizes", nargs="+", type=size, default=default, metavar="CxB")
     add_way_options(parser, chunk_from=2000, plain_classes=500)
+    parser.add_argument("--bfloat16", action="store_true", help="also with CLIP's frozen weights in bfloat16")
+    parser.add_argument("--former", action="store_true", help="the former default: no rephrased texts, no updates")
     options = parser.parse_args(arguments)
     return options, read_setting(parser, options)
 
@@ -53,42 +71,50 @@ def ways_for(classes: int, options: argparse.Namespace) -> list[str]:
     """What is compared: with savings always, the plain path and LoRA where their texts fit into memory."""
     if classes >= options.chunk_from:
         return [chunked(options.text_chunk)]
-    return [SAVINGS, *([PLAIN] if classes <= options.plain_classes else []), LORA]
+    ways = [SAVINGS, *([PLAIN] if classes <= options.plain_classes else []), LORA]
+    return [*ways, OURS_BFLOAT16, LORA_BFLOAT16] if options.bfloat16 else ways
 
 
-def measure(of: tuple[int, int], ways: list[str], setting: Setting) -> dict[str, Any]:
-    """Everything about one size."""
-    row = {"classes": of[0], "batch": of[1], **in_process(time_steps, of, ways, setting)}
-    row["peak_memory_gb"] = {way: in_process(measure_memory, of, way, setting) for way in ways}
+def measure(of: tuple[int, int], ways: list[str], setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
+    """Everything about one size, with some fields of the configuration."""
+    row = {"classes": of[0], "batch": of[1], **in_process(time_steps, of, ways, setting, config)}
+    row["peak_memory_gb"] = {way: in_process(measure_memory, of, way, setting, config) for way in ways}
     return row
 
 
-def time_steps(of: tuple[int, int], ways: list[str], setting: Setting) -> dict[str, Any]:
+def time_steps(of: tuple[int, int], ways: list[str], setting: Setting, config: dict[str, Any]) -> dict[str, Any]:
     """Time the ways in turn, count their operations, and time inference."""
     setting.begin()
     work = make_workload(*of).to(setting.device)
-    model = make_adapted(work)
-    steps = {way: make_step(way, model, work, setting.dtype) for way in ways}
+    model = make_adapted(work, **config)
+    half = copy.deepcopy(model)
+    set_precision(half, "bf16")
+    steps = {way: make_step(way, half if BFLOAT16 in way else model, work, setting.dtype) for way in ways}
     seconds = interleave(steps, setting, f"{of[0]} classes, batch {of[1]}")
     counts = {way: operations(step) for way, step in steps.items()}
-    ours, peak = ways[0], gemm_peak(setting)
+    ours = ways[0]
+    peaks = {dtype: gemm_peak(replace(setting, dtype=dtype)) for dtype in {setting.dtype, "bfloat16"}}
+    peak_of = {way: peaks["bfloat16" if BFLOAT16 in way else setting.dtype] for way in ways}
     return {
         "seconds": {way: spread(taken) for way, taken in seconds.items()},
         "all_seconds": seconds,
         "times_ours": {way: ratios(taken, seconds[ours]) for way, taken in seconds.items()},
         "operations": counts,
-        "gemm_peak": peak,
-        "share_of_peak": counts[ours] / spread(seconds[ours])["median"] / peak,
-        "inference": inference(model, work, setting),
+        "gemm_peak": peak_of,
+        "share_of_peak": {way: counts[way] / spread(seconds[way])["median"] / peak_of[way] for way in ways},
+        "inference": inference({SAVINGS: model, OURS_BFLOAT16: half}, work, setting),
     }
 
 
 @torch.no_grad()
-def inference(model: Any, work: Workload, setting: Setting) -> dict[str, Any]:
-    """Images per second of the adapted model with kept class features, and of CLIP's image encoder and a product."""
-    model.set_savings(Savings())
-    adapted, clip = model.eval(), make_clip().to(setting.device)
+def inference(models: dict[str, Any], work: Workload, setting: Setting) -> dict[str, Any]:
+    """Images per second of adapted models with kept class features, and of CLIP's image encoder and a product."""
+    clip = make_clip().to(setting.device)
     text = clip.get_text_features(class_ids(work.class_names).to(setting.device)).pooler_output
+    runs = {CLIP: lambda: clip.get_image_features(work.pixels).pooler_output @ text.t()}
+    for way, model in models.items():
+        model.set_savings(Savings())
+        runs[way] = partial(model.eval(), pixel_values=work.pixels)
 
     def under_autocast(run: Callable[[], Any]) -> Callable[[], None]:
         def call() -> None:
@@ -97,20 +123,21 @@ def inference(model: Any, work: Workload, setting: Setting) -> dict[str, Any]:
 
         return call
 
-    runs = {
-        "CLIP": lambda: clip.get_image_features(work.pixels).pooler_output @ text.t(),
-        "adapted": lambda: adapted(pixel_values=work.pixels),
-    }
     seconds = interleave({name: under_autocast(run) for name, run in runs.items()}, setting)
     rates = {name: spread(len(work.labels) / each for each in taken) for name, taken in seconds.items()}
-    return {"images_per_second": rates, "adapted_over_clip": ratios(seconds["CLIP"], seconds["adapted"])}
+    return {
+        "images_per_second": rates,
+        "over_clip": {way: ratios(seconds[CLIP], seconds[way]) for way in models},
+    }
 
 
-def measure_memory(of: tuple[int, int], way: str, setting: Setting) -> float:
+def measure_memory(of: tuple[int, int], way: str, setting: Setting, config: dict[str, Any]) -> float:
     """Peak memory in GB of one way."""
     setting.begin()
     work = make_workload(*of).to(setting.device)
-    model = None if way == LORA else make_adapted(work)
+    model = None if way.startswith(LORA) else make_adapted(work, **config)
+    if model is not None and BFLOAT16 in way:
+        set_precision(model, "bf16")
     return memory_of_two(make_step(way, model, work, setting.dtype), setting.device)
 
 
@@ -131,12 +158,12 @@ def report(record: dict[str, Any]) -> str:
                     f"{row['peak_memory_gb'][way]:.1f}",
                     f"{row['operations'][way] / 1e9:,.0f}",
                     f"{rate / 1e9:,.0f}",
-                    f"{row['share_of_peak']:.0%} of {row['gemm_peak'] / 1e9:,.0f}" if ours else "",
+                    f"{row['share_of_peak'][way]:.0%} of {row['gemm_peak'][way] / 1e9:,.0f}",
                 ]
             )
-        rates = row["inference"]["images_per_second"]
-        ratio = with_range(row["inference"]["adapted_over_clip"])
-        inferences.append([name, with_range(rates["CLIP"], ".1f"), with_range(rates["adapted"], ".1f"), ratio])
+        for way, rate in row["inference"]["images_per_second"].items():
+            ratio = row["inference"]["over_clip"].get(way)
+            inferences.append([name, way, with_range(rate, ".1f"), with_range(ratio) if ratio else ""])
     return f"{table(STEP_COLUMNS, steps)}\n\n{table(INFERENCE_COLUMNS, inferences)}"
 
 

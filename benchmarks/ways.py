@@ -8,9 +8,11 @@ from typing import Any
 
 from anprompt_peft.fast import Savings
 from measuring import peak_memory_gb, positive
-from workload import Workload, lora_step, train_step
+from workload import Workload, lora_step, make_clip, train_step
 
 LORA, PLAIN, SAVINGS = "LoRA", "plain", "all savings"
+BFLOAT16 = "bfloat16 weights"
+OURS_BFLOAT16, LORA_BFLOAT16 = f"{SAVINGS}, {BFLOAT16}", f"{LORA}, {BFLOAT16}"
 
 
 def add_way_options(parser: argparse.ArgumentParser, chunk_from: int, plain_classes: int) -> None:
@@ -31,13 +33,13 @@ def savings_of(way: str) -> Savings:
     """The savings of a way of this package's own."""
     if way == PLAIN:
         return Savings.none()
-    return Savings() if way == SAVINGS else Savings(text_chunk=int(way.split()[0]))
+    return Savings() if way.startswith(SAVINGS) else Savings(text_chunk=int(way.split()[0]))
 
 
 def make_step(way: str, model: Any, work: Workload, dtype: str) -> Callable[[], None]:
-    """The step of a way; the ways of this package's own may share a model."""
-    if way == LORA:
-        return lora_step(work, dtype)
+    """The step of a way; the ways of this package's own may share a model, whose weights have their dtype already."""
+    if way.startswith(LORA):
+        return lora_step(work, dtype, make_clip(dtype="bfloat16" if BFLOAT16 in way else "float32"))
     return with_savings(savings_of(way), model, train_step(model, work, dtype))
 
 

@@ -40,7 +40,9 @@ BENCHMARKS = Path(step.__file__).parent
 def run(script: str, output: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """Run a benchmark; returns its record and what it printed."""
     command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--output", str(output), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    digits = str(BENCHMARKS.parent / "examples" / "digits")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([digits, os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     record = json.loads((output / f"{script}.json").read_text())
     assert record["did_not_finish"] == []
@@ -197,8 +199,10 @@ def test_parts_of_a_workload_are_all_of_it() -> None:
     ],
 )
 def test_ways_of_a_step(classes: int, expected: list[str]) -> None:
-    options, _ = step.parse(["--plain-classes", "4", "--chunk-from", "6", "--text-chunk", "7"])
-    assert step.ways_for(classes, options) == expected
+    arguments = ["--plain-classes", "4", "--chunk-from", "6", "--text-chunk", "7"]
+    assert step.ways_for(classes, step.parse(arguments)[0]) == expected
+    half = [ways.OURS_BFLOAT16, ways.LORA_BFLOAT16] if len(expected) > 1 else []
+    assert step.ways_for(classes, step.parse([*arguments, "--bfloat16"])[0]) == expected + half
 
 
 @pytest.mark.parametrize(
@@ -232,8 +236,8 @@ def test_gpu_runs_on_a_cpu_too(
     options = ["--device", "cpu", "--threads", "1", "--steps", "2", "--block", "1", "--no-compile", "--sizes", "3x2"]
     gpu.main([*options, "--images", "6", "--epochs", "2", "--output", str(tmp_path)])
     steps, jpeg, cached = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert set(steps["seconds"]) == {gpu.OURS, gpu.SAVINGS, gpu.LORA, f"LoRA, {gpu.BF16}", gpu.PLAIN}
-    assert steps["times_ours"][gpu.OURS]["median"] == 1
+    assert set(steps["seconds"]) == {ways.OURS_BFLOAT16, ways.SAVINGS, ways.LORA, ways.LORA_BFLOAT16, ways.PLAIN}
+    assert steps["times_ours"][ways.OURS_BFLOAT16]["median"] == 1
     assert steps["profile"]["attention"]
     for row in (jpeg, cached):
         assert (row["images"], len(row["epoch_seconds"])) == (6, 2)
@@ -309,16 +313,19 @@ def test_speedup_and_efficiency() -> None:
 
 @pytest.mark.slow
 def test_step(tmp_path: Path) -> None:
-    record, printed = run("step", tmp_path / "out", "--sizes", "4x1", "6x1", "--chunk-from", "6", "--steps", "1")
+    arguments = ("--sizes", "4x1", "6x1", "--chunk-from", "6", "--steps", "1", "--bfloat16")
+    record, printed = run("step", tmp_path / "out", *arguments)
     row, in_chunks = record["rows"]
-    assert set(row["seconds"]) == set(row["peak_memory_gb"]) == {"all savings", "plain", "LoRA"}
+    ours, lora = ways.OURS_BFLOAT16, ways.LORA_BFLOAT16
+    assert set(row["seconds"]) == set(row["peak_memory_gb"]) == {"all savings", "plain", "LoRA", ours, lora}
     assert set(in_chunks["seconds"]) == {"500 texts at a time"}
-    assert 0 < row["share_of_peak"] <= 1
+    assert all(0 < share <= 1 for share in row["share_of_peak"].values())
+    assert row["operations"][ours] == row["operations"]["all savings"]
     assert 1e9 < row["operations"]["all savings"] < row["operations"]["plain"]
     assert all(0.6 < each < 20 for each in row["peak_memory_gb"].values())
-    assert row["inference"]["images_per_second"]["CLIP"]["median"] > 0
+    assert set(row["inference"]["images_per_second"]) == {step.CLIP, "all savings", ours}
     assert record["versions"]["torch"] in printed
-    assert printed.count("| 4, 1 ") == 4
+    assert printed.count("| 4, 1 ") == 8
     assert Image.open(tmp_path / "out" / "step.png").width > 1000
 
 
@@ -379,6 +386,22 @@ def test_predict(tmp_path: Path) -> None:
     )
     assert 20_000 < record["mean_file_bytes"] < 200_000, "about as large as photographs"
     assert record["versions"]["torch"] in printed
+
+
+@pytest.mark.slow
+def test_served(tmp_path: Path) -> None:
+    """Files of the tiny CLIP answer as PyTorch does, up to rounding; those of fewer bits are smaller."""
+    served = pytest.importorskip("served", reason="the extra 'onnx' is not installed", exc_type=ImportError)
+    arguments = ("--batch", "1", "--classes", "3", "--steps", "1", "--threads", "1", "--no-compile")
+    record, printed = run("served", tmp_path / "out", *arguments)
+    rates, answers = record["speed"], record["accuracy"]
+    assert set(rates["images_per_second"]) == {*answers["accuracy"], served.EXPORTED}
+    for megabytes in (rates["megabytes"], answers["megabytes"]):
+        assert megabytes[served.INT8] < megabytes[served.FLOAT16] < megabytes[served.FLOAT32]
+    assert answers["same_answers"][served.TORCH] == answers["same_answers"][served.FLOAT32] == 100
+    assert answers["accuracy"][served.TORCH] > 50
+    assert min(answers["same_answers"].values()) > 90
+    assert printed.count("ONNX, int8") == 2
 
 
 @pytest.mark.slow
