@@ -29,6 +29,7 @@ from anprompt_peft.evaluation.peers.protocol import Fitted
 from anprompt_peft.evaluation.peers.training import Batch, LossOfBatch, seeded
 from anprompt_peft.evaluation.robustness import text_families
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
+from anprompt_peft.fast import set_precision
 from anprompt_peft.method.class_texts import ClassSet
 from anprompt_peft.method.features import frozen_text_features, normalize
 from anprompt_peft.method.layer import TOKEN_STD, ANPromptLayer, LowRank
@@ -39,6 +40,23 @@ TEMPERATURES = (math.log(0.05), math.log(20.0))  # where the best one is looked 
 MEASURED = ("paraphrased template", "longer text", "distractors")
 
 Noisy = Literal["texts", "class", "prototype", "encoder", "encoder kl", "encoder similarity"]
+
+
+@dataclass(frozen=True)
+class InPrecision(ANPrompt):
+    """ANPrompt with CLIP's frozen weights in a precision.
+
+    Args:
+        precision (`str`): of `anprompt_peft.fast.set_precision`.
+    """
+
+    precision: str = "bf16"
+
+    def adapt(self, backbone: Backbone, classes: ClassTexts, seed: int) -> Any:
+        """Return a copy of CLIP with a new adapter, its frozen weights cast."""
+        model = super().adapt(backbone, classes, seed)
+        set_precision(model, self.precision)
+        return model
 
 
 @dataclass(frozen=True)
