@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/transform.py [--rounds 40]
 
 A 500 x 375 JPEG becomes 224 x 224 pixel values. All kinds take turns within one run, in batches; medians of the
-processor time are printed as JSON.
+processor time are printed as JSON. If OpenCV is installed, its decoder is one of the kinds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, Features
 from PIL import Image
@@ -49,6 +52,9 @@ def main() -> None:
         "transform, augmenting": lambda: training({"image": images}),
         "decode and transform": lambda: data.with_transform(evaluation)[:],
     }
+    if find_spec("cv2") is not None:
+        cv2, content = import_module("cv2"), np.frombuffer(jpeg.getvalue(), np.uint8)
+        kinds["decode, OpenCV"] = lambda: [cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) for _ in range(BATCH)]
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in tqdm(range(rounds)):
         for kind, run in kinds.items():
