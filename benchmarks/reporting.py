@@ -30,6 +30,7 @@ def run(
     report: Callable[[dict[str, Any]], str],
     content: Callable[[list[Any]], dict[str, Any]] = lambda rows: {"rows": rows},
     draw: Callable[[dict[str, Any]], Figure] | None = None,
+    subject: str = "ViT-B/16 with random weights",
 ) -> None:
     """Measure all jobs, print the tables, and write `name`.json and perhaps `name`.png to `options.output`.
 
@@ -42,6 +43,7 @@ def run(
         report: makes the tables of a record.
         content: makes the record's content of the measurements.
         draw: makes the picture of a record.
+        subject: the model that is measured.
 
     Raises:
         SystemExit: in the end, if the process of a job ended without a result.
@@ -50,6 +52,7 @@ def run(
     with whole_folder(options.output, replaces=f"{name}.json") as folder:
         results, failures = collect(jobs, measure, str)
         record = {**content(results), "did_not_finish": failures, "setting": asdict(setting), **provenance()}
+        record["subject"] = subject
         (folder / f"{name}.json").write_text(to_json(record))
         if draw:
             draw(record).savefig(folder / f"{name}.png", dpi=120)
@@ -66,7 +69,7 @@ def head(record: dict[str, Any]) -> str:
     how = f"{setting['threads']} thread{plural} of {hardware['cpu_count']} CPUs, {setting['dtype']}"
     packages = ", ".join(f"{name} {versions[name]}" for name in NOTED)
     return (
-        f"ViT-B/16 with random weights on {machine}, {how}\n"
+        f"{record['subject']} on {machine}, {how}\n"
         f"Median [smallest, largest] of {setting['steps']} steps\n"
         f"{packages}; commit {record['git_commit'] or 'unknown'}"
     )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from peft import get_peft_model
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     setting = read_setting(parser, options)
     jobs = [*(partial(train, seed) for seed in range(1, options.seeds + 1)), gradient_errors]
-    run("rounding", options, setting, jobs, lambda job: job(), report, content, draw)
+    run("rounding", options, setting, jobs, lambda job: job(), report, content, draw, "The tiny CLIP")
 
 
 def content(rows: list[Any]) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def draw(record: dict[str, Any]) -> Figure:
             curves.plot(epochs, row["loss"][precision], color=COLOURS[precision], linestyle=dashes, label=label)
         values = sorted(record["gradient_errors"][precision].values())
         errors.plot(range(1, 1 + len(values)), values, "o", color=COLOURS[precision], label=precision)
+    errors.xaxis.set_major_locator(MaxNLocator(integer=True))
     curves.set(xlabel="epoch", ylabel="training loss, a line per seed")
     errors.set(xlabel="trained tensors, sorted by error", ylabel="relative error of the gradient", yscale="log")
     for axes in (curves, errors):
