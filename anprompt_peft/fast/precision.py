@@ -43,9 +43,9 @@ def choose_precision(precision: str, device: torch.device | str) -> str:
 def set_precision(model: nn.Module, precision: str = AUTO) -> str:
     """Cast CLIP's frozen weights once, in place, so that the encoders compute in that precision.
 
-    Adapters, trained weights and the logit scale stay as they are, and so do logits and losses, in float32; inside the
-    encoders' sums, layer norms and softmaxes are float32 too. Call it after the noise prompts were computed or the
-    adapter was loaded. Going back to `"fp32"` does not bring back the digits that `"bf16"` took.
+    Adapters, trained weights and the logit scale stay as they are, and logits and losses are computed in float32. Sums
+    inside products, layer norms and softmaxes accumulate in float32. Call it after the noise prompts were computed or
+    the adapter was loaded. Going back to `"fp32"` does not bring back the digits that `"bf16"` took.
 
     Args:
         model (`PeftModel` or `CLIPModel`): on the device that computes.
