@@ -67,7 +67,7 @@ NOT_RUN = {
     r"python3 run\.py compare": "minutes of training; test_embedded.py runs its script small",
     r"python3 run\.py digits.*": "minutes of training; test_digits.py runs its script small",
     r"python3 run\.py classify .*": "it needs the result of `digits`; test_digits.py runs its script",
-    r"python benchmarks/.*": "minutes at the size of ViT-B/16; test_benchmarks.py runs it small",
+    r"(PYTHONPATH=\S+ )?python benchmarks/.*": "minutes at the size of ViT-B/16; test_benchmarks.py runs it small",
     r"(OMP_NUM_THREADS=1 )?torchrun .*": "minutes; test_benchmarks.py and test_distributed.py run two processes",
     r"anprompt benchmark .*--root data .*|.* report tables .*": "it needs the published data sets",
     r"anprompt benchmark (--config [\w-]+\.yaml|report ablations).*": "minutes; test_embedded.py reads the grids",
