@@ -29,23 +29,20 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from adaptation import Settings, adapt, to_pixels
-from anprompt_peft import ANPromptConfig
-from anprompt_peft.data import sample_shots
 from anprompt_peft.fast import set_precision
 from anprompt_peft.serve import export_onnx
 from anprompt_peft.serve.onnx import ImageSide
 from anprompt_peft.tuner import adapted_clip
-from handwriting import CLASS_NAMES, TEMPLATE, load_split
+from handwriting import load_split
 from measuring import Setting, interleave, parser_for, positive, ratios, read_setting, spread
 from reporting import run, table, with_range
+from rounding import TINY_CLIP, configuration, shots_of
 from workload import make_adapted, make_workload
 
-TINY_CLIP = Path(__file__).parents[1] / "examples" / "embedded" / "tiny_clip"
 TORCH, BFLOAT16, EXPORTED, COMPILED = "PyTorch, float32", "PyTorch, bfloat16 weights", "torch.export", "torch.compile"
 FLOAT32, FLOAT16, INT8 = "ONNX, float32", "ONNX, float16", "ONNX, int8"
 SPEED_COLUMNS = ["way", "images/s", "to PyTorch in float32", "MB"]
 ACCURACY_COLUMNS = ["way", "accuracy, %", "same answers, %", "largest difference of a logit", "MB"]
-SHOTS = 16
 NAMES = ("speed", "accuracy")
 
 
@@ -90,11 +87,8 @@ def speed(options: argparse.Namespace, setting: Setting) -> dict[str, Any]:
 def accuracy() -> dict[str, Any]:
     """Adapt the tiny CLIP to digits, and compare the answers of all ways."""
     clip, processor = CLIPModel.from_pretrained(TINY_CLIP), CLIPProcessor.from_pretrained(TINY_CLIP)
-    (shots, shot_labels), (tests, labels) = load_split("train"), load_split("test")
-    rows = sample_shots(shot_labels, SHOTS, seed=1)
-    config = ANPromptConfig(class_names=CLASS_NAMES, template=TEMPLATE)
-    pixels = to_pixels(processor, [shots[row] for row in rows])
-    model, _ = adapt(clip, config, pixels, [int(shot_labels[row]) for row in rows], Settings(), seed=1)
+    model, _ = adapt(clip, configuration(), *shots_of(processor, seed=1), Settings(), seed=1)
+    tests, labels = load_split("test")
     seen = to_pixels(processor, tests)
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(model, processor, Path(folder))

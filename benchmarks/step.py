@@ -87,14 +87,17 @@ def time_steps(of: tuple[int, int], ways: list[str], setting: Setting, config: d
     setting.begin()
     work = make_workload(*of).to(setting.device)
     model = make_adapted(work, **config)
-    half = copy.deepcopy(model)
-    set_precision(half, "bf16")
-    steps = {way: make_step(way, half if BFLOAT16 in way else model, work, setting.dtype) for way in ways}
+    models = {SAVINGS: model}
+    if OURS_BFLOAT16 in ways:
+        models[OURS_BFLOAT16] = copy.deepcopy(model)
+        set_precision(models[OURS_BFLOAT16], "bf16")
+    steps = {way: make_step(way, models.get(way, model), work, setting.dtype) for way in ways}
     seconds = interleave(steps, setting, f"{of[0]} classes, batch {of[1]}")
     counts = {way: operations(step) for way, step in steps.items()}
     ours = ways[0]
-    peaks = {dtype: gemm_peak(replace(setting, dtype=dtype)) for dtype in {setting.dtype, "bfloat16"}}
-    peak_of = {way: peaks["bfloat16" if BFLOAT16 in way else setting.dtype] for way in ways}
+    dtypes = {way: "bfloat16" if BFLOAT16 in way else setting.dtype for way in ways}
+    peaks = {dtype: gemm_peak(replace(setting, dtype=dtype)) for dtype in set(dtypes.values())}
+    peak_of = {way: peaks[dtype] for way, dtype in dtypes.items()}
     return {
         "seconds": {way: spread(taken) for way, taken in seconds.items()},
         "all_seconds": seconds,
@@ -102,7 +105,7 @@ def time_steps(of: tuple[int, int], ways: list[str], setting: Setting, config: d
         "operations": counts,
         "gemm_peak": peak_of,
         "share_of_peak": {way: counts[way] / spread(seconds[way])["median"] / peak_of[way] for way in ways},
-        "inference": inference({SAVINGS: model, OURS_BFLOAT16: half}, work, setting),
+        "inference": inference(models, work, setting),
     }
 
 

@@ -73,10 +73,7 @@ def adapted_model(folder: Path, dtype: torch.dtype = torch.float64, **settings: 
     """The saved random CLIP with an adapter that has left its initial values."""
     clip = CLIPModel.from_pretrained(folder).to(dtype)
     torch.manual_seed(0)
-    alike = {
-        "tokenizer_name_or_path": str(folder),
-        "rephrased_weight": 0.0,
-    }  # each process would draw texts of its own
+    alike = {"tokenizer_name_or_path": str(folder), "rephrased_weight": 0.0}  # else each process draws its own texts
     return scatter(get_peft_model(clip, make_config(None, **alike, **settings)))
 
 

@@ -325,7 +325,7 @@ def test_step(tmp_path: Path) -> None:
     assert set(row["seconds"]) == set(row["peak_memory_gb"]) == {"all savings", "plain", "LoRA", ours, lora}
     assert set(in_chunks["seconds"]) == {"500 texts at a time"}
     assert all(0 < share <= 1 for share in row["share_of_peak"].values())
-    assert row["operations"][ours] == row["operations"]["all savings"]
+    assert 1e9 < row["operations"][ours] < row["operations"]["plain"]  # rephrased texts are drawn anew in every step
     assert 1e9 < row["operations"]["all savings"] < row["operations"]["plain"]
     assert all(0.6 < each < 20 for each in row["peak_memory_gb"].values())
     assert set(row["inference"]["images_per_second"]) == {step.CLIP, "all savings", ours}
