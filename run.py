@@ -24,12 +24,13 @@ ENVIRONMENT = ROOT / ".venv"
 PYTHON = str(ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 DIGITS = ROOT / "outputs" / "digits"
 QUIET = ["-W", "ignore:`is_gradient_checkpointing`:FutureWarning"]  # raised by PEFT for every adapter
+IN_PROCESSES = ["--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile"]  # each test runs in one thread
 EXAMPLES: dict[str, list[str]] = {
     "compare": [*QUIET, f"{ROOT}/examples/embedded/compare.py", f"--output={ROOT}/outputs/compare"],
     "digits": [*QUIET, f"{ROOT}/examples/digits/base_to_new.py", f"--output={DIGITS}"],
     "classify": [*QUIET, f"{ROOT}/examples/digits/classify.py", f"--adapter={DIGITS}/adapter"],
 }
-CHECKS = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["pytest"]]
+CHECKS = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["pytest", *IN_PROCESSES]]
 
 
 def main(arguments: Sequence[str]) -> int:

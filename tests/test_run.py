@@ -93,7 +93,7 @@ def test_checks_stop_at_the_first_failure_and_take_paths_from_any_folder(
     calls.clear()
     broken = []
     assert run.main(["test", "six.png", "-x"]) == 0
-    assert calls[-1] == ["pytest", str(elsewhere / "six.png"), "-x"]
+    assert calls[-1] == ["pytest", *run.IN_PROCESSES, str(elsewhere / "six.png"), "-x"]
 
 
 def test_unknown_commands_are_named(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
