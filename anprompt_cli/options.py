@@ -274,6 +274,15 @@ class TrainOptions(RunOptions, DataOptions):
     augment: Annotated[
         bool, Option(help="Train on random crops, half of them mirrored.", rich_help_panel=TRAINING)
     ] = True
+    image_cache: Annotated[
+        Path | None,
+        _unset(
+            "Folder to cache the output of CLIP's frozen layers in, which later epochs read; with --no-augment.",
+            RUN,
+            file_okay=False,
+            resolve_path=True,
+        ),
+    ] = None
     seed: Annotated[
         int,
         Option(

@@ -107,4 +107,4 @@ def _plain(options: TrainOptions) -> dict[str, Any]:
     for name in LOCAL:
         if name in settings and (path := Path(settings[name]).expanduser()).exists():
             settings[name] = str(path.resolve())
-    return {name: str(value) if isinstance(value, Enum) else value for name, value in settings.items()}
+    return {name: str(value) if isinstance(value, Enum | Path) else value for name, value in settings.items()}

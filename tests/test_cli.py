@@ -280,6 +280,19 @@ def test_the_device_chooses_the_precision_and_is_told(
     assert "Computing in" not in call("predict", output, image, "--precision", chosen).err
 
 
+def test_the_image_cache_holds_the_training_images(train: Train, tmp_path: Path) -> None:
+    """A file for each of the 20, none for the images that are measured on, and the same weights up to rounding."""
+    settings = "--no-augment", "--precision", "fp32"
+    assert train(tmp_path / "plain", *settings).code == 0
+    assert train(tmp_path / "cached", *settings, "--image-cache", tmp_path / "cache").code == 0
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 20
+    plain, cached = (load_file(tmp_path / name / WEIGHTS) for name in ("plain", "cached"))
+    for name, weight in plain.items():
+        torch.testing.assert_close(cached[name], weight, rtol=1e-3, atol=1e-5)
+    record = yaml.safe_load((tmp_path / "cached" / "run.yaml").read_text())
+    assert record["image_cache"] == str(tmp_path / "cache")
+
+
 def test_validation_images_choose_the_checkpoint(digits: Path, tmp_path: Path) -> None:
     """Trainer's own settings reach it, and the figures say when they come from the images that chose."""
     shutil.copytree(digits / "train", tmp_path / "data" / "train")
@@ -898,6 +911,8 @@ def test_wrong_files_are_refused(text: str, wanted: str, digits: Path, tmp_path:
         (["--class-weights", "equal"], "class_weights='equal' must be 'balanced' or None."),
         (["--early-stopping", 2], "Hold one out with --validation-share 0.1."),
         (["--push-to-hub", "mine"], "'mine' is no repository's name on the Hub. It is namespace/name: my-name/"),
+        (["--image-cache", "cache"], "needs images that are seen again, and every epoch has new crops. Add --no-"),
+        (["--image-cache", TINY_CLIP / "config.json", "--no-augment"], "config.json' is a file."),
         (["--report-to", "nowhere"], "nowhere is not supported, only"),
         (["--outptu", "x"], "No such option: --outptu (Possible options: "),
         (["--model", "./no-clip"], "There is no folder ./no-clip, and a model on the Hub is called namespace/name."),

@@ -99,6 +99,7 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
     record = begin(options, settings, config, images)
     _train(trainer, last_checkpoint(options.output))
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False).eval()
+    model.set_image_cache(None)  # images to measure on are seen once
     batches = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
     measured = measure(model, images.measure, processor, *batches, images.train) if images.split else None
     facts = _facts(options, arguments, images, measured)
@@ -125,6 +126,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def _trainer(
     model: Any, arguments: ANPromptTrainingArguments, images: Images, processor: Any, options: TrainOptions
 ) -> ANPromptTrainer:
+    model.set_image_cache(options.image_cache)
     train: Any = ClipTransform(processor, options.augment).apply(images.train)
     evaluate: Any = ClipTransform(processor).apply(images.evaluate) if images.evaluate is not None else None
     trainer = ANPromptTrainer(model, arguments, train_dataset=train, eval_dataset=evaluate)
