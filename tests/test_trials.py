@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
@@ -25,7 +25,19 @@ from anprompt_peft.method.rephrase import draw_rephrased, vocabulary
 from anprompt_peft.tuner import adapted_clip
 from conftest import MakeClip
 from helpers import assert_exact, scatter
-from trials import HalfFrozen, NoisyLoRA, Tempered, Trial, averaging, divergence, perturbed_texts, turned
+from peers import image_set
+from trials import (
+    FewViews,
+    HalfFrozen,
+    InTurn,
+    NoisyLoRA,
+    Tempered,
+    Trial,
+    averaging,
+    divergence,
+    perturbed_texts,
+    turned,
+)
 
 CLASSES = ClassTexts(("cat", "dog", "small fish"))
 RECIPE = Recipe(learning_rate=0.1, batch_size=None)
@@ -252,6 +264,24 @@ def test_half_frozen_changes_other_classes_alone(
     assert (fitted.logits(shots, CLASSES) == 1).all()
     new = ClassTexts(("cat", "bird"))
     assert_exact(fitted.logits(shots, new), 0.75 + 0.25 * backbone.zero_shot_logits(shots, new))
+
+
+def test_views_are_seen_in_turn(backbone: Backbone) -> None:
+    """Each visit of a shot sees its next view, and after so many the first one again, whatever the batches."""
+    shots = image_set(backbone, [0, 1, 2], CLASSES.names, augment=True)
+    own = {each.name: getattr(shots, each.name) for each in fields(ImageSet)}
+    first, second = (InTurn(**own, views=2, seed=seed) for seed in (5, 6))
+    everything, rows = torch.arange(3), [torch.tensor([2]), torch.tensor([0, 1])]
+    seen = [first.pixels(everything, augment=True) for _ in range(4)]
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+    assert len(torch.cat([*seen[:2], second.pixels(everything, augment=True)]).flatten(1).unique(dim=0)) == 9
+    again = InTurn(**own, views=2, seed=5)
+    late, early = (again.pixels(each, augment=True) for each in rows)
+    assert torch.equal(torch.cat([early, late]), seen[0])
+    assert torch.equal(again.pixels(everything), shots.pixels(everything))
+    few = FewViews(Recipe(learning_rate=0.01, steps=4, batch_size=2, augment=True), config=SIZES, views=1)
+    assert torch.isfinite(few.fit(backbone, shots, CLASSES, 0).logits(shots, CLASSES)).all()
 
 
 def test_trials_train(backbone: Backbone, shots: ImageSet) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -57,6 +58,43 @@ class InPrecision(ANPrompt):
         model = super().adapt(backbone, classes, seed)
         set_precision(model, self.precision)
         return model
+
+
+@dataclass(frozen=True)
+class FewViews(ANPrompt):
+    """ANPrompt trained on a few random views of each shot in turn, in place of new ones in every epoch.
+
+    Args:
+        views (`int`): of each shot.
+    """
+
+    views: int = 8
+
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedAdapter:
+        """Train an adapter on a copy of CLIP."""
+        own = {each.name: getattr(shots, each.name) for each in fields(ImageSet)}
+        return super().fit(backbone, InTurn(**own, views=self.views, seed=seed), classes, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class InTurn(ImageSet):
+    """Images with so many random views each, which depend on the seed alone; the next one at each visit."""
+
+    views: int = 8
+    seed: int = 0
+    visits: Counter[int] = field(default_factory=Counter)
+
+    def pixels(self, rows: Tensor | None = None, augment: bool = False) -> Tensor:
+        """Return the pixel values of some images, or of all: float32 `[m, 3, H, W]`, on the CPU."""
+        if not augment or rows is None:
+            return super().pixels(rows, augment)
+        return torch.cat([self._next_view(row) for row in rows.tolist()])
+
+    def _next_view(self, row: int) -> Tensor:
+        view = self.visits[row] % self.views
+        self.visits[row] += 1
+        with seeded(hash((self.seed, row, view))):
+            return super().pixels(torch.tensor([row]), augment=True)
 
 
 @dataclass(frozen=True)
