@@ -173,8 +173,8 @@ def report(record: dict[str, Any]) -> str:
 def draw(record: dict[str, Any]) -> Figure:
     """Draw step times and memory, a group of bars for every size."""
     rows = record["rows"]
-    figure = Figure(figsize=(max(9, 2.4 * len(rows)), 4.5), layout="constrained")
     ways = list(dict.fromkeys(way for row in rows for way in row["seconds"]))
+    figure = Figure(figsize=(max(9, 0.7 * len(rows) * len(ways)), 4.5), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, unit in zip(panels, ("s per step (log)", "GB at the peak"), strict=True):
         for number, way in enumerate(ways):

@@ -20,7 +20,7 @@ def add_way_options(parser: argparse.ArgumentParser, chunk_from: int, plain_clas
     at = f"classes from which on Savings(text_chunk=...) is used (default {chunk_from})"
     parser.add_argument("--chunk-from", type=positive, default=chunk_from, help=at)
     parser.add_argument("--text-chunk", type=positive, default=500, help="texts at a time from there on (default 500)")
-    limit = f"most classes for the plain path, which takes 20 MB each (default {plain_classes})"
+    limit = f"most classes for the plain path, which takes 35 MB each (default {plain_classes})"
     parser.add_argument("--plain-classes", type=int, default=plain_classes, help=limit)
 
 
