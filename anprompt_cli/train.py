@@ -77,6 +77,11 @@ def _check(options: TrainOptions) -> None:
     for pair in (("halves", "base_only"), ("class_names", "classes_file")):
         if all(getattr(options, name) for name in pair):
             raise ValueError("{} and {} exclude each other.".format(*(f"--{name.replace('_', '-')}" for name in pair)))
+    if options.image_cache and options.augment:
+        raise ValueError(
+            f"--image-cache {options.image_cache} needs images that are seen again, and every epoch has new crops. "
+            "Add --no-augment, or leave it out."
+        )
     if options.push_to_hub:
         check_repo(options.push_to_hub)
     check_data(options.data)

@@ -72,11 +72,11 @@ def training_arguments(options: TrainOptions, settings: Mapping[str, Any]) -> AN
     """Return Trainer's arguments.
 
     Args:
-        options (`TrainOptions`): output folder, seed, device, precision, augmentation and early stopping.
+        options (`TrainOptions`): output folder, seed, device, precision and early stopping.
         settings (`Mapping`): what [`~anprompt_cli.config_file.effective`] returned.
 
     Raises:
-        ValueError: if a section is wrong, the precision does not fit the device, or options exclude each other.
+        ValueError: if a section is wrong, or the precision does not fit the device.
     """
     check_fields("adapter", settings["adapter"], ANPromptConfig)
     check_fields("training", settings["training"], ANPromptTrainingArguments)
@@ -96,11 +96,6 @@ def training_arguments(options: TrainOptions, settings: Mapping[str, Any]) -> AN
         **{"dataloader_pin_memory": not on_cpu, **_defaults(options), **settings["training"]},
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel
-    if options.image_cache and options.augment:
-        raise ValueError(
-            f"--image-cache {options.image_cache} needs images that are seen again, and every epoch has new crops. "
-            "Add --no-augment, or leave it out."
-        )
     return arguments
 
 
