@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -11,12 +9,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer
-import yaml
+
+from .records import read_record
+from .text import short
 
 RECORD, RESULTS = "run.yaml", "results.json"
 SECTIONS = ("adapter", "training")
-Parse = Callable[[Path, typer.Context], tuple[dict[str, Any], dict[str, dict[str, Any]]]]
-"""Reads a file into defaults of the options, by name, and further sections."""
+Parse = Callable[[Any, typer.Context], tuple[dict[str, Any], dict[str, dict[str, Any]]]]
+"""Makes of a file's value defaults of the options, by name, and further sections."""
 SHORTCUTS = {
     "template": ("adapter", "template"),
     "recipe": ("training", "recipe"),
@@ -78,15 +78,6 @@ class State:
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as in YAML 1.2 and JSON; PyYAML by itself reads a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def use_file(context: typer.Context, path: Path | None) -> Path | None:
     """Make a file's values the defaults of the options; without one, those of the run to resume.
 
@@ -112,8 +103,8 @@ def set_defaults(context: typer.Context, path: Path | None, parse: Parse) -> Pat
     """
     if path is not None:
         try:
-            context.default_map, context.obj.sections = parse(path, context)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            context.default_map, context.obj.sections = parse(read_record(path), context)
+        except (OSError, ValueError) as error:
             raise typer.BadParameter(f"{path}: {error}") from None
     return path
 
@@ -151,7 +142,7 @@ def check_fields(section: str, values: Mapping[str, Any], record: type[Any]) -> 
             TypeAdapter(hints[name], config=exact).validate_python(value)
         except ValidationError as error:
             wanted = dict.fromkeys(detail["msg"] for detail in error.errors())
-            raise ValueError(f"{section}.{name}={value!r}: {' or '.join(wanted)}.") from None
+            raise ValueError(f"{section}.{name}={short(value)}: {' or '.join(wanted)}.") from None
 
 
 def check_known(prefix: str, name: str, allowed: Iterable[str]) -> None:
@@ -160,22 +151,10 @@ def check_known(prefix: str, name: str, allowed: Iterable[str]) -> None:
     if name not in allowed:
         close = get_close_matches(name, allowed, n=1)
         meant = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown key {prefix + name!r}.{meant} Allowed: {', '.join(allowed)}.")
+        raise ValueError(f"unknown key {short(prefix + name)}.{meant} Allowed: {', '.join(allowed)}.")
 
 
-def to_yaml(record: Mapping[str, Any], comment: str) -> str:
-    """Return a record as YAML text under a comment line."""
-    return f"# {comment}\n{yaml.safe_dump(dict(record), sort_keys=False, allow_unicode=True, width=1000)}"
-
-
-def from_yaml(path: Path) -> Any:
-    """Read a YAML file, or a JSON file, which is YAML too."""
-    text = path.read_text(encoding="utf-8")
-    return json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
-
-
-def _parse(path: Path, context: typer.Context) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    record = from_yaml(path)
+def _parse(record: Any, context: typer.Context) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     if not isinstance(record, dict):
         raise ValueError("it must hold keys with values, such as `shots: 16`.")
     values = {str(name).replace("-", "_"): value for name, value in record.items()}
@@ -185,7 +164,7 @@ def _parse(path: Path, context: typer.Context) -> tuple[dict[str, Any], dict[str
     sections = {section: values.pop(section, None) or {} for section in SECTIONS}
     for section, given in sections.items():
         if not isinstance(given, dict):
-            raise ValueError(f"{section} must hold fields with values, not {given!r}.")
+            raise ValueError(f"{section} must hold fields with values, not {short(given)}.")
     for option, (section, name) in SHORTCUTS.items():
         if values.get(option) is not None and name in sections[section]:
             raise ValueError(f"{option} and {section}.{name} are the same setting. Keep one.")

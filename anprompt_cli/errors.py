@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from .text import short
+
+MAX_TEXT = 4000
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
@@ -37,6 +40,8 @@ def message(error: Exception) -> str:
     if not text and isinstance(error, typer.TyperException):
         return ""
     text = " ".join(text.replace("Value error, ", "").split())
+    if len(text) > MAX_TEXT:
+        text = f"{text[: MAX_TEXT // 2]} [...] {text[-MAX_TEXT // 2 :]}"
     return f"error: {_kind(error)}{text}{_given(error)}{_hint(error)}"
 
 
@@ -49,7 +54,7 @@ def _kind(error: Exception) -> str:
 def _given(error: Exception) -> str:
     """Name the value of an option where typer only says what it should be."""
     details = getattr(error.__cause__, "errors", None)
-    value = repr(details()[0]["input"]) if isinstance(error, typer.BadParameter) and details else ""
+    value = short(details()[0]["input"]) if isinstance(error, typer.BadParameter) and details else ""
     return "" if value in str(error) else f", not {value}."
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from .config_file import check_known, from_yaml, set_defaults
+from .config_file import check_known, set_defaults
 
 METHODS = "methods"
 
@@ -55,8 +55,7 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def _parse(path: Path, context: typer.Context) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    record = from_yaml(path)
+def _parse(record: Any, context: typer.Context) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     if not isinstance(record, dict):
         raise ValueError("it must hold keys with values, such as `shots: 16`.")
     values = {str(name).replace("-", "_"): value for name, value in record.items()}

@@ -54,6 +54,12 @@ class _Escaping:
         return getattr(self._stream, name)
 
 
+def short(value: Any) -> str:
+    """Return a value for a message, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as lines with columns of equal width: the first one flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,9 +1,10 @@
-"""Files and folders that appear atomically, JSON text, and names that may be paths or Hub ids."""
+"""Files and folders that appear atomically, JSON of users and strangers, and names that may be paths or Hub ids."""
 
 from __future__ import annotations
 
 import glob
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+MAX_BYTES = 64_000_000
+MAX_DEPTH = 16
 
 
 @contextmanager
@@ -59,6 +63,79 @@ def remove_unfinished(path: Path) -> None:
 def to_json(record: Any) -> str:
     """Return a record as indented JSON text that ends in a newline."""
     return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """Return what a file holds; raise `ValueError`, with its name, if that is more than `most` bytes."""
+    with Path(path).open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path} is larger than {most:,} bytes.")
+    return data
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is larger than 64 MB, or [`parse_json`] refuses it; the message names the file.
+    """
+    data = read_bytes(path)
+    try:
+        return parse_json(data.decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: if it is not JSON, an object has a name twice, or [`check_plain`] refuses it.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_repetition)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep.") from None
+    check_plain("it", value)
+    return value
+
+
+def check_plain(name: str, value: Any, depth: int = 0, key: str | None = None) -> None:
+    """Raise `ValueError` for numbers of more than 64 bits, text that is no Unicode, what is nested too deeply, and,
+    within lists and objects, numbers that are not finite."""
+    within = "" if key is None else f" in {short(key)}"
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep.")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError(f"{name} holds a number of more than 64 bits{within}.")
+    if isinstance(value, float) and depth and not math.isfinite(value):
+        raise ValueError(f"{name} holds the number {value}{within}, which is not finite.")
+    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError(f"{name} holds half a character (a lone surrogate){within}: {short(value)}.")
+    if isinstance(value, dict):
+        check_plain(name, list(value), depth)
+        for inner, each in value.items():
+            check_plain(name, each, depth + 1, inner)
+    elif isinstance(value, list):
+        for each in value:
+            check_plain(name, each, depth + 1, key)
+
+
+def short(value: Any) -> str:
+    """Return a value of a file as ASCII text for a message, cut to 80 characters."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in record:
+            raise ValueError(f"an object has the name {short(name)} twice.")
+        record[name] = value
+    return record
 
 
 def hub_id(name: str | None) -> str | None:

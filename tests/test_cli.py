@@ -39,6 +39,7 @@ from anprompt_cli.config_file import SHORTCUTS
 from anprompt_cli.errors import Failure
 from anprompt_cli.jobs import measuring
 from anprompt_cli.jobs import train as training_job
+from anprompt_cli.records import read_record
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import few_shot, load_image_data, select_classes
 from anprompt_peft.evaluation import Predictions
@@ -874,6 +875,32 @@ def test_every_option_is_in_the_tables_of_the_documentation() -> None:
         ("shots: [4", "wrong.yaml: while parsing a flow sequence"),
         ("- shots", "it must hold keys with values"),
         ("", "it must hold keys with values"),
+        (
+            "shots: 4\nrecipe: &all [x]\nreport_to: *all",
+            "wrong.yaml: line 2: '&all': anchors and aliases are not read.",
+        ),
+        ("template: *{}*", "expected alphabetic or numeric character, but found '{', in line 1."),
+        (
+            "template: *photo",
+            "'*photo': anchors and aliases are not read. Write the value itself, or quote a text that",
+        ),
+        (
+            "shots: !!python/object/apply:os.getcwd []",
+            "line 1: 'tag:yaml.org,2002:python/object/apply:os.getcwd': tags",
+        ),
+        ("class_names: !!set {a, b}", "line 1: 'tag:yaml.org,2002:set': tags are not read."),
+        ("adapter: " + "[" * 3000, "line 1: values are nested more than 16 levels deep."),
+        ("shots: 4\nseed: 1\nshots: 5", "line 3: the key 'shots' stands there twice. Keep one."),
+        ("shots: 4\n5: seed", "line 2: the key '5' must be text. Quote it."),
+        ("? [shots]\n: 4", "line 1: the key of several values must be text."),
+        ("learning_rate: .nan", "line 1: '.nan' is not a finite number."),
+        ("learning_rate: 1e999", "line 1: '1e999' is not a finite number."),
+        ("seed: 9223372036854775808", "line 1: '9223372036854775808' has more than 64 bits."),
+        ("seed: " + "1:" * 3000 + "1", "has more than 100 digits. Quote it if it is text."),
+        ("epochs: 2026-01-31", "not '2026-01-31'."),
+        ("shots: 4\n---\nseed: 1", "expected a single document in the stream, but found another document, in line 2."),
+        ("<<: {shots: 4}", "unknown key '<<'."),
+        ("shots: \0", "unacceptable character #x0000"),
         ("training: {eval_strategy: epoch}", "training.eval_strategy evaluates on validation: the data have no such"),
         (
             "early_stopping: 2",
@@ -889,6 +916,39 @@ def test_wrong_files_are_refused(text: str, wanted: str, digits: Path, tmp_path:
     output = tmp_path / "out"
     assert wanted in refused("train", digits, "--config", path, "--output", output, "--model", TINY_CLIP)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('{"shots": 4, "shots": 5}', "wrong.json: an object has the name 'shots' twice."),
+        ('{"training": {"learning_rate": NaN}}', "it holds the number nan in 'learning_rate', which is not finite."),
+        ('{"seed": 9223372036854775808}', "it holds a number of more than 64 bits in 'seed'."),
+        ('{"seed": ' + "[" * 100_000, "it is nested more than 16 levels deep."),
+        ('{"seed": ' + "[" * 20 + "]" * 20 + "}", "it is nested more than 16 levels deep."),
+    ],
+)
+def test_wrong_json_files_are_refused(text: str, wanted: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.json"
+    path.write_text(text)
+    assert wanted in refused("train", "photos", "--config", path, "--output", tmp_path / "out")
+    assert wanted in refused("benchmark", "--config", path, "--output", tmp_path / "out")
+
+
+def test_large_files_and_long_values_do_not_flood_the_terminal(digits: Path, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    settings = ("train", digits, "--config", path, "--output", tmp_path / "out", "--model", TINY_CLIP)
+    for text in ("shots: {0}", "{0}: 4", "adapter: {{alpha: {0}}}", "adapter: [{0}]", "template: {0}", "recipe: {0}"):
+        path.write_text(text.format("x" * 100_000))
+        assert len(refused(*settings)) < 5000, text
+    path.write_text("# " + "x" * 10_000_000)
+    assert "wrong.yaml: it is larger than 10,000,000 bytes." in refused(*settings)
+
+
+def test_dates_and_merge_keys_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "plain.yaml"
+    path.write_text('output: 2026-01-31\nat: 12.5\nrate: 1e-3\n"1": [yes, null, "2"]\n=: x')
+    assert read_record(path) == {"output": "2026-01-31", "at": 12.5, "rate": 1e-3, "1": [True, None, "2"], "=": "x"}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from anprompt_peft.data import (
     select_classes,
 )
 from anprompt_peft.data.images import IMAGE, LABEL
-from anprompt_peft.files import hub_id
+from anprompt_peft.files import hub_id, read_json
 
 from ..errors import Failure
 from ..options import DataOptions
@@ -108,10 +107,9 @@ def read_names(path: str | Path | None) -> Any:
     """
     if path is None:
         return None
-    text = Path(path).read_text(encoding="utf-8")
     if Path(path).suffix != ".json":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    names = json.loads(text)
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = read_json(path)
     found = list(names.values()) if isinstance(names, dict) else names
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise ValueError(

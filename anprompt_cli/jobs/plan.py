@@ -13,8 +13,10 @@ from anprompt_peft.data import ClassHalves, class_names_of, few_shot, halves, se
 from anprompt_peft.files import whole_file
 from anprompt_peft.training import ANPromptTrainingArguments
 
-from ..config_file import OWNED, RECORD, check_fields, from_yaml, to_yaml
+from ..config_file import OWNED, RECORD, check_fields
 from ..options import TrainingPrecision, TrainOptions
+from ..records import read_record, to_yaml
+from ..text import short
 from .labelled import check_parts, choose_split, load_splits, select_parts
 from .models import choose_device, precision_for
 
@@ -171,7 +173,7 @@ def begin(
     }
     path = options.output / RECORD
     if path.is_file():
-        _check_same(from_yaml(path), record, path)
+        _check_same(_begun(path), record, path)
     else:
         text = to_yaml(record, "Repeat this run with: anprompt train --config run.yaml --output NEW_FOLDER")
         with whole_file(path) as fresh:
@@ -198,10 +200,20 @@ def _halves(options: TrainOptions, names: list[str]) -> ClassHalves | None:
     return half
 
 
+def _begun(path: Path) -> dict[str, Any]:
+    try:
+        begun = read_record(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(begun, dict):
+        raise ValueError(f"{path} is not the record of a run.")
+    return begun
+
+
 def _check_same(begun: Mapping[str, Any], record: Mapping[str, Any], path: Path) -> None:
     old, new = _flat(begun), _flat(record)
     if changed := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
-        changes = "; ".join(f"{name} is {new.get(name)!r} and was {old.get(name)!r}" for name in changed)
+        changes = "; ".join(f"{name} is {short(new.get(name))} and was {short(old.get(name))}" for name in changed)
         raise ValueError(f"{path} was begun with other settings: {changes}. Leave them out, or start a new run.")
 
 

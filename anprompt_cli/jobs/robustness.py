@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from anprompt_peft.evaluation.robustness import (
     text_families,
 )
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
+from anprompt_peft.files import read_json
 from anprompt_peft.tuner import adapted_clip
 
 from ..text import aligned
@@ -34,10 +34,7 @@ def read_synonyms(path: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: if the file holds anything else.
     """
-    try:
-        synonyms = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    synonyms = read_json(path)
     fits = isinstance(synonyms, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
         for names in synonyms.values()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ..files import to_json, whole_file
+from ..files import read_json, to_json, whole_file
 from ..method.class_texts import check_class_names
 
 
@@ -78,7 +77,7 @@ class ClassHalves:
             ValueError: if it holds anything but two halves.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            record = read_json(path)
             if not isinstance(record, dict) or set(record) != {"base", "new"}:
                 raise ValueError('it must be an object with the keys "base" and "new".')
             if not all(isinstance(half, list) for half in record.values()):

@@ -10,11 +10,11 @@ from typing import Any, get_type_hints
 from huggingface_hub.dataclasses import type_validator
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from ..files import check_plain, short
 from ..method.config import FORMAT_VERSION, ANPromptConfig
 from ..method.registration import NAME
 from ..publish.facts import TrainingFacts
 
-MAX_DEPTH = 16
 SHOWN = 10
 FORMAT_2 = {"text_update_rank": None, "rephrased_weight": 0.0}
 MEANT = {1: {"frozen_share": 0.0, **FORMAT_2}, 2: FORMAT_2}  # what configurations of a format say without naming it
@@ -50,7 +50,7 @@ def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
         raise ValueError(f"{path} must hold an object, not {type(attributes).__name__}.")
     method = attributes.get("peft_type")
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise ValueError(f"{path}: peft_type={_short(method)} is no method of the installed PEFT.")
+        raise ValueError(f"{path}: peft_type={short(method)} is no method of the installed PEFT.")
     if method != NAME:
         return attributes
     _check_format(attributes.get("format_version", 1))
@@ -67,7 +67,7 @@ def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
 def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that this version knows; one warning names the others."""
     if unknown := [name for name in attributes if name not in KNOWN]:
-        names = ", ".join(map(_short, unknown[:SHOWN])) + (", ..." if len(unknown) > SHOWN else "")
+        names = ", ".join(map(short, unknown[:SHOWN])) + (", ..." if len(unknown) > SHOWN else "")
         warnings.warn(
             f"The adapter's configuration has {len(unknown)} field(s) that this version of anprompt-peft does not "
             f"know and ignores: {names}. A newer version may use them.",
@@ -78,7 +78,7 @@ def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_field(name: str, value: Any) -> None:
-    _check_plain(name, value)
+    check_plain(name, value)
     kind = TYPES[name]
     if isinstance(value, int) and value > CAPS.get(name, value):
         raise ValueError(f"{name}={value!r} is more than this package handles, which is {CAPS[name]}.")
@@ -86,34 +86,15 @@ def _check_field(name: str, value: Any) -> None:
         type_validator(name, value, int | float if kind is float else kind)
     except TypeError:
         wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-        raise ValueError(f"{name}={_short(value)} in an adapter's configuration must be of type {wanted}.") from None
+        raise ValueError(f"{name}={short(value)} in an adapter's configuration must be of type {wanted}.") from None
 
 
 def _check_format(version: Any) -> None:
     """Raise `ValueError` unless this version of the package reads configurations of that `format_version`."""
     if not isinstance(version, int) or version < 1:
-        raise ValueError(f"format_version={_short(version)} must be an integer, at least 1.")
+        raise ValueError(f"format_version={short(version)} must be an integer, at least 1.")
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"format_version={_short(version)}: a newer version of this package saved the adapter, and this one reads "
+            f"format_version={short(version)}: a newer version of this package saved the adapter, and this one reads "
             f"up to {FORMAT_VERSION}. Upgrade it: pip install --upgrade anprompt-peft."
         )
-
-
-def _check_plain(name: str, value: Any, depth: int = 0) -> None:
-    """Raise `ValueError` for numbers of more than 64 bits, text that is no Unicode, and what is nested too deeply."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep.")
-    if isinstance(value, int) and value.bit_length() > 63:
-        raise ValueError(f"{name} holds a number of more than 64 bits.")
-    if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError(f"{name} holds half a character (a lone surrogate): {_short(value)}.")
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    for each in value if isinstance(value, list) else ():
-        _check_plain(name, each, depth + 1)
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -6,7 +6,6 @@ the seed alone. That code keeps its draws as pickles, which are never read here:
 
 from __future__ import annotations
 
-import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from datasets import Dataset
 from ...data import RGBImage, ShotsError, class_names_of, sample_shots
 from ...data.columns import labels_of
 from ...data.images import IMAGE
-from ...files import to_json, whole_file
+from ...files import read_json, to_json, whole_file
 from .record import BenchmarkData
 
 COOP, SEEDED = "coop", "seeded"
@@ -60,7 +59,7 @@ class Shots:
             ValueError: if it holds something else, or was drawn from other data.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            record = read_json(path)
             return cls(
                 _find(data.train, record["train"]),
                 () if data.validation is None else _find(data.validation, record["validation"]),
