@@ -186,6 +186,12 @@ def test_names_are_found_in_any_case_and_with_hyphens(spelling: str) -> None:
         ({"split": None}, "the layout split-json needs `split`"),
         ({"hub": {"same_test": True}}, r"hub\.repository: Field required"),
         ({"layout": None, "hub": None}, "it needs a `layout` of files in a folder, or a copy on the `hub`"),
+        ({"names": {"substitute": [["(a+)+$", ""]]}}, r"names\.substitute: Unexpected keyword argument"),
+        ({"folder": "../private"}, r"folder='\.\./private' must lie below the root of all data sets"),
+        ({"images": "/home"}, "images='/home' must lie below the root"),
+        ({"split": "a/../../b.json"}, r"split='a/\.\./\.\./b\.json' must lie below"),
+        ({"note": json.loads("[" * 300 + "]" * 300)}, "Invalid JSON: recursion limit exceeded|note: Input should be"),
+        ({"counts": {"test": 2**70}}, "it holds a number of more than 64 bits in 'test'"),
     ],
 )
 def test_a_wrong_entry_is_refused(change: dict[str, Any], wanted: str, tmp_path: Path) -> None:
@@ -193,6 +199,13 @@ def test_a_wrong_entry_is_refused(change: dict[str, Any], wanted: str, tmp_path:
     path.write_text(json.dumps({**json.loads(entry_of("dtd").to_json()), **change}))
     with pytest.raises(ValueError, match=f"own.json is no entry of a catalog: .*{wanted}"):
         read_entry(path)
+    path.write_text('{"name": "a", "templates": ["{}"], "layout": "aircraft", "name": "b"}')
+    with pytest.raises(ValueError, match=r"own\.json is no entry of a catalog: an object has the name 'name' twice"):
+        read_entry(path)
+    path.write_text(json.dumps({"x" * 1000 + str(number): 0 for number in range(1000)}))
+    with pytest.raises(ValueError, match=r"own\.json is no entry of a catalog: ") as refusal:
+        read_entry(path)
+    assert len(str(refusal.value)) < 1000
     path.write_text("{")
     with pytest.raises(ValueError, match=r"own\.json is no entry of a catalog: entry: Invalid JSON"):
         read_entry(path)
@@ -363,6 +376,9 @@ def test_what_is_missing_is_named_with_where_to_get_it(name: str, tmp_path: Path
     ("content", "wanted"),
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON: it is nested more than 16 levels deep"),
+        ('{"train": [], "val": [], "test": [], "test": []}', "is no JSON: an object has the name 'test' twice"),
+        ('{"train": [["x", ' + "9" * 1000 + ', "a"]], "val": [], "test": []}', "holds a number of more than 64 bits"),
         ("[]", 'must be an object with the keys "train", "val" and "test"'),
         ('{"train": [], "test": []}', 'must be an object with the keys "train", "val" and "test"'),
         ('{"train": 3, "val": [], "test": []}', '"train" of .* must be a list'),
@@ -395,6 +411,40 @@ def test_an_unknown_variant_of_aircraft_is_named(tmp_path: Path) -> None:
     (tmp_path / "fgvc_aircraft" / "images_variant_val.txt").write_text("13 A300\n15 A301\n")
     with pytest.raises(ValueError, match=r"line 2 of .*images_variant_val\.txt names 'A301'"):
         load_benchmark_data("fgvc_aircraft", tmp_path)
+
+
+@pytest.mark.parametrize("image", ["../../private", "/private", "a/../../private"])
+def test_an_image_of_aircraft_outside_of_its_folder_is_refused(image: str, tmp_path: Path) -> None:
+    make_tree("fgvc_aircraft", tmp_path)
+    (tmp_path / "fgvc_aircraft" / "images_variant_test.txt").write_text(f"14 A300\n{image} A300\n")
+    with pytest.raises(
+        ValueError, match=rf"line 2 of .*images_variant_test\.txt leaves the folder .*: '{image}\.jpg'"
+    ):
+        load_benchmark_data("fgvc_aircraft", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fgvc_aircraft", "dtd"])
+def test_images_that_are_links_to_elsewhere_are_refused_and_the_folder_may_be_one(name: str, tmp_path: Path) -> None:
+    make_tree(name, tmp_path)
+    images = tmp_path / entry_of(name).folder / "images"
+    images.rename(tmp_path / "disk")
+    images.symlink_to(tmp_path / "disk")
+    assert len(load_benchmark_data(name, tmp_path).test)
+    listed = next(path for path in sorted((tmp_path / "disk").rglob("*.jpg")))
+    (tmp_path / "private").write_text("")
+    listed.unlink()
+    listed.symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match=rf"leaves the folder of the images: '.*' is a link to {tmp_path}/private\."):
+        load_benchmark_data(name, tmp_path)
+
+
+def test_a_folder_of_images_that_is_a_link_to_elsewhere_is_refused(tmp_path: Path) -> None:
+    make_tree("dtd", tmp_path)
+    folder = tmp_path / "dtd" / "images" / "a"
+    folder.rename(tmp_path / "private")
+    folder.symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match=r"leaves the folder of the images: 'a/1\.jpg' is a link to"):
+        load_benchmark_data("dtd", tmp_path)
 
 
 def test_class_names_without_a_name_are_refused(tmp_path: Path) -> None:

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from dataclasses import field
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ...files import to_json
+from ...files import parse_json, read_bytes, short, to_json
 from ...method.class_texts import check_template
 
 Layout = Literal["split-json", "aircraft", "imagenet", "wnid-folders", "numbered-folders"]
+SHOWN, MAX_NAME = 5, 80
 STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
@@ -28,13 +29,15 @@ class NameRules:
     Args:
         reverse_path (`bool`): `/a/apartment_building/outdoor` becomes `outdoor apartment building`: the parts of the
             path after a single letter, in reverse order.
-        substitute (`list`): pairs of a regular expression and its replacement.
+        year_first (`bool`): `FIAT 500 Abarth 2012` becomes `2012 FIAT 500 Abarth`.
+        split_capitals (`bool`): `ApplyEyeMakeup` becomes `Apply Eye Makeup`.
         lower (`bool`): make lower case.
         rename (`dict[str, str]`): whole names, as they are in the data, to better ones; nothing else is done to these.
     """
 
     reverse_path: bool = False
-    substitute: list[list[str]] = field(default_factory=list)
+    year_first: bool = False
+    split_capitals: bool = False
     lower: bool = False
     rename: dict[str, str] = field(default_factory=dict)
 
@@ -45,8 +48,10 @@ class NameRules:
         if self.reverse_path and "/" in name:
             parts = [part for part in name.split("/") if part]
             name = " ".join(reversed(parts[1:] if len(parts[0]) == 1 else parts))
-        for pattern, replacement in self.substitute:
-            name = re.sub(pattern, replacement, name)
+        if self.year_first:
+            name = re.sub(r"^(.*\S)[ _]((?:19|20)\d\d)$", r"\2 \1", name)
+        if self.split_capitals:
+            name = re.sub(r"(?<=[^\s_])(?=[A-Z])", " ", name)
         name = " ".join(name.replace("_", " ").split())
         return name.lower() if self.lower else name
 
@@ -122,7 +127,8 @@ class CatalogEntry:
         note (`str`): what a table should say beside the figures.
 
     Raises:
-        ValueError: if a template lacks `{}`, the layout `split-json` its file, or there is nowhere to read from.
+        ValueError: if a template lacks `{}`, the layout `split-json` its file, there is nowhere to read from, or
+            `folder`, `images` or `split` leaves the root.
     """
 
     name: str
@@ -146,6 +152,9 @@ class CatalogEntry:
             raise ValueError("it needs a `layout` of files in a folder, or a copy on the `hub`.")
         if self.layout == "split-json" and not self.split:
             raise ValueError("the layout split-json needs `split`, the name of the JSON file.")
+        for name in ("folder", "images", "split"):
+            if not stays_inside(getattr(self, name) or ""):
+                raise ValueError(f"{name}={short(getattr(self, name))} must lie below the root of all data sets.")
 
     def to_json(self) -> str:
         """Return the entry as JSON text that [`read_entry`] reads."""
@@ -172,6 +181,11 @@ def find_entry(name: str) -> CatalogEntry | None:
     return {_plain(known): entry for known, entry in catalog().items()}.get(_plain(name))
 
 
+def stays_inside(path: str) -> bool:
+    """Whether a path in a stranger's file is relative and without `..`."""
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[-_\s]", "", name).lower()
 
@@ -181,10 +195,19 @@ def read_entry(path: str | Path) -> CatalogEntry:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, or a field is unknown, missing or of the wrong type; the message names it.
+        ValueError: if it is no JSON, or a field is unknown, missing, given twice or of the wrong type; the message
+            names it.
     """
+    data = read_bytes(path)
     try:
-        return _ADAPTER.validate_json(Path(path).read_bytes())
+        entry = _ADAPTER.validate_json(data)
+        parse_json(data.decode("utf-8"))
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, each['loc'])) or 'entry'}: {each['msg']}" for each in error.errors())
+        problems = (
+            f"{'.'.join(map(str, each['loc']))[:MAX_NAME] or 'entry'}: {each['msg']}"
+            for each in error.errors()[:SHOWN]
+        )
         raise ValueError(f"{path} is no entry of a catalog: {'; '.join(problems)}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no entry of a catalog: {error}") from error
+    return entry

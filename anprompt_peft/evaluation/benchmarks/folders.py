@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from .catalog import CatalogEntry
+from ...files import read_bytes, read_json, short
+from .catalog import CatalogEntry, stays_inside
 from .record import BenchmarkData, from_paths
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 """By their names in CoOp's files."""
 CLASSNAMES = "classnames.txt"
+
+
+Locate = Callable[[str, str], str]
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def read_class_names(path: Path) -> dict[str, str]:
     for number, line in enumerate(_lines(path), 1):
         wnid, _, name = line.strip().partition(" ")
         if not name:
-            raise ValueError(f"line {number} of {path} must be a WordNet id and a name, not {line!r}.")
+            raise ValueError(f"line {number} of {path} must be a WordNet id and a name, not {short(line)}.")
         names[wnid] = name
     return names
 
@@ -107,13 +111,11 @@ def named(wnids: Iterable[str], names: Mapping[str, str], path: Path) -> Names:
 def _split_json(entry: CatalogEntry, folder: Path) -> Listing:
     path, images = folder / str(entry.split), _folder(folder / entry.images)
     _is_there(path)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    record = read_json(path)
     if not isinstance(record, dict) or not {"train", "val", "test"} <= set(record):
         raise ValueError(f'{path} must be an object with the keys "train", "val" and "test".')
-    rows = {split: _checked(record[key], key, path) for key, split in SPLITS.items()}
+    locate = _locator(images)
+    rows = {split: _checked(record[key], key, path, locate) for key, split in SPLITS.items()}
     names = _label_names((row for each in rows.values() for row in each), path)
     number_of = {label: number for number, label in enumerate(sorted(names))}
     clean = tuple(entry.names.clean(names[label]) for label in number_of)
@@ -121,22 +123,21 @@ def _split_json(entry: CatalogEntry, folder: Path) -> Listing:
         raise ValueError(f"{path}: several label ids have the class names {', '.join(alike)}.")
     return Listing(
         Names(clean, {}),
-        {
-            split: Files([str(images / row[0]) for row in each], [number_of[row[1]] for row in each])
-            for split, each in rows.items()
-        },
+        {split: Files([row[0] for row in each], [number_of[row[1]] for row in each]) for split, each in rows.items()},
     )
 
 
-def _checked(rows: Any, key: str, path: Path) -> list[tuple[str, int, str]]:
+def _checked(rows: Any, key: str, path: Path, locate: Locate) -> list[tuple[str, int, str]]:
+    """Return for each row the path of its image, the label id and the class name."""
     if not isinstance(rows, list):
         raise ValueError(f'"{key}" of {path} must be a list.')
+    checked = []
     for number, row in enumerate(rows):
+        place = f'item {number} of "{key}" in {path}'
         if not (isinstance(row, list) and list(map(type, row)) == [str, int, str]):
-            raise ValueError(f'item {number} of "{key}" in {path} must be [path, label id, class name], not {row!r}.')
-        if PurePosixPath(row[0]).is_absolute() or ".." in PurePosixPath(row[0]).parts:
-            raise ValueError(f'item {number} of "{key}" in {path} leaves the folder of the images: {row[0]!r}.')
-    return [tuple(row) for row in rows]
+            raise ValueError(f"{place} must be [path, label id, class name], not {short(row)}.")
+        checked.append((locate(row[0], place), row[1], row[2]))
+    return checked
 
 
 def _label_names(rows: Iterable[tuple[str, int, str]], path: Path) -> dict[int, str]:
@@ -144,7 +145,7 @@ def _label_names(rows: Iterable[tuple[str, int, str]], path: Path) -> dict[int, 
     for _, label, name in rows:
         names[label].add(name)
     if several := {label: sorted(each) for label, each in names.items() if len(each) > 1}:
-        raise ValueError(f"{path}: these label ids have several class names: {several}.")
+        raise ValueError(f"{path}: these label ids have several class names: {short(several)}.")
     return {label: next(iter(each)) for label, each in names.items()}
 
 
@@ -155,7 +156,7 @@ def _aircraft(entry: CatalogEntry, folder: Path) -> Listing:
     variants = folder / "variants.txt"
     names = [line.strip() for line in _lines(variants)]
     number_of = {name: number for number, name in enumerate(names)}
-    images = _folder(folder / entry.images)
+    locate = _locator(_folder(folder / entry.images))
     splits = {}
     for key, split in SPLITS.items():
         path = folder / f"images_variant_{key}.txt"
@@ -163,8 +164,8 @@ def _aircraft(entry: CatalogEntry, folder: Path) -> Listing:
         for number, line in enumerate(_lines(path), 1):
             image, _, name = line.strip().partition(" ")
             if name not in number_of:
-                raise ValueError(f"line {number} of {path} names {name!r}, which is no line of {variants}.")
-            files.paths.append(str(images / f"{image}.jpg"))
+                raise ValueError(f"line {number} of {path} names {short(name)}, which is no line of {variants}.")
+            files.paths.append(locate(f"{image}.jpg", f"line {number} of {path}"))
             files.labels.append(number_of[name])
         splits[split] = files
     return Listing(Names(tuple(map(entry.names.clean, names)), {}), splits)
@@ -234,9 +235,28 @@ def _is_there(path: Path) -> None:
         raise FileNotFoundError(f"there is no file {path}.")
 
 
+def _locator(images: Path) -> Locate:
+    """Return a function from the name of an image in a list, and its place there, to the path of the image.
+
+    It raises `ValueError` for an image that lies outside of the folder, be it by its name or by a link.
+    """
+    real = cache(Path.resolve)
+
+    def locate(name: str, place: str) -> str:
+        path = images / name
+        if not stays_inside(name):
+            raise ValueError(f"{place} leaves the folder of the images: {short(name)}.")
+        target = path.resolve() if path.is_symlink() else real(path.parent)
+        if not target.is_relative_to(real(images)):
+            raise ValueError(f"{place} leaves the folder of the images: {short(name)} is a link to {target}.")
+        return str(path)
+
+    return locate
+
+
 def _lines(path: Path) -> list[str]:
     _is_there(path)
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in read_bytes(path).decode("utf-8").splitlines() if line.strip()]
 
 
 _READERS: dict[str, Callable[[CatalogEntry, Path], Listing]] = {
