@@ -95,7 +95,7 @@ def use_file(context: typer.Context, path: Path | None) -> Path | None:
     return set_defaults(context, path, _parse)
 
 
-def set_defaults(context: typer.Context, path: Path | None, parse: Parse) -> Path | None:
+def set_defaults(context: typer.Context, path: Path | None, parse: Parse, aliases: bool = False) -> Path | None:
     """Make what `parse` finds in a file the defaults of the options, and the command's sections; return the path.
 
     Raises:
@@ -103,7 +103,7 @@ def set_defaults(context: typer.Context, path: Path | None, parse: Parse) -> Pat
     """
     if path is not None:
         try:
-            context.default_map, context.obj.sections = parse(read_record(path), context)
+            context.default_map, context.obj.sections = parse(read_record(path, aliases), context)
         except (OSError, ValueError) as error:
             raise typer.BadParameter(f"{path}: {error}") from None
     return path

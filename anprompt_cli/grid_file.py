@@ -20,7 +20,7 @@ def use_grid(context: typer.Context, path: Path | None) -> Path | None:
     Raises:
         BadParameter: if the file cannot be understood, or says something unknown.
     """
-    return set_defaults(context, path, _parse)
+    return set_defaults(context, path, _parse, aliases=True)
 
 
 def choose_methods(

@@ -15,12 +15,17 @@ from .text import short
 MAX_BYTES = 10_000_000
 MAX_DEPTH = 16
 MAX_DIGITS = 100
+MAX_VALUES = 100_000
 TAG = "tag:yaml.org,2002:"
-AS_TEXT = [f"{TAG}{kind}" for kind in ("timestamp", "value", "merge")]
+AS_TEXT = [f"{TAG}{kind}" for kind in ("timestamp", "value")]
 
 
-def read_record(path: Path) -> Any:
+def read_record(path: Path, aliases: bool = False) -> Any:
     """Read a YAML file, or a JSON file, whose name ends in `.json`.
+
+    Args:
+        path (`Path`): the file.
+        aliases (`bool`): whether settings may be named and used again (`&name`, `*name`), up to 100,000 values in all.
 
     Raises:
         OSError: if it cannot be read.
@@ -38,7 +43,7 @@ def read_record(path: Path) -> Any:
 
         return parse_json(text)
     try:
-        return yaml.load(text, _Loader)
+        return _Loader(text, aliases).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         assert mark is not None
@@ -56,34 +61,52 @@ def to_yaml(record: Mapping[str, Any], comment: str) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML of plain values, in which 1e-3 is a number and 2026-01-31 a text, as in YAML 1.2 and JSON."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, aliases: bool) -> None:
         super().__init__(text)
+        self._aliases = aliases
         self._depth = 0
+        self._sizes: dict[Any, tuple[int, int]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
-        if event.anchor is not None:
+        if event.anchor is not None and not self._aliases:
             mark = "*" if isinstance(event, yaml.AliasEvent) else "&"
             raise _at(event, f"{short(mark + event.anchor)}: anchors and aliases are not read. {_instead(mark)}")
-        if event.tag not in (None, "!"):
+        if getattr(event, "tag", None) not in (None, "!"):
             raise _at(event, f"{short(event.tag)}: tags are not read. {_instead('!')}")
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _at(event, f"values are nested more than {MAX_DEPTH} levels deep.")
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         self._depth -= 1
+        if self._aliases:
+            self._measure(node, event)
         return node
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def _measure(self, node: Any, event: Any) -> None:
+        """Raise `ValueError` if a node has too many values or levels once its aliases are written out."""
+        if node not in self._sizes:
+            if isinstance(event, yaml.AliasEvent):
+                raise _at(event, f"{short('*' + event.anchor)} stands within itself.")
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            inner = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+            sizes, levels = zip((0, 0), *(self._sizes[each] for each in inner), strict=True)
+            self._sizes[node] = 1 + sum(sizes), 1 + max(levels)
+        size, depth = self._sizes[node]
+        if size > MAX_VALUES or depth > MAX_DEPTH:
+            raise _at(event, f"with its aliases it has more than {MAX_VALUES:,} values or {MAX_DEPTH} levels.")
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node: Any = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if key.tag != f"{TAG}str":
+            if key.tag not in (f"{TAG}str", f"{TAG}merge"):
                 shown = short(key.value) if isinstance(key, yaml.ScalarNode) else "of several values"
                 raise _at(key, f"the key {shown} must be text. Quote it.")
             if key.value in seen:
                 raise _at(key, f"the key {short(key.value)} stands there twice. Keep one.")
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
     def construct_number(self, node: Any) -> int | float:
         """Return a number that is finite and has at most 64 bits."""

@@ -219,6 +219,7 @@ NAMES = [
     ("stanford_cars", "2012 FIAT 500 Abarth", "2012 FIAT 500 Abarth"),
     ("sun397", "/a/abbey", "abbey"),
     ("sun397", "/a/apartment_building/outdoor", "outdoor apartment building"),
+    ("sun397", "/", "/"),
     ("sun397", "/t/train_station/platform", "platform train station"),
     ("sun397", "outdoor apartment_building", "outdoor apartment building"),
     ("ucf101", "ApplyEyeMakeup", "Apply Eye Makeup"),

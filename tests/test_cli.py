@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from anprompt_cli import app, main
 from anprompt_cli.adapters import check_data
@@ -695,6 +695,28 @@ def test_images_are_prepared_as_the_folder_says(saved: str, adapter: Path, digit
     assert rankings(call("predict", copy, image, "--jsonl")) != before
 
 
+@pytest.mark.parametrize("file", ["processor_config.json", "preprocessor_config.json"])
+def test_a_processor_that_is_not_of_this_clip_is_refused_by_name(
+    file: str, adapter: Path, digits: Path, tmp_path: Path
+) -> None:
+    for kind, source in (("adapter", adapter), ("base", TINY_CLIP)):
+        folder = shutil.copytree(source, tmp_path / kind)
+        for path in folder.glob("*processor_config.json"):
+            path.unlink()
+        settings = {**CLIPImageProcessorPil().to_dict(), "size": {"shortest_edge": 120_000}}
+        (folder / file).write_text(json.dumps(settings if file.startswith("pre") else {"image_processor": settings}))
+    wanted = "size={'shortest_edge': 120000} must have whole numbers from 1 to 4096."
+    given = f"{tmp_path / 'adapter' / file}"
+    for command in (("predict", tmp_path / "adapter", digits / "test"), ("evaluate", tmp_path / "adapter", digits)):
+        line = refused(*command)
+        assert given in line
+        assert wanted in line
+    line = refused("train", digits, "--model", tmp_path / "base", "--output", tmp_path / "out", "--shots", 1)
+    assert f"{tmp_path / 'base' / file}" in line
+    assert wanted in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_folders_and_globs_become_a_table(adapter: Path, digits: Path) -> None:
     one = digits / "test" / "one" / "000.png"
     answer = call("predict", adapter, one, digits / "test" / "two", digits / "test" / "*" / "001.png", "--top-k", 1)
@@ -899,7 +921,7 @@ def test_every_option_is_in_the_tables_of_the_documentation() -> None:
         ("seed: " + "1:" * 3000 + "1", "has more than 100 digits. Quote it if it is text."),
         ("epochs: 2026-01-31", "not '2026-01-31'."),
         ("shots: 4\n---\nseed: 1", "expected a single document in the stream, but found another document, in line 2."),
-        ("<<: {shots: 4}", "unknown key '<<'."),
+        ("<<: 4", "expected a mapping or list of mappings for merging, but found scalar, in line 1."),
         ("shots: \0", "unacceptable character #x0000"),
         ("training: {eval_strategy: epoch}", "training.eval_strategy evaluates on validation: the data have no such"),
         (
@@ -945,7 +967,7 @@ def test_large_files_and_long_values_do_not_flood_the_terminal(digits: Path, tmp
     assert "wrong.yaml: it is larger than 10,000,000 bytes." in refused(*settings)
 
 
-def test_dates_and_merge_keys_are_text(tmp_path: Path) -> None:
+def test_dates_and_equal_signs_are_text(tmp_path: Path) -> None:
     path = tmp_path / "plain.yaml"
     path.write_text('output: 2026-01-31\nat: 12.5\nrate: 1e-3\n"1": [yes, null, "2"]\n=: x')
     assert read_record(path) == {"output": "2026-01-31", "at": 12.5, "rate": 1e-3, "1": [True, None, "2"], "=": "x"}
@@ -1033,6 +1055,17 @@ def test_a_model_without_its_processor_and_a_processor_without_its_model_are_tol
     answer = call(*settings, tmp_path / "model")
     assert answer.code == 1
     assert "holds a CLIP without its processor (image processor and tokenizer)." in answer.err
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a": ' + "[" * 100_000], ids=["list", "deep"])
+@pytest.mark.parametrize(
+    ("file", "wanted"),
+    [("config.json", "{}/config.json cannot be read: "), ("tokenizer.json", "The tokenizer of {} cannot be read: ")],
+)
+def test_malformed_files_of_a_model_are_named(file: str, wanted: str, text: str, digits: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(TINY_CLIP, tmp_path / "model")
+    (model / file).write_text(text)
+    assert wanted.format(model) in refused("train", digits, "--output", tmp_path / "out", "--model", model)
 
 
 def test_halves_of_one_class_are_refused(digits: Path, tmp_path: Path) -> None:

@@ -256,6 +256,16 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], dict[str, Any]], type[Exception], 
         ValueError,
         "'do_rescale': False",
     ),
+    "much memory": (
+        lambda _, processor: {"processor": other(processor, size={"shortest_edge": 10**6})},
+        ValueError,
+        "size={'shortest_edge': 1000000} must have whole numbers from 1 to 4096",
+    ),
+    "infinite pixels": (
+        lambda _, processor: {"processor": other(processor, image_std=[0.0, 1.0, 1.0])},
+        ValueError,
+        "image_std=.* must be 3 finite numbers above 0",
+    ),
     "a longest edge": (
         lambda _, processor: {"processor": other(processor, size={"shortest_edge": 16, "longest_edge": 20})},
         ValueError,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +30,7 @@ from transformers import CLIPModel
 import chromium
 from anprompt_cli import main, options
 from anprompt_cli.grid_file import choose_methods, parse_seeds
+from anprompt_cli.records import read_record
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.benchmarks.data import SOURCES
 from anprompt_peft.evaluation.benchmarks.shots import SAMPLINGS
@@ -126,6 +129,45 @@ def contents(output: Path) -> dict[str, Any]:
         shots = (output / record["key"] / "shots.json").read_text()
         found[record["key"]] = (record, arrays, shots)
     return found
+
+
+def test_a_grid_may_use_settings_again_but_not_without_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("a: &a {x: 1, y: [2]}\nb: {<<: *a, x: 3}\nc: *a")
+    assert read_record(path, aliases=True) == {
+        "a": {"x": 1, "y": [2]},
+        "b": {"x": 3, "y": [2]},
+        "c": {"x": 1, "y": [2]},
+    }
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pairs = list(itertools.pairwise(letters))
+    for text, wanted in (
+        ("".join(f"{new}: &{new} [*{old}, *{old}, *{old}]\n" for old, new in pairs), "more than 100,000 values"),
+        ("".join(f"{new}: &{new} {{<<: [*{old}, *{old}]}}\n" for old, new in pairs), "more than 100,000 values"),
+        ("".join(f"{new}: &{new} [*{old}]\n" for old, new in pairs), "or 16 levels"),
+        ("z: &z [*z]", r"'\*z' stands within itself"),
+        ("z: &z {y: {<<: *z}}", r"'\*z' stands within itself"),
+    ):
+        path.write_text("a: &a {x: 1}\n" + text)
+        with pytest.raises(ValueError, match=rf"^line \d+: .*{wanted}"):
+            read_record(path, aliases=True)
+    answer = main(["benchmark", "--config", str(path), "--output", str(tmp_path / "out")])
+    assert answer == 2
+
+
+def test_a_cell_of_a_model_whose_processor_does_not_fit_names_the_file(
+    cells: Callable[..., list[Cell]], clip_folder: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(clip_folder, tmp_path / "clip")
+    path = model / "processor_config.json"
+    record = json.loads(path.read_text())
+    record["image_processor"]["do_rescale"] = False
+    path.write_text(json.dumps(record))
+    first = cells([1])[0]
+    broken = replace(first, setup=replace(first.setup, model=str(model)))
+    failed = run_cell(broken, Place(tmp_path / "out"))
+    assert failed is not None
+    assert f"{path}: image_processor: do_rescale=False: a CLIP needs this step" in failed.error
 
 
 # --- cells

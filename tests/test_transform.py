@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, Trainer, TrainingArguments
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import (
@@ -29,6 +31,7 @@ from anprompt_peft.data import (
     load_image_data,
     select_classes,
 )
+from anprompt_peft.data.processor import load_image_processor
 from anprompt_peft.data.transform import random_box
 from base_to_new import TINY_CLIP
 from export_folder import export
@@ -85,6 +88,105 @@ def test_the_processor_of_a_saved_clip_is_taken_as_it_is(clip_folder: Path) -> N
 def test_processors_that_do_something_else_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="needed are both steps"):
         ClipTransform(CLIPImageProcessorPil(**settings))
+
+
+BAD_VALUES: list[tuple[dict[str, Any], str]] = [
+    ({"size": {"shortest_edge": 120_000}}, "size={'shortest_edge': 120000} must have whole numbers from 1 to 4096"),
+    ({"size": {"height": -224, "width": 224}}, "size=.* must have whole numbers"),
+    ({"size": {"shortest_edge": 224.5}}, "size=.*224.5"),
+    ({"crop_size": {"height": 10**6, "width": 224}}, "crop_size=.* must have whole numbers"),
+    ({"crop_size": {"height": True, "width": 224}}, "crop_size=.*True"),
+    ({"resample": 99}, r"resample=99 must be one of Pillow's filters: 0 \(nearest\), "),
+    ({"image_mean": [0.5, 0.5]}, r"image_mean=.* must be 3 finite numbers"),
+    ({"image_mean": [0.5, 0.5, float("nan")]}, "image_mean=.*nan"),
+    ({"image_mean": ["0.5", 0.5, 0.5]}, "image_mean="),
+    ({"image_mean": [1e300, 0.5, 0.5]}, "image_mean=.* too large"),
+    ({"image_std": [0.0, 0.5, 0.5]}, "image_std=.* must be 3 finite numbers above 0"),
+    ({"image_std": [1e-320, 0.5, 0.5]}, "image_std=.* too large"),
+    ({"image_std": -1.0}, "image_std=.* above 0"),
+    ({"rescale_factor": float("inf")}, "rescale_factor=inf must be a finite number above 0"),
+    ({"rescale_factor": "1"}, "rescale_factor='1'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "wanted"), BAD_VALUES)
+def test_values_that_cannot_be_computed_with_are_refused(settings: dict[str, Any], wanted: str) -> None:
+    processor = CLIPImageProcessorPil()
+    for name, value in settings.items():
+        setattr(processor, name, value)
+    with pytest.raises(ValueError, match=wanted):
+        ClipTransform(processor)
+
+
+def write_settings(folder: Path, file: str, change: dict[str, Any]) -> None:
+    settings = {**CLIPImageProcessorPil().to_dict(), **change}
+    (folder / file).write_text(json.dumps({"image_processor": settings} if file == PROCESSOR_NAME else settings))
+
+
+BAD_FILES: list[tuple[dict[str, Any], str]] = [
+    *((change, wanted) for change, wanted in BAD_VALUES if "nan" not in wanted and "inf" not in wanted),
+    ({"image_std": [float("nan"), 1, 1]}, "holds the number nan in 'image_std', which is not finite"),
+    ({"size": "large"}, "size='large' must be of type"),
+    ({"size": {"width": 224}}, "size must have one of"),
+    ({"size": {"shortest_edge": 1}}, "size={'shortest_edge': 1} is smaller than the crop of 224 pixels"),
+    ({"size": {"shortest_edge": 224, "longest_edge": 448}}, "size=.* must have a shortest_edge, or a height and a"),
+    ({"size": {"shortest_edge": 448}, "crop_size": 448}, "crop_size=.*448.* does not fit .* whose image_size is 224"),
+    ({"crop_size": {"height": 224, "width": 196}}, "crop_size=.*196"),
+    ({"do_rescale": False}, "do_rescale=False: a CLIP needs this step"),
+    ({"do_rescale": None}, "do_rescale=None must be of type bool"),
+    ({"do_normalize": 0}, "do_normalize=0 must be of type bool"),
+    ({"do_center_crop": False}, "do_center_crop=False"),
+    ({"do_pad": True, "pad_size": {"height": 10**6, "width": 10**6}}, "do_pad=True is nothing that"),
+    ({"data_format": "channels_last"}, "data_format='channels_last' is nothing that"),
+    ({"device": "meta"}, "device='meta'"),
+    ({"resample": "bicubic"}, "resample='bicubic' must be of type int"),
+    ({"resize": "mine"}, "'resize' is no setting of an image processor"),
+    (
+        {"image_processor_type": "ViTImageProcessor"},
+        "image_processor_type='ViTImageProcessor' must be CLIPImageProces",
+    ),
+    ({"rescale_factor": True}, "rescale_factor=True"),
+    ({"note": json.loads("[" * 20 + "]" * 20)}, "nested more than 16 levels deep"),
+]
+
+
+@pytest.mark.parametrize("file", [PROCESSOR_NAME, IMAGE_PROCESSOR_NAME])
+@pytest.mark.parametrize(("change", "wanted"), BAD_FILES)
+def test_a_file_that_is_not_of_this_clip_is_refused_by_name(
+    change: dict[str, Any], wanted: str, file: str, tmp_path: Path
+) -> None:
+    write_settings(tmp_path, file, change)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/{file}.*{wanted}"):
+        load_image_processor(tmp_path, 224)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, '{"size": 224, "size": 225}', "\0", '"x"'])
+def test_a_file_that_is_no_object_is_refused_by_name(text: str, tmp_path: Path) -> None:
+    (tmp_path / IMAGE_PROCESSOR_NAME).write_text(text)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/{IMAGE_PROCESSOR_NAME}"):
+        load_image_processor(tmp_path, 224)
+    (tmp_path / PROCESSOR_NAME).write_text(json.dumps({"image_processor": text}))
+    with pytest.raises(ValueError, match=rf"{tmp_path}/{PROCESSOR_NAME}: image_processor: it must be an object"):
+        load_image_processor(tmp_path, 224)
+
+
+OLD = {
+    "crop_size": 224, "do_center_crop": True, "do_normalize": True, "do_resize": True, "size": 224, "resample": 3,
+    "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+}  # fmt: skip
+UNUSED = {
+    "device": None, "do_pad": None, "data_format": "channels_first", "_valid_processor_keys": ["images"], "note": "x",
+    "disable_grouping": None, "default_to_square": False, "do_convert_rgb": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [OLD, {**OLD, **UNUSED}, CLIPImageProcessorPil().to_dict()])
+def test_files_of_earlier_releases_are_read_as_transformers_does(settings: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / IMAGE_PROCESSOR_NAME).write_text(json.dumps(settings))
+    ours, theirs = load_image_processor(tmp_path, 224), CLIPImageProcessorPil.from_pretrained(tmp_path)
+    assert torch.equal(*(processor(PHOTO, return_tensors="pt")["pixel_values"] for processor in (ours, theirs)))
+    (tmp_path / PROCESSOR_NAME).write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    assert load_image_processor(tmp_path, 224).to_dict() == ours.to_dict()
 
 
 def test_boxes_keep_area_ratio_and_reach_every_edge() -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import warnings
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedConfig
+from transformers import CLIPModel, CLIPProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from transformers.utils import logging as transformers_logging
 
+from anprompt_peft.data.processor import load_image_processor
 from anprompt_peft.fast import choose_precision, set_precision
 from anprompt_peft.files import hub_id  # also registers the method
 
@@ -20,6 +22,9 @@ from ..adapters import CONFIG, locate
 from ..errors import Failure
 from ..options import Device, Precision
 from ..text import printable
+
+MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, JSONDecodeError)
+"""What transformers raises for JSON files that hold something else than it expects."""
 
 
 def quieten() -> None:
@@ -38,7 +43,7 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
     """Load a base model, in float32, and its processor from the Hub or a folder.
 
     Raises:
-        ValueError: if it is no CLIP.
+        ValueError: if it is no CLIP, its image processor does not fit it, or a file of it is malformed.
         Failure: if it cannot be loaded.
     """
     folder = Path(name)
@@ -58,13 +63,18 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
         clip = CLIPModel.from_pretrained(name, revision=revision, dtype=torch.float32)
     except OSError as error:
         raise Failure(f"The model {name} cannot be loaded: {' '.join(str(error).split())}") from error
+    except MALFORMED as error:
+        raise ValueError(f"{name}/{CONFIG_NAME} cannot be read: {type(error).__name__}: {error}") from error
     try:
+        load_image_processor(name, clip.config.vision_config.image_size, revision)
         return clip.eval(), CLIPProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise Failure(
             f"{name} holds a CLIP without its processor (image processor and tokenizer). Save the one that it was "
             f"trained with beside it: CLIPProcessor.from_pretrained(...).save_pretrained({name!r})."
         ) from error
+    except MALFORMED as error:
+        raise ValueError(f"The tokenizer of {name} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def precision_for(asked: str, device: torch.device) -> str:
@@ -100,5 +110,5 @@ def load_adapter(name: str, revision: str | None, device: Device, precision: Pre
     model = PeftModel.from_pretrained(clip, folder).eval().to(place)
     set_precision(model, precision_for(precision, place))
     if any((folder / file).is_file() for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
-        return model, CLIPImageProcessorPil.from_pretrained(folder)
+        return model, load_image_processor(folder, clip.config.vision_config.image_size)
     return model, processor.image_processor

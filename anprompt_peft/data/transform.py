@@ -12,6 +12,7 @@ from PIL import Image
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from .images import IMAGE, LABEL, STREAM_BATCH, to_rgb
+from .processor import check_processor
 
 LEAST_AREA = 0.5
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -31,7 +32,8 @@ class ClipTransform:
         augment (`bool`): random crop and mirroring, for training.
 
     Raises:
-        ValueError: if the processor does not both resize and crop, as CLIP's do.
+        ValueError: if the processor does not both resize and crop, as CLIP's do, or has values that cannot be computed
+            with, such as sides of more than 4,096 pixels; the message names the field.
     """
 
     def __init__(self, processor: Any, augment: bool = False) -> None:
@@ -44,6 +46,7 @@ class ClipTransform:
                 f"do_center_crop={processor.do_center_crop}, crop_size={crop}; needed are both steps, with a size of "
                 "shortest_edge or of height and width, and a crop of height and width."
             )
+        check_processor(processor)
         self.augment = augment
         self.size, self.crop = size, (crop["width"], crop["height"])
         self.resample = Image.Resampling(int(processor.resample))

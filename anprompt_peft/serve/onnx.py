@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from ..data.processor import check_processor
 from ..fast import Savings
 from ..fast.encoders import image_features
 from ..files import hub_id, whole_file
@@ -125,7 +126,8 @@ def preprocessing(processor: Any, pixel_shape: tuple[int, int, int]) -> dict[str
         pixel_shape (`tuple[int, int, int]`): the pixel values that the model takes.
 
     Raises:
-        ValueError: if the pixel values have another shape, or the processor does anything else with the image.
+        ValueError: if the pixel values have another shape, or the processor does anything else with the image or has
+            values that cannot be computed with.
     """
     processor = getattr(processor, "image_processor", processor)
     settings = processor.to_dict()
@@ -136,6 +138,7 @@ def preprocessing(processor: Any, pixel_shape: tuple[int, int, int]) -> dict[str
             "The image processor must resize, to a 'shortest_edge' or to 'height' and 'width', rescale and normalise; "
             f"this one has {steps} and size={size}."
         )
+    check_processor(processor)
     _, height, width = pixel_shape
     wide = np.zeros((height, 2 * width, 3), dtype=np.uint8)
     made = processor(images=[wide], return_tensors="np")["pixel_values"].shape[1:]

@@ -45,8 +45,8 @@ class NameRules:
         """Return a name as texts should spell it; underscores always become spaces."""
         if name in self.rename:
             return self.rename[name]
-        if self.reverse_path and "/" in name:
-            parts = [part for part in name.split("/") if part]
+        parts = [part for part in name.split("/") if part]
+        if self.reverse_path and "/" in name and parts:
             name = " ".join(reversed(parts[1:] if len(parts[0]) == 1 else parts))
         if self.year_first:
             name = re.sub(r"^(.*\S)[ _]((?:19|20)\d\d)$", r"\2 \1", name)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPProcessor
 from transformers.utils import logging as transformers_logging
 
+from ...data.processor import load_image_processor
 from ...provenance import provenance
 from ..backbone import Backbone
 from ..benchmarks.data import BenchmarkData, load_benchmark_data
@@ -144,7 +145,8 @@ def _settle() -> None:
 @lru_cache(maxsize=1)
 def _backbone(model: str, device: str) -> Backbone:
     clip = CLIPModel.from_pretrained(model, dtype=torch.float32).to(device)
-    return Backbone(clip, CLIPProcessor.from_pretrained(model))
+    load_image_processor(model, clip.config.vision_config.image_size)
+    return Backbone(clip, CLIPProcessor.from_pretrained(model, trust_remote_code=False))
 
 
 @lru_cache(maxsize=1)
