@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,7 @@ def check_processor(processor: Any) -> None:
     """
     for field, used in {"size": processor.do_resize, "crop_size": processor.do_center_crop}.items():
         sides = dict((used and getattr(processor, field)) or {})
-        if not all(
-            isinstance(side, Integral) and side is not True and 1 <= side <= MAX_SIDE for side in sides.values()
-        ):
+        if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides.values()):
             raise ValueError(f"{field}={short(sides)} must have whole numbers from 1 to {MAX_SIDE}.")
     if processor.do_resize and (processor.resample is True or processor.resample not in list(Image.Resampling)):
         named = ", ".join(f"{each.value} ({each.name.lower()})" for each in sorted(Image.Resampling))
