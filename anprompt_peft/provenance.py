@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 
 from .files import to_json, whole_file, whole_folder  # noqa: F401 - where version 0.1.0 had them
 
-PACKAGES = ("anprompt-peft", "torch", "transformers", "peft", "accelerate", "datasets", "scikit-learn", "safetensors")
+PROJECT = "anprompt-peft"
+PACKAGES = (PROJECT, "torch", "transformers", "peft", "accelerate", "datasets", "scikit-learn", "safetensors")
 
 
 def provenance(*packages: str) -> dict[str, Any]:
@@ -36,14 +38,34 @@ def provenance(*packages: str) -> dict[str, Any]:
     }
 
 
-def git_commit(folder: Path | None = None) -> str | None:
-    """Return the commit checked out in `folder` (default: this package's), `None` outside a repository."""
-    folder = folder or Path(__file__).parent
-    describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def git_commit(package: Path | None = None) -> str | None:
+    """Return the commit of the clone of this project that holds `package` (default: this one), `None` if none does.
+
+    A repository that only surrounds it, such as that of a project with an environment in it, is not asked. Nor are the
+    hooks and the file monitor of the clone itself run.
+    """
+    project = (package or Path(__file__).parent).resolve().parent
+    if not _is_clone(project):
+        return None
+    settings = ("core.fsmonitor=false", f"core.hooksPath={os.devnull}", f"safe.directory={project.as_posix()}")
+    flags = [part for each in settings for part in ("-c", each)]
+    describe = ["git", *flags, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_CEILING_DIRECTORIES"] = str(project.parent)
     try:
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(describe, cwd=project, env=environment, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip()
+
+
+def _is_clone(folder: Path) -> bool:
+    """Whether a folder is the top of a clone of this project."""
+    try:
+        described = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return described.get("project", {}).get("name") == PROJECT and (folder / ".git").exists()
 
 
 def _processor() -> str:

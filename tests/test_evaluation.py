@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from anprompt_peft.evaluation import (
     macro_f1,
 )
 from anprompt_peft.files import whole_folder
-from anprompt_peft.provenance import provenance
+from anprompt_peft.provenance import git_commit, provenance
 
 
 def test_shots() -> None:
@@ -134,6 +135,59 @@ def test_provenance_names_versions_and_commit() -> None:
     assert record["versions"]["torch"] == torch.__version__
     assert record["hardware"]["cpu_count"] >= 1
     assert record["git_commit"] is None or len(record["git_commit"].removesuffix("-dirty")) == 40
+
+
+def run_git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=alice", "-c", "user.email=alice@localhost")
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def make_repository(folder: Path, name: str) -> Path:
+    """A repository whose own file monitor and hook write a file; return that file."""
+    folder.mkdir(parents=True)
+    trace, spy = folder.parent / "ran", folder.parent / "spy.sh"
+    (folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\n')
+    run_git(folder, "init", "--quiet")
+    run_git(folder, "add", ".")
+    run_git(folder, "commit", "--quiet", "--message", "First")
+    spy.write_text(f"#!/bin/sh\necho run >> '{trace}'\n")
+    spy.chmod(0o755)
+    hook = folder / ".git" / "hooks" / "post-index-change"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_bytes(spy.read_bytes())
+    hook.chmod(0o755)
+    run_git(folder, "config", "core.fsmonitor", str(spy))
+    return trace
+
+
+def test_no_repository_around_the_package_is_asked(tmp_path: Path) -> None:
+    """Its commit says nothing about this package, and its file monitor is a program of anybody's."""
+    trace = make_repository(tmp_path / "users", "users-project")
+    package = tmp_path / "users" / "env" / "site-packages" / "anprompt_peft"
+    package.mkdir(parents=True)
+    assert git_commit(package) is None
+    assert git_commit(tmp_path / "users" / "anprompt_peft") is None
+    (package.parent / "pyproject.toml").write_text('[project]\nname = "anprompt-peft"\n')
+    assert git_commit(package) is None
+    (package.parent / ".git").mkdir()  # it is no repository, so git would look above
+    assert git_commit(package) is None
+    assert not trace.exists()
+
+
+def test_the_commit_of_the_own_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever variables say; neither hooks nor the file monitor run."""
+    trace = make_repository(tmp_path / "clone", "anprompt-peft")
+    make_repository(tmp_path / "elsewhere" / "users", "users-project")
+    head = run_git(tmp_path / "clone", "-c", "core.fsmonitor=false", "rev-parse", "HEAD")
+    package = tmp_path / "clone" / "anprompt_peft"
+    for name, value in {"GIT_DIR": ".git", "GIT_WORK_TREE": ".", "GIT_CONFIG_COUNT": "1"}.items():
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere" / "users" / value))
+    (tmp_path / "clone" / "pyproject.toml").touch()
+    assert git_commit(package) == head
+    (tmp_path / "clone" / "pyproject.toml").write_text('# changed\n[project]\nname = "anprompt-peft"\n')
+    assert git_commit(package) == f"{head}-dirty"
+    assert not trace.exists()
 
 
 def interrupted_write(folder: Path) -> None:
