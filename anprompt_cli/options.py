@@ -115,6 +115,9 @@ class AdapterOptions:
 class ModelOptions(AdapterOptions):
     """How to compute with it."""
 
+    model: Annotated[
+        str | None, _unset("CLIP that the adapter was trained with: id or folder. Default: the one it names.")
+    ] = None
     precision: Annotated[
         Precision,
         Option(

@@ -751,6 +751,22 @@ def test_classes_and_templates_of_choice(adapter: Path, digits: Path, tmp_path: 
 # info, help, start-up
 
 
+def test_an_adapter_without_a_base_model_takes_the_one_that_is_given(
+    adapter: Path, digits: Path, tmp_path: Path
+) -> None:
+    """As one that was pushed, and whose base model lay in a folder."""
+    nameless = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((nameless / "adapter_config.json").read_text())
+    (nameless / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    images = digits / "test" / "one"
+    assert "names no base model. Give the CLIP that it was trained with: --model" in refused(
+        "predict", nameless, images
+    )
+    given = call("predict", nameless, images, "--model", TINY_CLIP)
+    assert (given.code, given.out) == (0, call("predict", adapter, images).out)
+    assert call("evaluate", nameless, digits, "--model", TINY_CLIP).code == 0
+
+
 def test_info_counts_what_the_model_has(adapter: Path) -> None:
     record = json.loads(call("info", adapter, "--json").out)
     model = AutoPeftModel.from_pretrained(adapter, is_trainable=True)

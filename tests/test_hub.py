@@ -5,6 +5,7 @@ Functions without `test_` run in one client process, because huggingface_hub rea
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -283,6 +284,51 @@ def test_what_the_card_lacks_is_said(hub: HubServer, client: Run, clip_folder: P
         assert data.get("base_model") == base
 
 
+def push_local(folder: Path, repo_id: str, base: str) -> tuple[np.ndarray, list[str]]:
+    """Push a folder whose files name a base model and a tokenizer on this machine; return answers and warnings."""
+    model = new_adapter()
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = config.tokenizer_name_or_path = base
+    model.add_adapter("second", ANPromptConfig(class_names=CLASSES[:2], text_layers=1, vision_layers=1))
+    model.peft_config["second"].base_model_name_or_path = base
+    model.save_pretrained(folder)
+    CLIPProcessor.from_pretrained(BASE).save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"name_or_path": base, "tokenizer_class": "CLIPTokenizer"})
+    )
+    with TestCase().assertLogs("anprompt_peft.publish.hub", "WARNING") as logs:
+        push_folder(folder, repo_id)
+    return answers(model), [record.getMessage() for record in logs.records]
+
+
+@pytest.mark.parametrize("base", ["/home/alice/clip", r"C:\Users\alice", "./alice"])
+def test_names_that_only_this_machine_knows_are_not_pushed(
+    base: str, hub: HubServer, client: Run, tmp_path: Path
+) -> None:
+    """They are null in the upload, which is told, and stay in the folder."""
+    repo_id = f"alice/own-{len(hub.repos)}"
+    expected, logs = client(push_local, tmp_path, repo_id, base)
+    pushed = files(hub.repos[repo_id])
+    for name in ("adapter_config.json", "second/adapter_config.json", "tokenizer_config.json"):
+        assert base in json.loads((tmp_path / name).read_text()).values()
+        assert base not in json.loads(pushed[name]).values()
+    config = json.loads(pushed["adapter_config.json"])
+    assert config["base_model_name_or_path"] is config["tokenizer_name_or_path"] is None
+    assert config["class_names"] == CLASSES
+    alike = [re.search(r"(\S+) is pushed without (\w+)=", line) for line in logs]
+    assert [found.groups() for found in alike if found] == [
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("adapter_config.json", "tokenizer_name_or_path"),
+        ("adapter_config.json", "base_model_name_or_path"),
+        ("tokenizer_config.json", "name_or_path"),
+    ]
+    assert repr(base) in logs[-1]
+    with pytest.raises(ValueError, match=r"names no base model\. Load the CLIP that it was trained with"):
+        client(load_automatically, repo_id)
+    model = client(load, repo_id)
+    assert np.array_equal(model, expected)
+
+
 def push_two(repo_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Push a model with two adapters and return both answers."""
     model = new_adapter()
@@ -367,7 +413,7 @@ def test_other_methods_are_pushed_as_before(hub: HubServer, client: Run) -> None
     assert messages[0] == messages[1]
 
 
-def train(folder: Path, repo_id: str, strategy: str, callback: bool) -> None:
+def train(folder: Path, repo_id: str, strategy: str, callback: bool, base: str = BASE) -> None:
     """Train two epochs with pushes during training, then push, edit the local card and push again."""
     pixels = torch.randn(6, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(3))
     data = Dataset.from_dict({"pixel_values": pixels.numpy(), "labels": [0, 1, 2] * 2}).with_format("torch")
@@ -377,6 +423,7 @@ def train(folder: Path, repo_id: str, strategy: str, callback: bool) -> None:
         disable_tqdm=True,
     )  # fmt: skip
     model: Any = new_adapter()
+    model.peft_config["default"].base_model_name_or_path = base
     trainer = Trainer(model, arguments, train_dataset=data, callbacks=[CardCallback()] if callback else None)
     trainer.train()
     trainer.push_to_hub()
@@ -413,6 +460,23 @@ def test_plain_trainer_keeps_the_card(hub: HubServer, client: Run, tmp_path: Pat
     assert len(GENERATED.findall(card_of(repo).text)) == 1
     assert len(SUMMARY.findall(card_of(repo).text)) == 1
     assert card_of(repo).text.count(NOTE) == 1
+
+
+def train_on_local(folder: Path, base: str) -> list[str]:
+    """Train with pushes, save elsewhere, and return what is logged about the base model."""
+    with TestCase().assertLogs("anprompt_peft.publish.hub", "WARNING") as logs:
+        train(folder, "alice/unnamed", "checkpoint", callback=True, base=base)
+    PeftModel.from_pretrained(CLIPModel.from_pretrained(BASE), folder)
+    return [record.getMessage() for record in logs.records]
+
+
+def test_trainer_pushes_no_name_that_only_this_machine_knows(hub: HubServer, client: Run, tmp_path: Path) -> None:
+    logs = client(train_on_local, tmp_path / "out", "/home/alice/clip")
+    assert [line.partition(",")[0] for line in logs] == ["The card names no base model"]
+    commits = hub.repos["alice/unnamed"].commits.values()
+    assert any("last-checkpoint/adapter_config.json" in commit.files for commit in commits)
+    for commit in commits:
+        assert not [name for name, content in commit.files.items() if b"/home/alice" in content]
 
 
 def push_checkpoint(folder: Path, repo_id: str) -> None:

@@ -26,7 +26,9 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any
         ValueError: if adapter, split or classes are not there.
         Failure: if images or the base model cannot be read.
     """
-    model, processor = load_adapter(options.adapter, options.revision, options.device, options.precision)
+    model, processor = load_adapter(
+        options.adapter, options.revision, options.device, options.precision, options.model
+    )
     dataset = choose_split(load_splits(options), options.split, "--split")
     if options.halves:
         half = ClassHalves.load(options.halves)

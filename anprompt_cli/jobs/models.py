@@ -87,8 +87,17 @@ def precision_for(asked: str, device: torch.device) -> str:
     return chosen
 
 
-def load_adapter(name: str, revision: str | None, device: Device, precision: Precision) -> tuple[Any, Any]:
+def load_adapter(
+    name: str, revision: str | None, device: Device, precision: Precision, model: str | None = None
+) -> tuple[Any, Any]:
     """Load an adapter with its base model, and the image processor saved with it or else the base model's.
+
+    Args:
+        name (`str`): the adapter's folder, or its id on the Hub.
+        revision (`str`, *optional*): of an adapter on the Hub.
+        device (`Device`): where to compute.
+        precision (`Precision`): in which precision.
+        model (`str`, *optional*): the base model, in place of the one that the adapter names.
 
     Returns:
         `tuple`: the `PeftModel` in that precision and evaluation mode on the device, and the image processor.
@@ -101,14 +110,14 @@ def load_adapter(name: str, revision: str | None, device: Device, precision: Pre
     folder = locate(name, revision)
     config = PeftConfig.from_pretrained(str(folder))
     base = config.base_model_name_or_path
-    if not base:
-        raise ValueError(f"{name} names no base model, so it can only be loaded from Python, into a CLIP of yours.")
-    if hub_id(base) is not None:
+    if not (model or base):
+        raise ValueError(f"{name} names no base model. Give the CLIP that it was trained with: --model ID-OR-FOLDER.")
+    if model is None and hub_id(base) is not None:
         print(printable(f"Loading the base model {base}, which the adapter names."), file=sys.stderr)
-    clip, processor = load_clip(base, config.revision)
+    clip, processor = load_clip(model) if model else load_clip(base, config.revision)
     place = choose_device(device)
-    model = PeftModel.from_pretrained(clip, folder).eval().to(place)
-    set_precision(model, precision_for(precision, place))
+    adapted = PeftModel.from_pretrained(clip, folder).eval().to(place)
+    set_precision(adapted, precision_for(precision, place))
     if any((folder / file).is_file() for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
-        return model, load_image_processor(folder, clip.config.vision_config.image_size)
-    return model, processor.image_processor
+        return adapted, load_image_processor(folder, clip.config.vision_config.image_size)
+    return adapted, processor.image_processor

@@ -25,7 +25,9 @@ def classify(options: PredictOptions, paths: Sequence[str]) -> Iterable[Predicti
         ValueError: if there is no such adapter, or classes or templates are invalid.
     """
     classes = options.classes or read_names(options.classes_file)
-    model, processor = load_adapter(options.adapter, options.revision, options.device, options.precision)
+    model, processor = load_adapter(
+        options.adapter, options.revision, options.device, options.precision, options.model
+    )
     if classes or options.template:
         model.set_classes(classes or model.class_names, options.template)
     predictions = predict(model, paths, processor, top_k=options.top_k, batch_size=options.batch_size)

@@ -32,6 +32,7 @@ class State:
         class_weights (`Tensor`, *optional*): `[C]`, of the cross entropies over the current classes.
         shards (`bool`): whether processes share the encoding of class texts.
         cards (`dict[Path, str]`): model cards as last written.
+        pushed (`set[Path]`): folders that Trainer pushes to the Hub.
     """
 
     decomposes: bool
@@ -42,6 +43,7 @@ class State:
     class_weights: Tensor | None = None
     shards: bool = False
     cards: dict[Path, str] = field(default_factory=dict)
+    pushed: set[Path] = field(default_factory=set)
     _memos: dict[str, tuple[Fingerprint, Any]] = field(default_factory=dict)
 
     def kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import tempfile
@@ -13,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from transformers import CLIPModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import hub_id
+from ..files import hub_id, whole_file
 from ..method.config import ANPromptConfig
 from . import card as model_card
 
@@ -24,6 +25,13 @@ PROCESSOR = (
     "processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
     "merges.txt", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
+
+CONFIGS = (FILES[0], "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+NAMES = ("name_or_path", "_file")  # how fields end that may name something on this machine
+NO_BASE = (
+    "The card names no base model, because it was loaded from a local folder. Others cannot load the adapter without "
+    "it: push it too, and load it by its Hub id before saving."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +49,18 @@ def save_card(clip: CLIPModel, config: ANPromptConfig, folder: str | Path, subfo
     base_model = hub_id(config.base_model_name_or_path or getattr(clip, "name_or_path", None))
     kept = clip.anprompt_state.cards
     kept[path] = model_card.update_card(path, config, base_model, subfolder, former=kept.get(path, ""))
+
+
+def hide_local_names(clip: CLIPModel, folder: str | Path) -> None:
+    """Let no configuration in a folder that Trainer pushes, or below one, name what only this machine can find."""
+    folder = Path(folder).resolve()
+    if clip.anprompt_state.pushed.isdisjoint((folder, *folder.parents)):
+        return
+    for path in (folder / FILES[0], *folder.glob(f"*/{FILES[0]}")):
+        text, local = _public(path) if path.is_file() else ("", {})
+        if local:
+            with whole_file(path) as fresh:
+                fresh.write_text(text, encoding="utf-8")
 
 
 def push(model: Any, repo_id: str, **settings: Any) -> CommitInfo:
@@ -74,8 +94,9 @@ def push_folder(
     """Push a saved adapter to the Hub, in one commit: an interrupted push leaves the repository unchanged.
 
     Only adapters, the card and, if it was saved beside the adapter, the processor are pushed, no optimizer state for
-    example. The card's code then loads the adapter from the repository. Text that the author wrote into the card on
-    the Hub is kept.
+    example. What their configurations name and is not a Hub id, such as a base model in a local folder, is null in the
+    upload, and a warning says so. The card's code then loads the adapter from the repository. Text that the author
+    wrote into the card on the Hub is kept.
 
     Args:
         folder (`str` or `Path`): what `save_pretrained` wrote.
@@ -93,7 +114,8 @@ def push_folder(
 
     Raises:
         FileNotFoundError: if the folder holds no adapter with a card.
-        ValueError: if the weights are a pickle, or a file is a link to somewhere outside the folder.
+        ValueError: if the weights are a pickle, a file is a link to somewhere outside the folder, or a configuration
+            is not JSON.
         HfHubHTTPError: what the Hub answered: `RepositoryNotFoundError`, `RevisionNotFoundError`, no permission (401,
             403), somebody else's commit in the meantime (412), and so on.
     """
@@ -104,7 +126,7 @@ def push_folder(
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     parent = api.model_info(repo_id, revision=revision).sha
     card = _card_to_push(api, Path(folder) / model_card.NAME, repo_id, parent, tags)
-    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), _upload(path)) for path in files]
     operations.append(CommitOperationAdd(model_card.NAME, str(card).encode()))
     return api.create_commit(
         repo_id,
@@ -121,8 +143,16 @@ class CardCallback(TrainerCallback):
     """Writes the card before every push of Trainer, with the repository's name in its code.
 
     Without it, Trainer pushes the card at the end only, and the model does not know the repository's name. With it,
-    pushes during training (`hub_strategy="every_save"`) include the card too.
+    pushes during training (`hub_strategy="every_save"`) include the card too, and adapters that are saved in the
+    folder that Trainer pushes do not name a base model or a tokenizer that lies on this machine.
     """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Note the folder if training pushes it."""
+        if args.push_to_hub:
+            _note_pushed(args, model)
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -130,6 +160,7 @@ class CardCallback(TrainerCallback):
         """Write the card into the folder that is about to be pushed."""
         if not state.is_world_process_zero:
             return
+        _note_pushed(args, model)
         model.create_or_update_model_card(args.output_dir)
         path = Path(args.output_dir) / model_card.NAME
         card = model_card.read(path)
@@ -159,6 +190,36 @@ def _adapter_files(folder: Path) -> list[Path]:
     return [*files, *processor]
 
 
+def _note_pushed(args: TrainingArguments, model: Any) -> None:
+    folder, state = Path(args.output_dir).resolve(), model.anprompt_state
+    if folder not in state.pushed:
+        state.pushed.add(folder)
+        if hub_id(model.active_config.base_model_name_or_path or model.name_or_path) is None:
+            logger.warning(NO_BASE)
+
+
+def _upload(path: Path) -> Path | bytes:
+    """Return what of a file is uploaded: the file, or a configuration without what only this machine can find."""
+    if path.name not in CONFIGS:
+        return path
+    text, local = _public(path)
+    for name, value in local.items():
+        logger.warning("%s is pushed without %s=%r, which is not a Hub id.", path.name, name, value)
+    return text.encode() if local else path
+
+
+def _public(path: Path) -> tuple[str, dict[str, str]]:
+    """Return the text of a configuration in which names that are not Hub ids are null, and these names."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text)
+        named = {name: value for name, value in config.items() if name.endswith(NAMES) and isinstance(value, str)}
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise ValueError(f"{path} does not hold a JSON object: {error}") from error
+    local = {name: value for name, value in named.items() if value and hub_id(value) is None}
+    return json.dumps({**config, **dict.fromkeys(local)}, indent=2) if local else text, local
+
+
 def _card_to_push(api: HfApi, path: Path, repo_id: str, revision: str | None, tags: list[str] | None) -> Any:
     """Return the folder's card with the repository's name, the author's text on the Hub, and the base's licence."""
     card: Any = model_card.read(path)
@@ -173,10 +234,7 @@ def _card_to_push(api: HfApi, path: Path, repo_id: str, revision: str | None, ta
     if card.data.license is None:
         logger.warning("The card states no licence. Add one with describe_training(TrainingFacts(license=...)).")
     if card.data.base_model is None:
-        logger.warning(
-            "The card names no base model, because it was loaded from a local folder. Others cannot load the adapter "
-            "without it: push it too, and load it by its Hub id before saving."
-        )
+        logger.warning(NO_BASE)
     return card
 
 

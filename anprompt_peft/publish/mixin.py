@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from .facts import TrainingFacts
 from .finite import check_finite
-from .hub import push, save_card
+from .hub import hide_local_names, push, save_card
 
 
 class PublishMixin:
@@ -44,6 +44,7 @@ class PublishMixin:
         super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
         if self._hf_peft_config_loaded and is_main_process:
             _write_card(self, save_directory)
+            hide_local_names(self, save_directory)  # type: ignore[arg-type]
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Push the active adapter with its card, in one commit. See [`~anprompt_peft.publish.push_folder`]."""
@@ -81,6 +82,7 @@ def hand_over(tuner_cls: type[Any]) -> None:
             del self.create_or_update_model_card
         for folder in wanted:
             _write_card(self, folder)
+            hide_local_names(self.get_base_model(), folder)
 
     _replace("create_or_update_model_card", create_or_update_model_card, tuner_cls)
     _replace("save_pretrained", save_pretrained, tuner_cls)
