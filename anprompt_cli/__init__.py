@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Annotated
 
@@ -18,12 +19,12 @@ import typer
 from .benchmark import benchmark
 from .config_file import State
 from .datasets import datasets
-from .errors import INTERRUPTED, exit_code, message
+from .errors import CLOSED, INTERRUPTED, exit_code, message
 from .evaluate import evaluate
 from .info import info
 from .predict import predict
 from .push import push
-from .text import escaped_output
+from .text import closable_output, escaped_output
 from .train import train
 
 __all__ = ["app", "main"]
@@ -62,7 +63,7 @@ def root(
 
     Results go to standard output, progress and errors to standard error.
 
-    Exit codes: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted, 141 output closed.
     """
     context.obj.debug = debug
 
@@ -75,19 +76,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         `int`: 0 if all was done; 1 if something failed, or failed for part of the input; 2 for wrong usage; 130 if
-        interrupted.
+        interrupted; 141 if the reader of standard output is gone.
     """
     state = State()
-    try:
-        code = app(arguments, prog_name="anprompt", standalone_mode=False, obj=state) or 0
-    except Exception as error:
-        code = exit_code(error)
-        with escaped_output():
-            if state.debug:
-                traceback.print_exc()
-            if text := message(error):
-                print(text, file=sys.stderr)
-    else:
-        if code == INTERRUPTED:
-            print("interrupted", file=sys.stderr)
+    with closable_output():
+        try:
+            code = app(arguments, prog_name="anprompt", standalone_mode=False, obj=state) or 0
+            if code == INTERRUPTED:
+                print("interrupted", file=sys.stderr)
+            sys.stdout.flush()
+        except Exception as error:
+            code = exit_code(error)
+            with escaped_output():
+                if state.debug and code != CLOSED:
+                    traceback.print_exc()
+                if text := message(error):
+                    print(text, file=sys.stderr)
+            with suppress(typer.TyperException):
+                sys.stdout.flush()
     return code

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import typer
 
 from .errors import FAILED
 from .options import DatasetsCheckOptions, DatasetsListOptions, DatasetsShowOptions, command
+from .text import as_json
 
 datasets = typer.Typer(no_args_is_help=True, help="The data sets of the benchmarks: what is known, and what is there.")
 
@@ -26,7 +25,7 @@ def check(options: DatasetsCheckOptions) -> None:
     from .jobs.datasets import as_text, check_all
 
     findings = check_all(options)
-    print(json.dumps(findings, indent=2, ensure_ascii=False) if options.as_json else as_text(findings))
+    print(as_json(findings) if options.as_json else as_text(findings))
     if any(each["status"] in ("different", "broken") for each in findings):
         raise typer.Exit(FAILED)
 
@@ -40,7 +39,7 @@ def list_known(options: DatasetsListOptions) -> None:
     """
     from .jobs.datasets import known, known_as_text
 
-    print(json.dumps(known(), indent=2, ensure_ascii=False) if options.as_json else known_as_text())
+    print(as_json(known()) if options.as_json else known_as_text())
 
 
 @datasets.command(no_args_is_help=True)

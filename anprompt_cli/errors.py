@@ -7,7 +7,7 @@ import typer
 from .text import short
 
 MAX_TEXT = 4000
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED, CLOSED = 1, 2, 130, 141
 WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -21,6 +21,12 @@ class Interrupted(typer.TyperException):
     """The user stopped the command; the message says what is left and how to go on: exit code 130."""
 
     exit_code = INTERRUPTED
+
+
+class OutputClosed(typer.TyperException):
+    """Nobody reads the results any more, as after `| head`: nothing is said, and the exit code is that of SIGPIPE."""
+
+    exit_code = CLOSED
 
 
 def exit_code(error: Exception) -> int:

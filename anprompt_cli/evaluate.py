@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from .adapters import check_data
 from .options import EvaluateOptions, command
+from .text import as_json, printable
 
 
 @command
@@ -28,8 +28,8 @@ def evaluate(options: EvaluateOptions) -> None:
     from .jobs.evaluate import evaluate_adapter
 
     tables, record = evaluate_adapter(options)
-    print(*record["notes"], sep="\n", file=sys.stderr, end="\n" if record["notes"] else "")
+    print(*map(printable, record["notes"]), sep="\n", file=sys.stderr, end="\n" if record["notes"] else "")
     if options.as_json:
-        print(json.dumps(record, indent=2, ensure_ascii=False))
+        print(as_json(record))
     else:
         print(*tables, sep="\n\n")

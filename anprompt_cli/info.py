@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from .adapters import CONFIG, WEIGHTS, locate, read_config
 from .options import InfoOptions, command
-from .text import printable
+from .text import as_json, printable
 
 FROZEN = ("anprompt_noise_prompts", "anprompt_class_ids", "anprompt_clean_features", "anprompt_perturbed_features")
 SHOWN = 10
@@ -34,7 +33,7 @@ def info(options: InfoOptions) -> None:
     Only the JSON configuration and the header of the safetensors file are read. Weights in a pickle are refused.
     """
     record = describe(locate(options.adapter, options.revision))
-    print(json.dumps(record, indent=2, ensure_ascii=False) if options.as_json else _text(record))
+    print(as_json(record) if options.as_json else _text(record))
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from .errors import FAILED
 from .options import PredictOptions, command
-from .text import printable
+from .text import as_json, printable
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -36,10 +35,10 @@ def predict(options: PredictOptions) -> None:
     for result in classify(options, paths):
         if result.error:
             failed = True
-            print(f"error: {result.error}", file=sys.stderr)
+            print(printable(f"error: {result.error}"), file=sys.stderr)
         elif options.jsonl:
             predictions = [{"class": name, "probability": share} for name, share in result.ranking]
-            print(json.dumps({"image": result.path, "predictions": predictions}, ensure_ascii=False), flush=True)
+            print(as_json({"image": result.path, "predictions": predictions}, indent=None), flush=True)
         else:
             ranking = ", ".join(f"{name} {share:.1%}" for name, share in result.ranking)
             print(printable(f"{result.path:<{width}}  {ranking}"), flush=True)

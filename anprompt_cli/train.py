@@ -16,6 +16,7 @@ from .adapters import check_data, check_repo
 from .config_file import RECORD, RESULTS, effective
 from .errors import Interrupted
 from .options import TrainOptions, command
+from .text import printable
 
 NOT_RECORDED = ("config", "output", "resume", "push_to_hub", "device")
 NOT_MEASURED = (
@@ -62,13 +63,18 @@ def train(context: typer.Context, options: TrainOptions) -> None:
         note = error.message if isinstance(error, Interrupted) else "Interrupted."
         again = f"anprompt train --output {shlex.quote(str(output))} --resume"
         raise Interrupted(f"{note} Continue with: {again}") from None
-    print(*notes, sep="\n", file=sys.stderr, end="\n" if notes else "")
-    print(measured.summary() if measured else NOT_MEASURED)
-    print(f"Written to {output}/: adapter, {RESULTS} and report.html; {RECORD} repeats the run.")
-    if options.push_to_hub:
-        from anprompt_peft.publish import push_folder
+    print(*map(printable, notes), sep="\n", file=sys.stderr, end="\n" if notes else "")
+    pushed = []
+    try:
+        if options.push_to_hub:
+            from anprompt_peft.publish import push_folder
 
-        print(push_folder(output, options.push_to_hub))
+            pushed.append(push_folder(output, options.push_to_hub))
+    finally:  # what nobody may read any more comes last
+        print(measured.summary() if measured else NOT_MEASURED)
+        print(
+            f"Written to {output}/: adapter, {RESULTS} and report.html; {RECORD} repeats the run.", *pushed, sep="\n"
+        )
 
 
 def _check(options: TrainOptions) -> None:

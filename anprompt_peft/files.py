@@ -60,9 +60,11 @@ def remove_unfinished(path: Path) -> None:
         shutil.rmtree(scratch)
 
 
-def to_json(record: Any) -> str:
-    """Return a record as indented JSON text that ends in a newline."""
-    return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+def to_json(record: Any, indent: int | None = 2) -> str:
+    """Return a record as JSON text that ends in a newline; NaN and infinity, which JSON lacks, are null."""
+    finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
+    text = json.dumps(finite, indent=indent, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()  # of a file name that is not UTF-8, JSON's own escapes
 
 
 def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:

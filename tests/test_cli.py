@@ -795,6 +795,9 @@ def test_info_trusts_nothing_in_an_adapter(adapter: Path, tmp_path: Path) -> Non
     assert "\\x1b[31mred" in answer.out
     assert all(char.isprintable() or char == "\n" for char in answer.out)
     assert "class 20" not in answer.out
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "ANPROMPT", "class_names": [NaN], "alpha": -1e999}')
+    record = json.loads(call("info", tmp_path, "--json").out, parse_constant=pytest.fail)
+    assert (record["classes"], record["config"]["alpha"]) == ([None], None)
 
 
 def write_adapter(folder: Path, config: Any, weights: str = WEIGHTS) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -12,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from threading import Barrier, Event, Lock, Thread
 from typing import Any
@@ -30,15 +31,24 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 import distributed_worker as worker
-from anprompt_cli import main
+from anprompt_cli import main, text
 from anprompt_cli.jobs import models
-from anprompt_cli.text import escaped_output
+from anprompt_cli.text import aligned, as_json, escaped_output
 from anprompt_peft import Metric, TrainingFacts
-from anprompt_peft.data import ClipTransform, CorruptImageError, RGBImage, images
+from anprompt_peft.data import ClipTransform, CorruptImageError, RGBImage, check_images, images
 from anprompt_peft.data.images import FORMATS, MAX_PIXELS, open_image
+from anprompt_peft.evaluation.grid.tables import Table
 from anprompt_peft.fast import Savings
+from anprompt_peft.files import to_json
 from anprompt_peft.serve import Prediction, predict
-from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, NonFiniteError, alone_in
+from anprompt_peft.text import printable
+from anprompt_peft.training import (
+    ANPromptTrainer,
+    ANPromptTrainingArguments,
+    NonFiniteError,
+    RepeatableRows,
+    alone_in,
+)
 from conftest import IMAGE_SIZE, MakeClip
 from export_folder import export
 from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
@@ -528,6 +538,93 @@ def test_bars_and_terminals_that_lack_letters() -> None:
     assert raw.getvalue() == b"\n\x1b[A\rbar \\x1b[A\rname \\u540d\n"
 
 
+FORGED = "cat\nWARNING: all images are sound\r\u2028\x1b[2J\u202e.png"
+
+
+def test_the_name_of_a_file_forges_no_line_of_a_log(
+    trained: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an image that cannot be read, and of one whose loss is not finite, in Python and on the command line."""
+    adapter, digits = trained
+    path = tmp_path / "one" / FORGED
+    path.parent.mkdir()
+    path.write_text("no image")
+    shutil.copy(next((digits / "test").rglob("*.png")), path.parent / "sound.png")
+    found = load_dataset("imagefolder", data_dir=str(tmp_path), split="train", drop_labels=True)
+    found = found.cast_column("image", RGBImage())
+    with caplog.at_level("WARNING", logger="anprompt_peft"):
+        (line,) = check_images(found, "skip").corrupt
+    (record,) = caplog.records
+    assert record.getMessage() == f"left out: {line}"
+    assert line.endswith(
+        r"cat\nWARNING: all images are sound\r\u2028\x1b[2J\u202e.png cannot be decoded: no known image format"
+    )
+    (name,) = RepeatableRows(Dataset.from_dict({"image": [str(path)]}).cast_column("image", RGBImage()), 0).names([0])
+    assert name.isprintable()
+    assert main(["predict", str(adapter), str(tmp_path)]) == 1
+    errors = capsys.readouterr().err
+    assert len([line for line in errors.splitlines() if "sound" in line]) == 1
+    assert "\nWARNING" not in errors
+
+
+def test_names_in_tables_and_both_ways_to_escape_them() -> None:
+    assert len(aligned([("class", "images"), (FORGED, "1")]).splitlines()) == 2
+    for char in map(chr, (*range(0x3000), 0xD800, 0xDCFF, 0xFEFF, 0xFFF9, 0xE0001)):
+        if char not in "\r\n":
+            assert (printable(char) == char) == (text.printable(char) == char), repr(char)
+
+
+def test_json_has_no_numbers_and_letters_that_json_lacks() -> None:
+    """They would make a file that others cannot read, or none at all at the end of a run."""
+    record = {"a": [math.nan, -math.inf, 1.5], "name": "caf\xe9 c\udcff.png"}
+    for written in (to_json(record), as_json(record).encode("utf-8", "backslashreplace").decode()):
+        read = json.loads(written.encode(), parse_constant=pytest.fail)
+        assert read == {"a": [None, None, 1.5], "name": record["name"]}
+        assert "caf\xe9" in written
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_terminal_that_is_gone_ends_no_training(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    with redirect_stdout(Gone()), redirect_stderr(Gone()):
+        assert train(trained[1], tmp_path / "out") == 141
+    assert (tmp_path / "out" / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "redirection", "expected"),
+    [
+        ("info ADAPTER", "| true", 141),
+        ("--help", "| true", 141),
+        ("info ADAPTER", ">&-", 0),
+        ("info ADAPTER", "<&- >&- 2>&-", 0),
+        ("info none/such/adapter", "2>&-", 2),
+        ("info none/such/adapter", "2> >(exec 2>&-)", 2),
+        ("info ADAPTER", "> /dev/full", 1),
+    ],
+)
+def test_closed_streams_say_nothing(command: str, redirection: str, expected: int, trained: tuple[Path, Path]) -> None:
+    """A reader that is gone gives the exit code of SIGPIPE; a full disk is an error."""
+    program = "import sys; from anprompt_cli import main; sys.exit(main())"
+    called = f"{sys.executable} -c '{program}' {command.replace('ADAPTER', str(trained[0]))}"
+    waiting = f"(sleep 0.2; {called})" if "|" in redirection else called  # until the reader is gone
+    done = subprocess.run(
+        ["bash", "-c", f"{waiting} {redirection}; exit ${{PIPESTATUS[0]}}"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == expected, done.stderr
+    full = "error: Standard output cannot be written: [Errno 28] No space left on device\n"
+    assert done.stderr == (full if expected == 1 else "")
+
+
 MARKUP = "<img src=x onerror=alert(1)> [text](javascript:alert(1)) ![x](https://host/x) `a` | b &lt;b&gt; <!-- x"
 
 
@@ -547,7 +644,18 @@ def test_nothing_in_a_card_is_markup(make_clip: MakeClip, tokenizer: CLIPTokeniz
     assert set(re.findall(r'(?:href|src)="([^"]*)"', page)) == {"https://arxiv.org/abs/2508.04677"}
 
 
-TAGS = {"h1", "h2", "p", "a", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
+def test_nothing_in_the_tables_of_a_grid_is_markup() -> None:
+    names = ("method", MARKUP, f"a\n\n# {MARKUP}", "# \x1b[2J\u202e")
+    table = Table(MARKUP, names, (names, ("-",) * 4), notes=(MARKUP, "see\n# it"), words=4)
+    written = table.markdown()
+    assert all(line.isprintable() for line in written.splitlines())
+    page = markdown_of(f"---\n---\n{written}")
+    assert page.count("<tr>") == 3
+    assert "onerror" in page
+    assert set(re.findall(r"<(\w+)", page)) <= TAGS - {"a"}
+
+
+TAGS = {"h1", "h2", "h3", "p", "a", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "ul", "li"}
 
 
 def markdown_of(card: str) -> str:

@@ -24,6 +24,7 @@ from anprompt_peft.evaluation.grid import (
 )
 from anprompt_peft.evaluation.peers import make_method
 from anprompt_peft.report.benchmark import write_benchmark
+from anprompt_peft.text import plain_markdown, printable
 
 from ..errors import Failure, Interrupted
 from ..options import BenchmarkOptions, BenchmarkReportOptions
@@ -96,7 +97,7 @@ def report_benchmark(options: BenchmarkReportOptions) -> str:
         write_benchmark(summaries, options.reference, options.html)
     blocks = []
     for summary in summaries:
-        blocks.append(f"## {title_of(summary)}")
+        blocks.append(f"## {plain_markdown(title_of(summary))}")
         blocks += [table.markdown() for table in make_tables(summary, options.reference)]
     return "\n\n".join(blocks)
 
@@ -105,4 +106,4 @@ def _reasons(failed: Sequence[Failed]) -> list[str]:
     by_error: dict[str, list[Cell]] = {}
     for each in failed:
         by_error.setdefault(each.error, []).append(each.cell)
-    return [f"failed: {'; '.join(map(str, cells))}: {error}" for error, cells in by_error.items()]
+    return [printable(f"failed: {'; '.join(map(str, cells))}: {error}") for error, cells in by_error.items()]

@@ -10,6 +10,7 @@ from anprompt_peft.evaluation.benchmarks import CatalogEntry, catalog, find_entr
 from anprompt_peft.evaluation.benchmarks.checks import check_data_set
 
 from ..options import DatasetsCheckOptions
+from ..text import printable
 
 
 def entry_of(name: str) -> CatalogEntry:
@@ -37,8 +38,8 @@ def as_text(findings: Sequence[Mapping[str, Any]]) -> str:
     for each in findings:
         counts = ", ".join(f"{count} {split}" for split, count in each["counts"].items())
         size = f"{each['classes']} classes; {counts}" if each["classes"] is not None else each["folder"]
-        lines.append(f"{each['status']:<9}  {each['title']:<15}  {size}")
-        lines += [f"{'':<11}{problem}" for problem in each["problems"]]
+        lines.append(printable(f"{each['status']:<9}  {each['title']:<15}  {size}"))
+        lines += [f"{'':<11}{printable(problem)}" for problem in each["problems"]]
         lines += [f"{'':<11}get {fetch}" for fetch in each["fetch"]]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -37,7 +38,8 @@ class Interruption(TrainerCallback):
             return
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, NOTE)  # printing may not be re-entered from a signal handler
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, NOTE)  # printing may not be re-entered from a signal handler
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

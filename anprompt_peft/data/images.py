@@ -19,6 +19,8 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from ..text import printable
+
 IMAGE, LABEL = "image", "label"
 STREAM_BATCH = 16
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -122,7 +124,8 @@ def naming(path: str | None) -> Iterator[None]:
         if getattr(error, "errno", None) is not None:
             raise
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-        raise CorruptImageError(f"{path or 'an image without a path'} cannot be decoded: {reason}") from error
+        name = path or "an image without a path"
+        raise CorruptImageError(printable(f"{name} cannot be decoded: {reason}")) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

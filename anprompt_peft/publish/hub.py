@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..files import hub_id, whole_file
 from ..method.config import ANPromptConfig
+from ..text import printable
 from . import card as model_card
 
 TRAINERS_FOLDER = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+|last-checkpoint")
@@ -242,10 +243,10 @@ def _base_license(api: HfApi, base_model: str | None) -> str | None:
     """Return the licence that the base model's card states, `None` if it states none or cannot be read."""
     if not isinstance(base_model, str):
         return None
-    logger.info("Asking the Hub for the licence of the base model %s, which the card names.", base_model)
+    logger.info("Asking the Hub for the licence of the base model %s, which the card names.", printable(base_model))
     try:
         data = api.model_info(base_model).card_data
     except HfHubHTTPError as error:
-        logger.warning("The licence of the base model %s is not known: %s", base_model, error)
+        logger.warning("The licence of the base model %s is not known: %s", printable(base_model), printable(error))
         return None
     return data.license if data else None

@@ -44,7 +44,7 @@ class PublishMixin:
         super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
         if self._hf_peft_config_loaded and is_main_process:
             _write_card(self, save_directory)
-            hide_local_names(self, save_directory)  # type: ignore[arg-type]
+            hide_local_names(self, save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Push the active adapter with its card, in one commit. See [`~anprompt_peft.publish.push_folder`]."""

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.images import IMAGE, RGBImage
+from ..text import printable
 
 ROW = "anprompt_row"
 """Key under which a batch carries the numbers of its rows."""
@@ -49,7 +50,7 @@ class RepeatableRows(Dataset):
         if isinstance(self.dataset, datasets.Dataset) and IMAGE in self.dataset.column_names:
             images = self.dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
             files = dict(zip(rows, ((each or {}).get("path") for each in images[rows][IMAGE]), strict=True))
-        return [files.get(row) or f"row {row}" for row in rows]
+        return [printable(files.get(row) or f"row {row}") for row in rows]
 
 
 class TellEpoch(TrainerCallback):

@@ -116,10 +116,7 @@ def collect(output: Path) -> Path:
             "learnable_parameters": record["learnable_parameters"],
             "provenance": record["provenance"],
         }
-        lines += [
-            json.dumps({**row, **shared}, ensure_ascii=False) + "\n"
-            for row in (*record["rows"], *record["robustness"])
-        ]
+        lines += [to_json({**row, **shared}, indent=None) for row in (*record["rows"], *record["robustness"])]
     path = output / COLLECTED
     with whole_file(path) as fresh:
         fresh.write_text("".join(lines), encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...text import plain_markdown
 from .measure import BASE_AND_NEW
 from .published import Published, published_for
 from .summary import AVERAGE, Difference, H, Mean, Summary, harmonic_mean_of_means, mean_of
@@ -36,11 +37,14 @@ class Table:
 
     def markdown(self) -> str:
         """Return it as Markdown that is aligned, so that it reads well in a terminal too."""
-        widths = [max(len(row[at]) for row in (self.head, *self.rows)) for at in range(len(self.head))]
         left = [at < self.words for at in range(len(self.head))]
+        head = [*map(plain_markdown, self.head)]
+        rows = [[*map(plain_markdown, row[: self.words]), *row[self.words :]] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         rules = "|".join(_rule(*each) for each in zip(widths, left, strict=True))
-        lines = [_line(self.head, widths, left), f"|{rules}|", *(_line(row, widths, left) for row in self.rows)]
-        return "\n".join([f"### {self.title}", "", *lines, *(f"\n{note}" for note in self.notes)])
+        lines = [_line(head, widths, left), f"|{rules}|", *(_line(row, widths, left) for row in rows)]
+        notes = [f"\n{plain_markdown(note)}" for note in self.notes]
+        return "\n".join([f"### {plain_markdown(self.title)}", "", *lines, *notes])
 
 
 def make_tables(summary: Summary, reference: str) -> list[Table]:
