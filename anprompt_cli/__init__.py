@@ -24,6 +24,7 @@ from .evaluate import evaluate
 from .info import info
 from .predict import predict
 from .push import push
+from .signals import sigterm_interrupts
 from .text import closable_output, escaped_output
 from .train import train
 
@@ -63,7 +64,7 @@ def root(
 
     Results go to standard output, progress and errors to standard error.
 
-    Exit codes: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted, 141 output closed.
+    Exit codes: 0 all done, 1 something failed, 2 wrong usage, 130 interrupted, 141 output closed, 143 by SIGTERM.
     """
     context.obj.debug = debug
 
@@ -76,12 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         `int`: 0 if all was done; 1 if something failed, or failed for part of the input; 2 for wrong usage; 130 if
-        interrupted; 141 if the reader of standard output is gone.
+        interrupted, 143 if by SIGTERM; 141 if the reader of standard output is gone.
     """
     state = State()
+    received: list[int] = []
     with closable_output():
         try:
-            code = app(arguments, prog_name="anprompt", standalone_mode=False, obj=state) or 0
+            with sigterm_interrupts() as received:
+                code = app(arguments, prog_name="anprompt", standalone_mode=False, obj=state) or 0
             if code == INTERRUPTED:
                 print("interrupted", file=sys.stderr)
             sys.stdout.flush()
@@ -94,4 +97,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     print(text, file=sys.stderr)
             with suppress(typer.TyperException):
                 sys.stdout.flush()
-    return code
+    return 128 + received[0] if received else code

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import typer
 
 from .text import short
 
 MAX_TEXT = 4000
-FAILED, USAGE, INTERRUPTED, CLOSED = 1, 2, 130, 141
+FAILED, USAGE, CLOSED = 1, 2, 141
+INTERRUPTED = 128 + signal.SIGINT
 WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
@@ -18,9 +21,16 @@ class Failure(typer.TyperException):
 
 
 class Interrupted(typer.TyperException):
-    """The user stopped the command; the message says what is left and how to go on: exit code 130."""
+    """A signal stopped the command; the message says what is left and how to go on: exit code 130, or 143 by SIGTERM.
 
-    exit_code = INTERRUPTED
+    Args:
+        message (`str`): one line.
+        received (`int`): the signal.
+    """
+
+    def __init__(self, message: str, received: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + received
 
 
 class OutputClosed(typer.TyperException):

@@ -41,7 +41,7 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     fields of `ANPromptConfig` and of transformers' `TrainingArguments`. Options on the command line win. The folder's
     `run.yaml` is such a file, and repeats the run.
 
-    Ctrl-C writes a checkpoint; `anprompt train --output adapter --resume` continues from there.
+    Ctrl-C or SIGTERM writes a checkpoint; `anprompt train --output adapter --resume` continues from there.
     """
     output = options.output
     _check(options)
@@ -60,9 +60,9 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     except (Interrupted, KeyboardInterrupt) as error:
         if not (output / RECORD).is_file():
             raise
-        note = error.message if isinstance(error, Interrupted) else "Interrupted."
-        again = f"anprompt train --output {shlex.quote(str(output))} --resume"
-        raise Interrupted(f"{note} Continue with: {again}") from None
+        stopped = error if isinstance(error, Interrupted) else Interrupted("Interrupted.")
+        stopped.message += f" Continue with: anprompt train --output {shlex.quote(str(output))} --resume"
+        raise stopped from None
     print(*map(printable, notes), sep="\n", file=sys.stderr, end="\n" if notes else "")
     pushed = []
     try:

@@ -1,10 +1,13 @@
-"""Files and folders that appear atomically, JSON of users and strangers, and names that may be paths or Hub ids."""
+"""Files and folders that appear atomically or are set aside, JSON of others, and names that may be Hub ids."""
 
 from __future__ import annotations
 
+import errno
 import glob
+import itertools
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,42 +19,118 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 MAX_BYTES = 64_000_000
 MAX_DEPTH = 16
+DAMAGED = "damaged-"
 
 
 @contextmanager
-def whole_folder(folder: Path, replaces: str | None = None) -> Iterator[Path]:
+def whole_folder(folder: Path, replaces: str | None = None, scratch: Path | None = None) -> Iterator[Path]:
     """Give a temporary folder to write to, which becomes `folder` when the block ends without an error.
+
+    What was written has reached the disk before it gets its name.
 
     Args:
         folder (`Path`): where the result goes; until the block ends, nothing there changes.
         replaces (`str`, *optional*): name of a file by which an earlier result, which may be replaced, is known.
+        scratch (`Path`, *optional*): where the temporary folder lies, on the same disk; beside `folder` by default.
 
     Raises:
-        FileExistsError: before the block runs, if `folder` is a file or holds anything but such an earlier result.
+        FileExistsError: before the block runs and at its end, if `folder` is a file or holds anything but such an
+            earlier result. What is there stays.
     """
+    _check_free(folder, replaces)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch or folder.parent, prefix=f".{folder.name}-") as own:
+        fresh, old = Path(own) / "new", Path(own) / "old"
+        fresh.mkdir()
+        yield fresh
+        sync(fresh)
+        _check_free(folder, replaces)
+        try:
+            if replaces and folder.exists():
+                folder.rename(old)
+            _rename_to_free(fresh, folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
+        sync_folder(folder.parent)
+
+
+def _check_free(folder: Path, replaces: str | None) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file. Choose a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not (replaces and (folder / replaces).is_file()):
         raise FileExistsError(f"{folder} is not empty. Choose another folder, or remove it first.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-        fresh.mkdir()
-        yield fresh
-        if folder.exists():
-            folder.rename(old)
+
+
+def _rename_to_free(fresh: Path, folder: Path) -> None:
+    """Rename a folder; the operating system refuses it where another process has filled the place meanwhile."""
+    if folder.exists() and os.name != "posix":
+        folder.rmdir()  # it is empty, and only POSIX replaces an empty folder
+    try:
         fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(f"{folder} was written by another process meanwhile, and stays.") from error
+        raise
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, which replaces the file `path` when the block ends without an error."""
+def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Give a temporary path to write to, which replaces the file `path` when the block ends without an error.
+
+    Args:
+        path (`Path`): where the result goes; until the block ends, nothing there changes.
+        durable (`bool`): wait until it has reached the disk, before it gets its name and after. Without it a power cut
+            may leave an empty file under the name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         fresh = Path(scratch) / path.name
         yield fresh
+        if durable:
+            sync(Path(scratch))
         fresh.replace(path)
+        if durable:
+            sync_folder(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """Wait until all files and folders that a folder holds, and their names in it, have reached the disk."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            if path.is_file() and not path.is_symlink():
+                _fsync(path)
+        sync_folder(Path(place))
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder have reached the disk, where the file system can do that."""
+    if os.name != "posix":
+        return
+    try:
+        _fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged to `damaged-<name>`, with a number if that name is taken, and return the new path."""
+    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    places = (path.with_name(f"{DAMAGED}{path.name}{ending}") for ending in endings)
+    aside = next(place for place in places if not os.path.lexists(place))
+    path.rename(aside)
+    sync_folder(path.parent)
+    return aside
 
 
 def remove_unfinished(path: Path) -> None:

@@ -46,7 +46,7 @@ def run_benchmark(
 
     Raises:
         ValueError: if the model, a method or a setting is unknown.
-        Interrupted: by Ctrl-C.
+        Interrupted: by Ctrl-C or SIGTERM.
         Failure: if a process was killed.
     """
     assert options.output is not None

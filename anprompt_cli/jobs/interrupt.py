@@ -1,4 +1,4 @@
-"""Ctrl-C during training: finish the step, write a checkpoint, stop."""
+"""Ctrl-C and SIGTERM during training: finish the step, write a checkpoint, stop."""
 
 from __future__ import annotations
 
@@ -10,34 +10,40 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 NOTE = b"\nInterrupted: a checkpoint is written after this step. Ctrl-C again quits at once.\n"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption(TrainerCallback):
-    """Turns the first SIGINT into a checkpoint and the end of training; a second one raises `KeyboardInterrupt`.
+    """Turns the first SIGINT or SIGTERM into a checkpoint and the end of training; a second one interrupts it at once.
 
     Give it to Trainer, and train inside `with interruption:`.
 
     Attributes:
-        requested (`bool`): whether training was interrupted.
+        received (`int`, *optional*): the signal, if training was interrupted.
     """
 
+    running: Interruption | None = None
+
     def __init__(self) -> None:
-        self.requested = False
-        self._process = os.getpid()
-        self._previous: Any = None
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        self._previous = signal.signal(signal.SIGINT, self._request)
+        self._previous = {each: signal.signal(each, self._request) for each in SIGNALS}
+        Interruption.running = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        Interruption.running = None
+        self._restore()
 
-    def _request(self, *_: object) -> None:
-        if os.getpid() != self._process:  # a forked data worker, which has to deliver until the step is done
-            return
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _restore(self) -> None:
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+
+    def _request(self, number: int, _: object) -> None:
+        self.received = number
+        self._restore()
         with suppress(OSError):  # the terminal may be gone
             os.write(2, NOTE)  # printing may not be re-entered from a signal handler
 
@@ -45,15 +51,25 @@ class Interruption(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop after this step, with a checkpoint."""
-        if self.requested:
+        if self.received:
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """After a whole epoch save once more, as evaluation comes before it; within one, do nothing of its end."""
-        if self.requested:
+        if self.received:
             whole = float(state.epoch or 0).is_integer()
             control.should_save = whole
             control.should_log &= whole
             control.should_evaluate &= whole
+
+
+def _shield() -> None:
+    """Let data workers, which a terminal or a scheduler sends the signal too, deliver until the step is done."""
+    if Interruption.running:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shield)

@@ -21,16 +21,14 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from anprompt_peft import Metric, TrainingFacts
 from anprompt_peft.data import ClipTransform
-from anprompt_peft.files import hub_id, to_json
+from anprompt_peft.files import hub_id, sync, sync_folder, to_json
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, read_geometry, write_report
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
-from anprompt_peft.training.checkpoint import newest_readable, remove_broken
+from anprompt_peft.training.checkpoint import resume_point
 
 from ..config_file import RESULTS
 from ..errors import Interrupted
@@ -84,7 +82,7 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
     Raises:
         ValueError: if an option is wrong.
         Failure: if images or the base model cannot be read.
-        Interrupted: after Ctrl-C; the folder then holds a checkpoint.
+        Interrupted: after Ctrl-C or SIGTERM; the folder then holds a checkpoint.
     """
     quieten()
     started = time.perf_counter()
@@ -97,7 +95,7 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
     set_seed(options.seed)
     trainer = _trainer(get_peft_model(clip, config), arguments, images, processor, options)
     record = begin(options, settings, config, images)
-    _train(trainer, last_checkpoint(options.output))
+    _train(trainer, resume_point(options.output))
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False).eval()
     model.set_image_cache(None)  # images to measure on are seen once
     batches = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
@@ -114,13 +112,6 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
     report = _report(f"ANPrompt on {public_name(options.data)}", model, measured, facts, made)
     _write(options.output, model, processor, {**_results(record, images, measured), **made}, report)
     return measured, notes
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that can be read; what a crash left of others is removed."""
-    found, broken = newest_readable(folder, f"{PREFIX_CHECKPOINT_DIR}-", TRAINER_STATE_NAME)
-    remove_broken(broken, found)
-    return found
 
 
 def _trainer(
@@ -146,9 +137,10 @@ def _train(trainer: ANPromptTrainer, checkpoint: Path | None) -> None:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             _close_bars(trainer)
-    if interruption.requested:
+    if interruption.received:
         state = trainer.state
-        raise Interrupted(f"Interrupted after step {state.global_step} of {state.max_steps}; a checkpoint is kept.")
+        note = f"Interrupted after step {state.global_step} of {state.max_steps}; a checkpoint is kept."
+        raise Interrupted(note, interruption.received)
 
 
 def _close_bars(trainer: ANPromptTrainer) -> None:
@@ -241,5 +233,10 @@ def _write(output: Path, model: Any, processor: Any, results: dict[str, Any], re
         processor.image_processor.save_pretrained(scratch)  # a file of its own, which version 0.1.0 reads
         write_report(report, folder / REPORT)
         (folder / RESULTS).write_text(to_json(results), encoding="utf-8")
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == RESULTS):
-            path.replace(output / path.name)
+        sync(folder)
+        for path in folder.iterdir():
+            if path.name != RESULTS:
+                path.replace(output / path.name)
+        sync_folder(output)
+        (folder / RESULTS).replace(output / RESULTS)
+    sync_folder(output)

@@ -14,12 +14,12 @@ from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from transformers import CLIPModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import hub_id, whole_file
+from ..files import DAMAGED, hub_id, whole_file
 from ..method.config import ANPromptConfig
 from ..text import printable
 from . import card as model_card
 
-TRAINERS_FOLDER = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+|last-checkpoint")
+TRAINERS_FOLDER = re.compile(rf"({DAMAGED})?{PREFIX_CHECKPOINT_DIR}-\d+(-\d+)?|last-checkpoint")
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 PICKLE = "adapter_model.bin"
 PROCESSOR = (

@@ -1,91 +1,136 @@
-"""Checkpoints: which of them can be read, and those of Accelerate that hold the adapter and appear whole."""
+"""Checkpoints: which of them are whole, and those of Accelerate that hold the adapter and appear whole."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-import os
+import re
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
+from safetensors import deserialize
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..files import set_aside, sync, sync_folder
 
 PREFIX, UNFINISHED = "step-", "unfinished"
-PICKLED = {".bin", ".pkl", ".pt", ".pth"}
+PICKLED = re.compile(
+    # what Trainer pickles, and then what Accelerate does
+    r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin"
+    r"|(optimizer|scheduler|sampler|dl_state_dict)(_\d+)?\.bin|(random_states|custom_checkpoint)_\d+\.pkl"
+)
+NEEDED = {f"{PREFIX_CHECKPOINT_DIR}-": TRAINER_STATE_NAME, PREFIX: "random_states_0.pkl"}
+"""By the beginning of a checkpoint's name, the file that is always written besides the adapter's."""
 
 logger = logging.getLogger(__name__)
 
 
-def is_readable(checkpoint: Path, *needed: str) -> bool:
-    """Whether a checkpoint holds an adapter and the `needed` files, and each of its files can be read to its end.
+class DamagedError(ValueError):
+    """A file of a checkpoint is missing, cut off or otherwise not what was written."""
 
-    Nothing is unpickled: what `torch.save` wrote is an archive with checksums, and these are compared.
+
+def check(checkpoint: Path, prefix: str) -> None:
+    """Raise unless the files that PEFT and Trainer, or Accelerate, wrote to a checkpoint are whole.
+
+    Any other file may be there, and is not opened. Nothing is unpickled: what `torch.save` wrote is an archive with
+    checksums, and these are compared.
 
     Args:
         checkpoint (`Path`): its folder.
-        needed (`str`): names of further files.
+        prefix (`str`): of its name, one of [`NEEDED`].
+
+    Raises:
+        DamagedError: if one is missing or damaged.
+        OSError: if one cannot be read, which says nothing about what it holds.
     """
-    try:
-        files = [path for path in checkpoint.rglob("*") if path.is_file()]
-        for path in files:
-            _read(path)
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
-        return False
-    names = {path.name for path in files}
-    return names >= {CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, *needed}
+    names = {path.name for path in checkpoint.iterdir() if PICKLED.fullmatch(path.name)}
+    if names & {OPTIMIZER_NAME, SCHEDULER_NAME}:  # without one of these Trainer goes on, and says nothing
+        names |= {OPTIMIZER_NAME, SCHEDULER_NAME}
+        names |= set() if any(name.startswith("rng_state") for name in names) else {"rng_state.pth"}
+    for path in (*_adapter_files(checkpoint), checkpoint / NEEDED[prefix], *(checkpoint / name for name in names)):
+        name = path.relative_to(checkpoint)
+        if not path.is_file():
+            raise DamagedError(f"{name} is missing")
+        content = path.read_bytes()
+        try:
+            _parse(path.name, content)
+        except Exception as error:  # whatever the parsers raise: the operating system has no part in it
+            raise DamagedError(f"{name}: {error}") from error
 
 
-def newest_readable(folder: Path, prefix: str, *needed: str) -> tuple[Path | None, list[Path]]:
-    """Return the newest checkpoint that can be read, `None` if there is none, and those that cannot be read.
+def _adapter_files(checkpoint: Path) -> Iterator[Path]:
+    """Give the files of all adapters: PEFT writes each into a folder of its name, but the default one."""
+    folders = [path.parent for path in checkpoint.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}")]
+    for folder in folders if folders and not (checkpoint / CONFIG_NAME).exists() else [checkpoint, *folders]:
+        yield from (folder / CONFIG_NAME, folder / SAFETENSORS_WEIGHTS_NAME)
+
+
+def _parse(name: str, content: bytes) -> None:
+    if name.endswith(".json"):
+        record = json.loads(content)
+        field = "peft_type" if name == CONFIG_NAME else "global_step"
+        if not isinstance(record, dict) or field not in record:
+            raise ValueError(f"it has no {field}")
+    elif name == SAFETENSORS_WEIGHTS_NAME:
+        deserialize(content)
+    elif damaged := zipfile.ZipFile(io.BytesIO(content)).testzip():
+        raise ValueError(f"{damaged} in it is damaged")
+
+
+def newest_whole(folder: Path, prefix: str) -> tuple[Path | None, dict[Path, str]]:
+    """Return the newest checkpoint that is whole, `None` if there is none, and what is wrong with others.
 
     Args:
         folder (`Path`): holds checkpoints whose names are the prefix and a number of steps.
-        prefix (`str`): of their names.
-        needed (`str`): files without which a checkpoint is not whole.
+        prefix (`str`): of their names, one of [`NEEDED`].
+
+    Raises:
+        OSError: if a file of a checkpoint cannot be read.
     """
-    steps = {path: path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*") if path.is_dir()}
-    ordered = sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: int(steps[path]))
-    readable = {path: is_readable(path, *needed) for path in ordered}
-    return next((path for path in reversed(ordered) if readable[path]), None), [
-        path for path in ordered if not readable[path]
-    ]
-
-
-def remove_broken(broken: list[Path], chosen: Path | None) -> None:
-    """Remove what a crash left of checkpoints, and log a warning that says so."""
-    for path in broken:
-        where = f"Training goes on from {chosen}." if chosen else "Training begins anew."
-        logger.warning("The checkpoint %s cannot be read, as after a crash; it is removed. %s", path, where)
-        shutil.rmtree(path)
-
-
-def to_disk(folder: Path) -> None:
-    """Wait until all that a folder holds has reached the disk."""
-    if os.name != "posix":
-        return
-    for path in (*folder.rglob("*"), folder, folder.parent):
-        handle = os.open(path, os.O_RDONLY)
+    whole, damaged = [], {}
+    for path in numbered(folder, prefix):
         try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            check(path, prefix)
+            whole.append(path)
+        except (DamagedError, FileNotFoundError) as error:  # the latter where another process sets it aside now
+            damaged[path] = str(error)
+    return (whole[-1] if whole else None), damaged
 
 
-def _read(path: Path) -> None:
-    if path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
-    elif path.suffix == ".safetensors":
-        with safe_open(path, framework="np") as tensors:
-            tensors.keys()
-    elif path.suffix in PICKLED:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"{path}: {damaged} is damaged.")
+def numbered(folder: Path, prefix: str) -> list[Path]:
+    """Return the folders whose names are a prefix and a number, in the order of the numbers."""
+    numbers = {path: path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*") if path.is_dir()}
+    return sorted((path for path in numbers if numbers[path].isdecimal()), key=lambda path: int(numbers[path]))
+
+
+def resume_point(folder: Path, prefix: str = f"{PREFIX_CHECKPOINT_DIR}-") -> Path | None:
+    """Return the newest checkpoint that is whole, and set aside what a crash left of others, with a warning.
+
+    They stay in the folder, under names that neither Trainer nor this function take for checkpoints.
+
+    Args:
+        folder (`Path`): holds checkpoints.
+        prefix (`str`): of their names, one of [`NEEDED`].
+
+    Raises:
+        OSError: if a file of a checkpoint cannot be read.
+    """
+    chosen, damaged = newest_whole(folder, prefix)
+    where = f"Training goes on from {chosen}." if chosen else "Training begins anew."
+    for path, reason in damaged.items():
+        aside = set_aside(path)
+        logger.warning(
+            "The checkpoint %s cannot be read: %s. It is now called %s. %s", path, reason, aside.name, where
+        )
+    return chosen
 
 
 def keep_adapter_only(accelerator: Accelerator, model: PeftModel) -> None:
@@ -131,21 +176,21 @@ def save_newest(accelerator: Accelerator, folder: Path, step: int) -> None:
     accelerator.save_state(str(unfinished))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        older = list(folder.glob(f"{PREFIX}*"))
-        to_disk(unfinished)
+        older = numbered(folder, PREFIX)
+        sync(unfinished)
         unfinished.rename(folder / f"{PREFIX}{step:08d}")
+        sync_folder(folder)
         for checkpoint in older:
             shutil.rmtree(checkpoint)
     accelerator.wait_for_everyone()
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the checkpoint with the most steps that can be read, `None` if there is none."""
-    return newest_readable(folder, PREFIX)[0]
+    """Return the checkpoint with the most steps that is whole, `None` if there is none."""
+    return newest_whole(folder, PREFIX)[0]
 
 
 def clear(folder: Path) -> None:
-    """Remove from a folder of checkpoints what a crash left: unfinished ones, and, with a warning, unreadable ones."""
+    """Remove an unfinished checkpoint from a folder, and set damaged ones aside, with a warning."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    chosen, broken = newest_readable(folder, PREFIX)
-    remove_broken(broken, chosen)
+    resume_point(folder, PREFIX)

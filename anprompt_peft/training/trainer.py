@@ -18,16 +18,16 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ..data.columns import label_column
 from ..data.images import LABEL
 from ..fast.precision import PRECISIONS, choose_precision, set_precision
 from ..fast.sharding import refuse_weight_sharding
+from ..files import sync, sync_folder
 from ..publish.finite import NonFiniteError, check_finite
 from ..publish.hub import CardCallback
-from .checkpoint import newest_readable, remove_broken, to_disk
+from .checkpoint import newest_whole, resume_point
 from .lock import alone_in
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES
 from .repeatable import ROW, RepeatableRows, TellEpoch
@@ -227,13 +227,15 @@ class ANPromptTrainer(Trainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint. `True` is the newest one in the output
-                folder that can be read; others, which a crash left, are removed with a warning.
+                folder that is whole; damaged ones, which a crash left, are renamed to `damaged-...` with a warning.
             args: as Trainer's.
             kwargs: as Trainer's.
 
         Raises:
             FileExistsError: if another training saves to the output folder.
             NonFiniteError: if a loss, or a weight of the adapter at the end, is NaN or infinite.
+            OSError: if a file of a checkpoint cannot be read.
+            ValueError: with `True`, if there is no checkpoint, or none that is whole.
         """
         folder = Path(self.args.output_dir)
         saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
@@ -247,14 +249,14 @@ class ANPromptTrainer(Trainer):
         return result
 
     def _newest_checkpoint(self, folder: Path) -> str:
-        found, broken = newest_readable(folder, f"{PREFIX_CHECKPOINT_DIR}-", TRAINER_STATE_NAME)
+        found, damaged = newest_whole(folder, f"{PREFIX_CHECKPOINT_DIR}-")
         if found is None:
             raise ValueError(
                 f"resume_from_checkpoint=True: {folder} holds no checkpoint that can be read"
-                f"{', only ' + ', '.join(each.name for each in broken) if broken else ''}."
+                f"{', only ' + ', '.join(each.name for each in damaged) if damaged else ''}."
             )
         if self.args.should_save:
-            remove_broken(broken, found)
+            resume_point(folder)
         return str(found)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -272,7 +274,9 @@ class ANPromptTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            to_disk(Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+            run = Path(self._get_output_dir(trial=trial))
+            sync(run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            sync_folder(run)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
         """Compute the loss as Trainer does and remember the loss terms, without waiting for the device."""

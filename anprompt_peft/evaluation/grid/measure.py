@@ -23,6 +23,7 @@ from ..task import Task
 from .cells import Cell
 
 BASE_AND_NEW = ("base", "new")
+METRICS = ("accuracy", "images", "ECE", "adaptive ECE")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +105,8 @@ def choose_families(names: Sequence[str], synonyms: Mapping[str, Sequence[str]] 
 
 
 def _rows(part: str, answers: Answers) -> list[dict[str, Any]]:
-    return [
-        _row(part, "accuracy", answers.accuracy),
-        _row(part, "images", len(answers.labels)),
-        _row(part, "ECE", answers.ece),
-        _row(part, "adaptive ECE", answers.adaptive_ece),
-    ]
+    values = (answers.accuracy, len(answers.labels), answers.ece, answers.adaptive_ece)
+    return [_row(part, metric, value) for metric, value in zip(METRICS, values, strict=True)]
 
 
 def _row(part: str, metric: str, value: float) -> dict[str, Any]:

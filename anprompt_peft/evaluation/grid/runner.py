@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import datasets
 import torch
@@ -20,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from ...data.processor import load_image_processor
 from ...provenance import provenance
+from ...termination import sigterm_interrupts
 from ..backbone import Backbone
 from ..benchmarks.data import BenchmarkData, load_benchmark_data
 from ..benchmarks.shots import draw_shots
@@ -27,7 +29,7 @@ from ..protocols import make_task
 from ..task import ClassTexts, Part, Task
 from .cells import Cell, Setup
 from .measure import measure
-from .store import is_done, write_cell
+from .store import is_done, set_aside_damaged, write_cell
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class Failed:
 
 
 def run_grid(cells: Sequence[Cell], place: Place, jobs: int = 1) -> list[Failed]:
-    """Run the cells that are not there yet. A cell that fails does not stop the others.
+    """Run the cells that are not there yet, or cannot be read. A cell that fails does not stop the others.
 
     A cell's result depends on neither the number of jobs nor the cells beside it. Several calls, also on other
-    machines with the same folder, may run at once.
+    machines with the same folder, may run at once. Ctrl-C and SIGTERM end all processes; finished cells stay.
 
     Args:
         cells (`Sequence[Cell]`): see [`make_cells`].
@@ -71,11 +73,12 @@ def run_grid(cells: Sequence[Cell], place: Place, jobs: int = 1) -> list[Failed]
         `list[Failed]`: those that failed.
     """
     waiting = [cell for cell in cells if not is_done(place.output, cell)]
-    runs = Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")(
-        delayed(run_cell)(cell, place) for cell in waiting
-    )
     failed = []
-    with tqdm(total=len(cells), initial=len(cells) - len(waiting), unit="cell") as bar:
+    with (
+        sigterm_interrupts(),
+        tqdm(total=len(cells), initial=len(cells) - len(waiting), unit="cell") as bar,
+        closing(_runs(waiting, place, jobs)) as runs,
+    ):
         for failure in runs:
             bar.update()
             if failure:
@@ -84,18 +87,33 @@ def run_grid(cells: Sequence[Cell], place: Place, jobs: int = 1) -> list[Failed]
     return failed
 
 
-def run_cell(cell: Cell, place: Place) -> Failed | None:
-    """Run one cell, unless it is there, and write its folder.
+def _runs(waiting: Sequence[Cell], place: Place, jobs: int) -> Generator[Failed | None]:
+    """Yield the outcome of each cell. What processes that were killed had begun to write is removed at the end."""
+    if waiting:
+        place.output.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=place.output, prefix=".running-") as scratch:
+            tasks = (delayed(run_cell)(cell, place, Path(scratch)) for cell in waiting)
+            yield from Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")(tasks)
+
+
+def run_cell(cell: Cell, place: Place, scratch: Path | None = None) -> Failed | None:
+    """Run one cell, unless it is there, and write its folder. One that cannot be read is set aside before.
+
+    Args:
+        cell (`Cell`): what to run.
+        place (`Place`): where.
+        scratch (`Path`, *optional*): folder to write to until the cell is complete, on the disk of the output.
 
     Returns:
         `Failed`, *optional*: if it could not be run.
     """
     if is_done(place.output, cell):
         return None
+    set_aside_damaged(place.output, cell)
     try:
         _settle()
         with threads(place.threads):
-            _run(cell, place)
+            _run(cell, place, scratch)
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Failed(cell, text, traceback.format_exc())
@@ -114,7 +132,7 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run(cell: Cell, place: Place) -> None:
+def _run(cell: Cell, place: Place, scratch: Path | None) -> None:
     backbone = _backbone(cell.setup.model, place.device)
     data = _data(cell.data, place.root, cell.setup.source)
     task = _task(cell.setup, cell.data, cell.seed, place)
@@ -131,7 +149,7 @@ def _run(cell: Cell, place: Place) -> None:
         "provenance": provenance("joblib", "scipy"),
     }
     shots = draw_shots(data, cell.setup.shots, cell.seed, cell.setup.sampling)
-    write_cell(place.output, cell, result, measured.answers, lambda path: shots.save(path, data))
+    write_cell(place.output, cell, result, measured.answers, lambda path: shots.save(path, data), scratch)
 
 
 @cache
