@@ -33,6 +33,7 @@ from anprompt_peft.fast import PRECISIONS, choose_precision, set_precision
 from anprompt_peft.fast.sharding import refuse_weight_sharding
 from anprompt_peft.files import remove_unfinished, to_json, whole_folder
 from anprompt_peft.provenance import provenance
+from anprompt_peft.termination import sigterm_interrupts
 from anprompt_peft.training import (
     BATCH_SIZE,
     EPOCHS,
@@ -90,7 +91,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 needs a GPU: on a CPU, Accelerate ignores it. Give --mixed-precision bf16 or no.")
-    with alone_in(options.output) if accelerator.is_main_process else nullcontext():
+    # A process of several may wait for others where no signal is looked at: there SIGTERM ends it as ever.
+    signals = sigterm_interrupts() if accelerator.num_processes == 1 else nullcontext()
+    with signals, alone_in(options.output) if accelerator.is_main_process else nullcontext():
         return run(accelerator, options)
 
 

@@ -485,15 +485,18 @@ def test_corrupt_images_stop_the_run_or_are_counted(digits: Path, tmp_path: Path
 # Ctrl-C and --resume
 
 
-class Interrupt(training_job.Progress):
-    """Sends this process SIGINT at the end of a step, as a terminal does on Ctrl-C."""
+STOPS = [pytest.param(signal.SIGINT, 130, id="SIGINT"), pytest.param(signal.SIGTERM, 143, id="SIGTERM")]
 
-    step, times = 0, 1
+
+class Interrupt(training_job.Progress):
+    """Sends this process a signal at the end of a step, as a terminal does on Ctrl-C."""
+
+    step, times, number = 0, 1, signal.SIGINT
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **kwargs)
         for _ in range(self.times if state.global_step == self.step else 0):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH - 2, STEPS_PER_EPOCH])
@@ -517,22 +520,34 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     assert [entry["epoch"] for entry in history if "loss" in entry] == [1, 2]
 
 
+@pytest.mark.parametrize(("number", "code"), STOPS)
 def test_the_second_interrupt_quits_at_once(
-    train: Train, whole: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals,
+    code: int,
+    train: Train,
+    whole: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It leaves what was saved before, here nothing, and the run can still be taken up."""
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        patch.setattr(training_job, "Progress", type("Twice", (Interrupt,), {"step": 2, "times": 2}))
-        assert train(tmp_path / "out").code == 130
+        twice = {"step": 2, "times": 2, "number": number}
+        patch.setattr(training_job, "Progress", type("Twice", (Interrupt,), twice))
+        assert train(tmp_path / "out").code == code
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.yaml"}
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert train(tmp_path / "out", "--resume").code == 0
     assert same(load_file(tmp_path / "out" / WEIGHTS), whole)
 
 
-def test_a_real_process_stops_on_a_real_signal(digits: Path, tmp_path: Path) -> None:
-    """With a data worker, which the terminal sends the signal, too; 80 steps leave time to send it."""
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
+def test_a_real_process_stops_on_a_real_signal(
+    number: signal.Signals, code: int, digits: Path, tmp_path: Path
+) -> None:
+    """With a data worker, which terminals and schedulers send the signal, too; 80 steps leave time to send it."""
     settings = ["train", digits, "--model", TINY_CLIP, "--shots", 2, "--epochs", 4, "--batch-size", 1]
     output, uninterrupted = tmp_path / "out", tmp_path / "whole"
     command = [sys.executable, "-m", "anprompt_peft", *settings, "--output", output, "--workers", 1]
@@ -551,9 +566,9 @@ def test_a_real_process_stops_on_a_real_signal(digits: Path, tmp_path: Path) -> 
             chunk = os.read(process.stderr.fileno(), 4096)
             assert chunk, seen.decode()
             seen += chunk
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (130, b""), err.decode()
+    assert (process.returncode, out) == (code, b""), err.decode()
     assert (seen + err).count(b"Ctrl-C again quits at once") == 1
     assert b"Warning" not in seen + err
     assert b"Loading weights" not in seen + err

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +25,7 @@ from anprompt_peft.evaluation import (
     is_imbalanced,
     macro_f1,
 )
-from anprompt_peft.files import whole_folder
+from anprompt_peft.files import set_aside, whole_file, whole_folder
 from anprompt_peft.provenance import git_commit, provenance
 
 
@@ -208,6 +212,74 @@ def test_folders_are_written_atomically(tmp_path: Path) -> None:
         (fresh / "b").write_text("three")
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     assert [path.name for path in folder.iterdir()] == ["b"]
+
+
+def fill(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("replaces", [None, "results.json"])
+@pytest.mark.parametrize("at_last", [False, True], ids=["in the block", "before the renaming"])
+@pytest.mark.parametrize("put", [fill, lambda folder: folder.write_text("mine")], ids=["folder", "file"])
+def test_what_another_process_puts_in_the_place_meanwhile_stays(
+    put: Callable[[Path], Any], at_last: bool, replaces: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = tmp_path / "results", Path.rename
+    if at_last:
+        monkeypatch.setattr(Path, "rename", lambda path, target: (put(target), rename(path, target)))
+    with pytest.raises(FileExistsError), whole_folder(folder, replaces) as fresh:  # noqa: PT012
+        (fresh / "a").write_text("late")
+        if not at_last:
+            put(folder)
+    assert (folder.read_text() if folder.is_file() else (folder / "mine.txt").read_text()) == "mine"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_result_that_could_not_be_replaced_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, rename = tmp_path / "results", Path.rename
+    fill(folder)
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"), whole_folder(folder, replaces="mine.txt") as fresh:
+        (fresh / "mine.txt").write_text("new")
+    assert (folder / "mine.txt").read_text() == "mine"
+
+
+def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the name is, before the block ends: files, folders and the folder that holds them."""
+    events: list[tuple[str, str]] = []
+    sync, rename, replace = os.fsync, Path.rename, Path.replace
+    paths = {
+        "fsync": lambda handle: (
+            events.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name)),
+            sync(handle),
+        ),
+        "rename": lambda path, to: (events.append(("name", to.name)), rename(path, to)),
+        "replace": lambda path, to: (events.append(("name", to.name)), replace(path, to)),
+    }
+    monkeypatch.setattr(os, "fsync", paths["fsync"])
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, paths[name])
+    with whole_folder(tmp_path / "folder") as fresh:
+        (fresh / "sub").mkdir()
+        (fresh / "sub" / "a").write_text("1")
+    assert set(events[:3]) == {("sync", "new"), ("sync", "sub"), ("sync", "a")}
+    assert events[3:] == [("name", "folder"), ("sync", tmp_path.name)]
+    events.clear()
+    with whole_file(tmp_path / "file") as path:
+        path.write_text("1")
+    assert events[0] == ("sync", "file")
+    assert events[-2:] == [("name", "file"), ("sync", tmp_path.name)]
+    (tmp_path / "folder").mkdir(exist_ok=True)
+    events.clear()
+    assert set_aside(tmp_path / "folder") == tmp_path / "damaged-folder"
+    assert events == [("name", "damaged-folder"), ("sync", tmp_path.name)]
 
 
 @pytest.mark.parametrize(("target", "message"), [("full", "is not empty"), ("full/mine.txt", "is a file")])

@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, load_dataset
 from markdown_it import MarkdownIt
 from peft import PeftModel, get_peft_model
@@ -29,6 +30,7 @@ from PIL import EpsImagePlugin, Image
 from safetensors.torch import load
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
 import distributed_worker as worker
 from anprompt_cli import main, text
@@ -40,6 +42,7 @@ from anprompt_peft.data.images import FORMATS, MAX_PIXELS, open_image
 from anprompt_peft.evaluation.grid.tables import Table
 from anprompt_peft.fast import Savings
 from anprompt_peft.files import to_json
+from anprompt_peft.publish.hub import TRAINERS_FOLDER
 from anprompt_peft.serve import Prediction, predict
 from anprompt_peft.text import printable
 from anprompt_peft.training import (
@@ -48,7 +51,9 @@ from anprompt_peft.training import (
     NonFiniteError,
     RepeatableRows,
     alone_in,
+    save_newest,
 )
+from anprompt_peft.training.checkpoint import resume_point
 from conftest import IMAGE_SIZE, MakeClip
 from export_folder import export
 from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
@@ -341,6 +346,103 @@ def test_resuming_falls_back_to_the_newest_checkpoint_that_can_be_read(
     assert [f"checkpoint-{number} cannot be read" in line for number, line in zip((2, 3), lines, strict=True)]
     assert all(line.endswith(f"Training goes on from {tmp_path / 'checkpoint-1'}.") for line in lines)
     assert_same(weights(tmp_path / "checkpoint-3"), expected)
+
+
+FOREIGN: dict[str, Callable[[Path], Any]] = {
+    "._trainer_state.json": lambda path: path.write_bytes(b"\0\5\x16\7"),
+    "notes.json": lambda path: path.write_text('{"half": '),
+    "model.safetensors": lambda path: path.write_bytes(b"x"),
+    "old.pt": lambda path: path.write_bytes(b""),
+    ".DS_Store": lambda path: path.write_bytes(b"\0\0\0\1Bud1"),
+    "backup": lambda path: (path.mkdir(), (path / "trainer_state.json").write_text("{")),
+    "loop": lambda path: path.symlink_to(path),
+    "pipe.json": os.mkfifo,
+}
+
+
+def test_foreign_files_damage_no_checkpoint(
+    make_clip: MakeClip,
+    tokenizer: CLIPTokenizer,
+    data: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither do those that this user may not read: they are not opened. One of Trainer's ends the training."""
+    settings = {"save_strategy": "steps", "num_train_epochs": 1}
+    make_trainer(make_clip(), tokenizer, data, tmp_path, **settings).train()
+    newest = tmp_path / "checkpoint-3"
+    for name, make in FOREIGN.items():
+        make(newest / name)
+    (tmp_path / "checkpoint-9").write_text("a file")
+    (tmp_path / "checkpoint-best").mkdir()
+    opened: list[str] = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path.name), read(path))[1])
+    assert resume_point(tmp_path) == newest
+    assert not FOREIGN.keys() & set(opened)
+    assert {"adapter_config.json", WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= set(opened)
+    before = sorted(tmp_path.rglob("*"))
+    for number in (errno.EACCES, errno.EIO):
+
+        def refuse(path: Path, number: int = number) -> bytes:
+            if path.name == "optimizer.pt":
+                raise OSError(number, os.strerror(number), str(path))
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        trainer = make_trainer(make_clip(), tokenizer, data, tmp_path, **settings)
+        with pytest.raises(OSError, match=r"checkpoint-\d/optimizer\.pt"):
+            trainer.train(resume_from_checkpoint=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert caplog.records == []
+
+
+STALE: dict[str, Callable[[Path], Any]] = {
+    **DAMAGE,
+    "rng_state.pth": lambda path: path.unlink(),
+    "training_args.bin": lambda path: path.write_bytes(b"PK"),
+}
+NOT_JSON = {"list": b"[]", "null": b"null", "empty object": b"{}", "deep": b"[" * 100_000, "bytes": b"\xff\xff"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained: tuple[Path, Path]) -> Path:
+    """A checkpoint of the command line."""
+    return next(trained[0].glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("name", [*STALE, *NOT_JSON, "a folder"])
+def test_each_file_that_trainer_wrote_has_to_be_whole(
+    name: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong, nothing of the checkpoint is lost, and neither Trainer nor a push takes it for one."""
+    damaged = shutil.copytree(checkpoint, tmp_path / "checkpoint-7")
+    (tmp_path / "damaged-checkpoint-7").mkdir()
+    if name in NOT_JSON:
+        (damaged / "trainer_state.json").write_bytes(NOT_JSON[name])
+    elif name == "a folder":
+        (damaged / "scheduler.pt").unlink()
+        (damaged / "scheduler.pt").mkdir()
+    else:
+        STALE[name](damaged / name)
+    before = {path.name: path.is_dir() or path.read_bytes() for path in damaged.iterdir()}
+    assert resume_point(tmp_path) is None
+    moved = tmp_path / "damaged-checkpoint-7-2"
+    assert {path.name: path.is_dir() or path.read_bytes() for path in moved.iterdir()} == before
+    assert "now called damaged-checkpoint-7-2. Training begins anew." in caplog.text
+    assert get_last_checkpoint(tmp_path) is None
+    assert sort_checkpoints(str(tmp_path), use_mtime=True) == []
+    assert TRAINERS_FOLDER.fullmatch(moved.name)
+
+
+def test_a_new_checkpoint_of_a_loop_replaces_its_own_kind_alone(tmp_path: Path) -> None:
+    for name in ("step-00000001", "step-by-step", "damaged-step-00000002"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000003").write_text("a file")
+    save_newest(Accelerator(cpu=True), tmp_path, step=4)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"step-00000003", "step-00000004", "step-by-step", "damaged-step-00000002"}
 
 
 def test_trainer_names_checkpoints_that_are_all_broken(

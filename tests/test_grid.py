@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
 import math
+import os
 import pickle
 import re
 import shutil
@@ -54,6 +56,7 @@ from anprompt_peft.evaluation.grid import (
 )
 from anprompt_peft.evaluation.grid.measure import choose_families
 from anprompt_peft.evaluation.grid.published import published, published_for
+from anprompt_peft.evaluation.grid.store import read_cell
 from anprompt_peft.evaluation.grid.summary import areas_of
 from anprompt_peft.evaluation.peers import make_method
 from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
@@ -398,6 +401,85 @@ def test_a_killed_sweep_continues(cells: Callable[..., list[Cell]], tmp_path: Pa
     assert contents(killed) == contents(tmp_path / "whole")
 
 
+HANGING = """
+import os, time
+from dataclasses import dataclass
+from pathlib import Path
+import numpy as np
+from anprompt_peft.evaluation.peers import make_method
+
+def hang(path, **_):
+    path.touch()
+    Path(f"writing-{os.getpid()}").touch()
+    time.sleep(600)
+
+np.savez_compressed = hang
+
+@dataclass(frozen=True)
+class Hanging:
+    def fit(self, *given):
+        return make_method("zero-shot").fit(*given)
+"""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_sigterm_to_a_grid_ends_all_processes_and_leaves_nothing_half_written(
+    jobs: int, clip_folder: Path, digits: Path, tmp_path: Path
+) -> None:
+    """It is sent to the first process alone, while all are writing a cell."""
+    (tmp_path / "hanging.py").write_text(HANGING)
+    options = ["--data", digits, "--model", clip_folder, "--shots", 1, "--seeds", "1-3", "--jobs", jobs]
+    command = [sys.executable, "-m", "anprompt_peft", "benchmark", "--method", "hanging:Hanging", "--output", "grid"]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(tmp_path)])
+    with subprocess.Popen(
+        [*command, *map(str, options)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while len(writing := list(tmp_path.glob("writing-*"))) < jobs:
+            assert process.poll() is None, process.communicate()[1].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err.decode()
+    assert b"interrupted: 0 of 3 cells are done" in err
+    for path in writing:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name.removeprefix("writing-")), 0)
+    assert list((tmp_path / "grid").iterdir()) == []
+
+
+SECOND = """
+import sys, time
+sys.path.append("anprompt_peft")  # the module alone, without PyTorch
+from termination import sigterm_interrupts
+with sigterm_interrupts():
+    try:
+        print("ready", flush=True)
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print("cleaning up", flush=True)
+        {last}
+        raise
+"""
+
+
+@pytest.mark.parametrize(("last", "code"), [("pass", 143), ("time.sleep(600)", -signal.SIGTERM)])
+def test_a_script_ends_by_the_first_or_the_second_sigterm(last: str, code: int) -> None:
+    script = [sys.executable, "-c", SECOND.format(last=last)]
+    with subprocess.Popen(script, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in [b"ready\n", b"cleaning up\n"][: 1 + (code < 0)]:
+            assert process.stdout.readline() == line
+            process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == code
+
+
 def test_processes_give_the_same_and_may_share_a_folder(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:
     made = cells([1, 2])
     run_grid(made, Place(tmp_path / "one"))
@@ -533,6 +615,174 @@ def test_results_that_were_edited_are_refused(cells: Callable[..., list[Cell]], 
         read_results(tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no results"):
         read_results(tmp_path / "elsewhere")
+
+
+def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        record = json.loads((folder / name).read_text())
+        change(record)
+        (folder / name).write_text(json.dumps(record))
+
+    return damage
+
+
+def replace(name: str, content: bytes | None) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        if content is None:
+            (folder / name).mkdir()
+        else:
+            (folder / name).write_bytes(content)
+
+    return damage
+
+
+def rewrite(**changes: Any) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        with np.load(folder / "predictions.npz") as arrays:
+            held = dict(arrays)
+        for name, change in changes.items():
+            key = f"base/{name}"
+            held[key] = change(held[key])
+        np.savez_compressed(folder / "predictions.npz", **held)
+
+    return damage
+
+
+def cut(name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-40])
+
+
+def flip(folder: Path) -> None:
+    path = folder / "predictions.npz"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+RECORD_DAMAGE = {
+    "missing": lambda folder: (folder / "result.json").unlink(),
+    "empty": replace("result.json", b""),
+    "cut": cut("result.json"),
+    "a folder": replace("result.json", None),
+    "a list": replace("result.json", b"[]"),
+    "null": replace("result.json", b"null"),
+    "bytes": replace("result.json", b"\xff\xfe\x00"),
+    "zeros": replace("result.json", b"\0" * 4096),
+    "deep": replace("result.json", b"[" * 100_000),
+    **{
+        f"no {name}": edit("result.json", lambda record, name=name: record.pop(name))
+        for name in (
+            "key", "configuration", "data", "parts", "fit_seconds", "learnable_parameters", "rows", "robustness",
+            "provenance",
+        )
+    },
+    "other key": edit("result.json", lambda record: record.update(key="0" * 20)),
+    "other seed": edit("result.json", lambda record: record["configuration"].update(seed=7)),
+    "NaN setting": edit("result.json", lambda record: record["configuration"].update(seed=math.nan)),
+    "NaN": edit("result.json", lambda record: record["rows"][0].update(value=math.nan)),
+    "text": edit("result.json", lambda record: record["rows"][0].update(value="97")),
+    "no row": edit("result.json", lambda record: record["rows"].clear()),
+    "no part": edit("result.json", lambda record: record.update(parts=[], rows=[])),
+    "a row without metric": edit("result.json", lambda record: record["rows"][0].pop("metric")),
+    "data without name": edit("result.json", lambda record: record["data"].pop("name")),
+}  # fmt: skip
+OTHER_DAMAGE = {
+    "no predictions": lambda folder: (folder / "predictions.npz").unlink(),
+    "empty predictions": replace("predictions.npz", b""),
+    "cut predictions": cut("predictions.npz"),
+    "flipped predictions": flip,
+    "predictions in a folder": replace("predictions.npz", None),
+    "predictions pickled": lambda folder: np.savez(folder / "predictions.npz", **{"base/labels": [None]}),
+    "fewer predictions": rewrite(labels=lambda array: array[:-1]),
+    "predictions of text": rewrite(confidence=lambda array: array.astype(str)),
+    "predictions of NaN": rewrite(confidence=lambda array: array * math.nan),
+    "no shots": lambda folder: (folder / "shots.json").unlink(),
+    "cut shots": cut("shots.json"),
+    "other shots": replace("shots.json", b"[]"),
+    "a file": lambda folder: (shutil.rmtree(folder), folder.write_text("x")),
+    "an empty folder": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+}
+
+
+@pytest.fixture(scope="module")
+def measured(clip_folder: Path, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cell, Path]:
+    """A cell and the folder of a grid that holds it."""
+    output = tmp_path_factory.mktemp("measured")
+    (made,) = make_cells(Setup(str(clip_folder), shots=2), [str(digits)], {"noisy": Noisy()}, [1])
+    assert run_grid([made], Place(output)) == []
+    return made, output
+
+
+@pytest.mark.parametrize("damage", [*RECORD_DAMAGE, *OTHER_DAMAGE])
+def test_a_cell_that_cannot_be_read_is_named_and_not_done(
+    damage: str, measured: tuple[Cell, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, output = measured
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / made.key
+    assert is_done(tmp_path, made)
+    (RECORD_DAMAGE | OTHER_DAMAGE)[damage](folder)
+    assert not is_done(tmp_path, made)
+    with pytest.raises(ValueError, match=f"The cell {folder} is damaged: "):
+        read_cell(folder)
+    if damage in RECORD_DAMAGE:
+        assert main(["benchmark", "report", str(tmp_path)]) == 2
+        assert f"error: The cell {folder} is damaged: result.json: " in capsys.readouterr().err
+
+
+def test_damaged_cells_are_set_aside_and_measured_again(
+    measured: tuple[Cell, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twice; files and folders that are no cells stay, and are not read."""
+    made, output = measured
+    shutil.copytree(output, tmp_path, dirs_exist_ok=True)
+    expected = contents(tmp_path)
+    for name in ("notes", f"{made.key} (copy)", ".trash"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text("{")
+    (tmp_path / made.key / "._result.json").write_bytes(b"\0\5")
+    assert run_grid([made], Place(tmp_path)) == []
+    assert FITTED == []
+    for name in (f"damaged-{made.key}", f"damaged-{made.key}-2"):
+        (tmp_path / made.key / "result.json").write_text(f"half of {name}")
+        assert run_grid([made], Place(tmp_path)) == []
+        assert (tmp_path / name / "result.json").read_text() == f"half of {name}"
+        assert f"It is now called {name}, and the cell is measured again." in caplog.text
+        assert contents(tmp_path) == expected
+    assert len(FITTED) == 2
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_cell_that_may_not_be_read_ends_the_command(
+    measured: tuple[Cell, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, output = measured
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    before = sorted(output.rglob("*"))
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(PermissionError, match=r"result\.json"):
+        run_grid([made], Place(output))
+    assert sorted(output.rglob("*")) == before
+
+
+def test_the_first_of_two_that_finish_a_cell_stays(
+    measured: tuple[Cell, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, output = measured
+
+    def other(array: Any) -> None:
+        shutil.copytree(output, tmp_path, dirs_exist_ok=True)
+        (tmp_path / made.key / "first").touch()
+
+    monkeypatch.setattr(np, "savez_compressed", lambda path, **arrays: other(path))
+    assert run_cell(made, Place(tmp_path)) is None
+    assert (tmp_path / made.key / "first").exists()
+    assert is_done(tmp_path, made)
+    assert [path.name for path in tmp_path.iterdir()] == [made.key]
 
 
 def test_collected_lines_are_tidy_and_counted_once(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:

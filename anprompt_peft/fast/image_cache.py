@@ -107,7 +107,7 @@ class ImageCache:
                     stacklevel=2,
                 )
                 return
-            with whole_file(path) as fresh:
+            with whole_file(path, durable=False) as fresh:  # a file that a power cut left empty is computed again
                 fresh.write_bytes(content)
             room -= len(content)
 

@@ -31,6 +31,7 @@ from anprompt_peft.data import ShotsError, sample_shots
 from anprompt_peft.evaluation import BaseToNew, Estimate, base_to_new, gain
 from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
+from anprompt_peft.termination import sigterm_interrupts
 from anprompt_peft.training import RECIPES
 from charts import save_chart
 from handwriting import CLASS_NAMES, TEMPLATE, load_split, select_classes
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             split: make_task(pool, held_out, base, processor, options.shots, options.seeds)
             for split, base in SPLITS.items()
         }
-        with whole_folder(options.output, replaces=RECORD) as folder:
+        with sigterm_interrupts(), whole_folder(options.output, replaces=RECORD) as folder:
             record, results = run(options, tasks, folder)
             (folder / RECORD).write_text(to_json(record))
             save_chart(folder / "results.png", results, record["splits"][FIRST]["loss_terms"])

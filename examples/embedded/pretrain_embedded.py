@@ -31,6 +31,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))  # a script
 import character_drawing as characters
 from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
+from anprompt_peft.termination import sigterm_interrupts
 from character_captions import DIGIT_TEMPLATES, letter_captions
 from development import development_figures
 from embedded_card import embedded_card
@@ -296,7 +297,7 @@ def run(
     Raises:
         FileExistsError: if `output` holds anything already.
     """
-    with whole_folder(output.resolve()) as folder:
+    with sigterm_interrupts(), whole_folder(output.resolve()) as folder:
         start = time.perf_counter()
         model, processor = pretrain(recipe, seed, watch)
         seconds = round(time.perf_counter() - start, 1)

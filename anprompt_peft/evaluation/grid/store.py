@@ -102,7 +102,7 @@ def is_done(output: Path, cell: Cell) -> bool:
     """
     folder = output / cell.key
     try:
-        _read_cell(folder)
+        read_cell(folder)
     except DamagedCellError:
         return False
     return True
@@ -118,7 +118,7 @@ def set_aside_damaged(output: Path, cell: Cell) -> None:
     if not os.path.lexists(folder):
         return
     try:
-        _read_cell(folder)
+        read_cell(folder)
     except DamagedCellError as error:
         aside = set_aside(folder).name
         logger.warning("%s It is now called %s, and the cell is measured again.", error, aside)
@@ -190,7 +190,13 @@ def read_predictions(output: Path, key: str) -> dict[str, PartPredictions]:
     return _read_predictions(folder, _read_record(folder))
 
 
-def _read_cell(folder: Path) -> None:
+def read_cell(folder: Path) -> None:
+    """Read all that a cell's folder holds.
+
+    Raises:
+        DamagedCellError: if something cannot be read.
+        OSError: if the operating system does not read it.
+    """
     _read_predictions(folder, _read_record(folder))
     _parse(folder, SHOTS, _check_shots)
 
