@@ -255,17 +255,21 @@ def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch:
     """And the name is, before the block ends: files, folders and the folder that holds them."""
     events: list[tuple[str, str]] = []
     sync, rename, replace = os.fsync, Path.rename, Path.replace
-    paths = {
-        "fsync": lambda handle: (
-            events.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name)),
-            sync(handle),
-        ),
-        "rename": lambda path, to: (events.append(("name", to.name)), rename(path, to)),
-        "replace": lambda path, to: (events.append(("name", to.name)), replace(path, to)),
-    }
-    monkeypatch.setattr(os, "fsync", paths["fsync"])
-    for name in ("rename", "replace"):
-        monkeypatch.setattr(Path, name, paths[name])
+
+    def synced(handle: int) -> None:
+        events.append(("sync", Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+        sync(handle)
+
+    def naming(original: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def named(path: Path, target: Path) -> Path:
+            events.append(("name", target.name))
+            return original(path, target)
+
+        return named
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", naming(rename))
+    monkeypatch.setattr(Path, "replace", naming(replace))
     with whole_folder(tmp_path / "folder") as fresh:
         (fresh / "sub").mkdir()
         (fresh / "sub" / "a").write_text("1")

@@ -354,7 +354,7 @@ FOREIGN: dict[str, Callable[[Path], Any]] = {
     "model.safetensors": lambda path: path.write_bytes(b"x"),
     "old.pt": lambda path: path.write_bytes(b""),
     ".DS_Store": lambda path: path.write_bytes(b"\0\0\0\1Bud1"),
-    "backup": lambda path: (path.mkdir(), (path / "trainer_state.json").write_text("{")),
+    "backup": lambda path: shutil.copytree(path.parent, path, ignore=lambda *_: ["backup", WEIGHTS]),
     "loop": lambda path: path.symlink_to(path),
     "pipe.json": os.mkfifo,
 }
@@ -378,7 +378,12 @@ def test_foreign_files_damage_no_checkpoint(
     (tmp_path / "checkpoint-best").mkdir()
     opened: list[str] = []
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (opened.append(path.name), read(path))[1])
+
+    def watched(path: Path) -> bytes:
+        opened.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", watched)
     assert resume_point(tmp_path) == newest
     assert not FOREIGN.keys() & set(opened)
     assert {"adapter_config.json", WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= set(opened)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from operator import methodcaller
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -671,7 +672,7 @@ RECORD_DAMAGE = {
     "zeros": replace("result.json", b"\0" * 4096),
     "deep": replace("result.json", b"[" * 100_000),
     **{
-        f"no {name}": edit("result.json", lambda record, name=name: record.pop(name))
+        f"no {name}": edit("result.json", methodcaller("pop", name))
         for name in (
             "key", "configuration", "data", "parts", "fit_seconds", "learnable_parameters", "rows", "robustness",
             "provenance",
@@ -693,15 +694,15 @@ OTHER_DAMAGE = {
     "cut predictions": cut("predictions.npz"),
     "flipped predictions": flip,
     "predictions in a folder": replace("predictions.npz", None),
-    "predictions pickled": lambda folder: np.savez(folder / "predictions.npz", **{"base/labels": [None]}),
+    "predictions pickled": lambda folder: np.savez(folder / "predictions.npz", labels=np.array([None])),
     "fewer predictions": rewrite(labels=lambda array: array[:-1]),
     "predictions of text": rewrite(confidence=lambda array: array.astype(str)),
     "predictions of NaN": rewrite(confidence=lambda array: array * math.nan),
     "no shots": lambda folder: (folder / "shots.json").unlink(),
     "cut shots": cut("shots.json"),
     "other shots": replace("shots.json", b"[]"),
-    "a file": lambda folder: (shutil.rmtree(folder), folder.write_text("x")),
-    "an empty folder": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+    "a file": lambda folder: folder.rename(folder.with_name("moved")).with_name(folder.name).write_text("x"),
+    "an empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
 
 
