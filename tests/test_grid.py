@@ -627,7 +627,7 @@ def edit(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path],
     return damage
 
 
-def replace(name: str, content: bytes | None) -> Callable[[Path], Any]:
+def overwrite(name: str, content: bytes | None) -> Callable[[Path], Any]:
     def damage(folder: Path) -> None:
         (folder / name).unlink()
         if content is None:
@@ -663,14 +663,14 @@ def flip(folder: Path) -> None:
 
 RECORD_DAMAGE = {
     "missing": lambda folder: (folder / "result.json").unlink(),
-    "empty": replace("result.json", b""),
+    "empty": overwrite("result.json", b""),
     "cut": cut("result.json"),
-    "a folder": replace("result.json", None),
-    "a list": replace("result.json", b"[]"),
-    "null": replace("result.json", b"null"),
-    "bytes": replace("result.json", b"\xff\xfe\x00"),
-    "zeros": replace("result.json", b"\0" * 4096),
-    "deep": replace("result.json", b"[" * 100_000),
+    "a folder": overwrite("result.json", None),
+    "a list": overwrite("result.json", b"[]"),
+    "null": overwrite("result.json", b"null"),
+    "bytes": overwrite("result.json", b"\xff\xfe\x00"),
+    "zeros": overwrite("result.json", b"\0" * 4096),
+    "deep": overwrite("result.json", b"[" * 100_000),
     **{
         f"no {name}": edit("result.json", methodcaller("pop", name))
         for name in (
@@ -690,17 +690,17 @@ RECORD_DAMAGE = {
 }  # fmt: skip
 OTHER_DAMAGE = {
     "no predictions": lambda folder: (folder / "predictions.npz").unlink(),
-    "empty predictions": replace("predictions.npz", b""),
+    "empty predictions": overwrite("predictions.npz", b""),
     "cut predictions": cut("predictions.npz"),
     "flipped predictions": flip,
-    "predictions in a folder": replace("predictions.npz", None),
+    "predictions in a folder": overwrite("predictions.npz", None),
     "predictions pickled": lambda folder: np.savez(folder / "predictions.npz", labels=np.array([None])),
     "fewer predictions": rewrite(labels=lambda array: array[:-1]),
     "predictions of text": rewrite(confidence=lambda array: array.astype(str)),
     "predictions of NaN": rewrite(confidence=lambda array: array * math.nan),
     "no shots": lambda folder: (folder / "shots.json").unlink(),
     "cut shots": cut("shots.json"),
-    "other shots": replace("shots.json", b"[]"),
+    "other shots": overwrite("shots.json", b"[]"),
     "a file": lambda folder: folder.rename(folder.with_name("moved")).with_name(folder.name).write_text("x"),
     "an empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
