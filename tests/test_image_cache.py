@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import stat
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from anprompt_peft.fast import ImageCache
+from anprompt_peft.fast import ImageCache, image_cache
 from conftest import MakeClip
 from helpers import LABELS, adapt, assert_exact, count_calls, make_config, trainable
 
@@ -177,7 +179,44 @@ def flip(file: Path, at: int) -> None:
     file.write_bytes(content)
 
 
+def replace(file: Path, make: Callable[[Path], Any]) -> None:
+    file.unlink()
+    make(file)
+
+
+def link_to_a_whole_file(file: Path) -> None:
+    elsewhere = file.parent / "elsewhere"
+    elsewhere.mkdir()
+    file.symlink_to(file.rename(elsewhere / file.name))
+
+
+def write_header(file: Path, dtype: str) -> None:
+    """A valid file of one byte, of a dtype that torch or safetensors' reader may not know."""
+    shape = [2] if dtype == "F4" else [1]
+    header = json.dumps({"sum": {"dtype": dtype, "shape": shape, "data_offsets": [0, 1]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+
+
+def forge(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Other tensors with a checksum that fits them."""
+    file.write_bytes(image_cache._pack(file, tensors))
+
+
+FOREIGN: dict[str, Callable[[Path, Path], Any]] = {
+    "pipe": lambda file, other: replace(file, os.mkfifo),
+    "link to a whole file": lambda file, other: link_to_a_whole_file(file),
+    "link to itself": lambda file, other: replace(file, lambda path: path.symlink_to(path)),
+    "endless device": lambda file, other: replace(file, lambda path: path.symlink_to("/dev/zero")),
+    "sparse": lambda file, other: os.truncate(file, 2**40),
+    **{dtype: partial(lambda dtype, file, other: write_header(file, dtype), dtype) for dtype in ("F4", "F8_E8M0")},
+    "other names": lambda file, other: forge(file, {"sum": torch.ones(()), "second": torch.ones(50)}),
+    "more names": lambda file, other: forge(file, {**compute(torch.ones(1, 2, 50)), "more": torch.ones(())}),
+    "no names": lambda file, other: forge(file, {}),
+    "other shapes": lambda file, other: forge(file, {"sum": torch.ones(()), "first": torch.ones(1)}),
+    "other dtypes": lambda file, other: forge(file, {"sum": torch.ones(()), "first": torch.ones(50).double()}),
+}
 DAMAGE: dict[str, Callable[[Path, Path], Any]] = {
+    **FOREIGN,
     "cut": lambda file, other: file.write_bytes(file.read_bytes()[:-9]),
     "empty": lambda file, other: file.write_bytes(b""),
     "no file": lambda file, other: [file.unlink(), file.mkdir()],  # type: ignore[func-returns-value]
@@ -213,6 +252,119 @@ def test_a_damaged_file_is_computed_again(damage: str, tmp_path: Path) -> None:
         assert paths[1].read_bytes() == whole
 
 
+@pytest.mark.parametrize("damage", ["other names", "other shapes", "other dtypes"])
+def test_without_an_outline_rows_must_agree(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a new process the first file read tells the names; whichever is forged, what was computed decides."""
+    images = torch.arange(2.0)[:, None, None].expand(-1, 2, 50)
+    for forged in (0, 1):
+        ImageCache(tmp_path).fetch(images, "", compute)
+        path = ImageCache(tmp_path)._path(images[forged], "")
+        DAMAGE[damage](path, path)
+        monkeypatch.setattr(image_cache, "_LAYOUTS", {})
+        found = ImageCache(tmp_path).fetch(images, "", compute)
+        assert found.keys() == compute(images).keys()
+        assert all(torch.equal(found[name], expected) for name, expected in compute(images).items())
+
+
+@pytest.mark.parametrize("forged", [False, True])
+def test_a_new_run_knows_what_is_computed(
+    forged: bool, model: Any, pixels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its first batch on, without running a layer for it."""
+    expected = gradients(model, pixels.double())
+    model.set_image_cache(tmp_path)
+    gradients(model, pixels.double())
+    for file in files(tmp_path) if forged else ():
+        row = image_cache.load(file.read_bytes())
+        forge(file, {"hidden": torch.zeros_like(row["hidden"])[:2], "frozen": row["frozen"]})
+    monkeypatch.setattr(image_cache, "_LAYOUTS", {})
+    model.set_image_cache(tmp_path)
+    calls = count_calls(model.vision_model.encoder.layers[0])
+    for name, found in gradients(model, pixels.double()).items():
+        assert_exact(found, expected[name], name)
+    assert calls == ([3] if forged else [])
+
+
+def test_files_of_other_users_are_told_once_and_never_read_or_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.arange(4.0)[:, None, None].expand(-1, 2, 50)
+    ImageCache(tmp_path).fetch(images[:3], "", compute)
+    before = {file: file.stat().st_ino for file in files(tmp_path)}
+    for file in before:
+        os.utime(file, (1000, 1000))
+    monkeypatch.setattr(image_cache, "_user", lambda: os.geteuid() + 1)
+    cache = ImageCache(tmp_path, max_bytes=1)
+    asked: list[int] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            found = cache.fetch(images, "", lambda missing: asked.append(len(missing)) or compute(missing))
+            assert torch.equal(found["sum"], compute(images)["sum"])
+    assert asked == [4, 4]
+    assert ["belongs to another user" in str(warning.message) for warning in caught] == [True, False, False]
+    assert {file: file.stat().st_ino for file in files(tmp_path)} == before
+
+
+def test_what_no_cache_wrote_is_neither_counted_nor_deleted(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "cache", tmp_path / "elsewhere"
+    name = "0" * 64 + ".safetensors"
+    foreign = [
+        folder / "bert" / "model.safetensors",
+        folder / "ab" / "model.safetensors",
+        folder / "ab" / name,  # of another shard
+        elsewhere / ("cd" + name[2:]),
+    ]
+    for file in foreign:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(10**6))
+        os.utime(file, (1000, 1000))
+    (folder / "cd").symlink_to(elsewhere)
+    (folder / "ef").write_text("no folder")
+    (folder / "00").mkdir()
+    (folder / "00" / name).symlink_to(foreign[0])
+    images = torch.arange(6.0)[:, None, None].expand(-1, 2, 50)
+    written = len(image_cache._pack(folder / name, {name: row[0] for name, row in compute(images).items()}))
+    cache = ImageCache(folder, max_bytes=2 * written)
+    assert not {cache._path(image, "").parent.name for image in images} & {"cd", "ef"}
+    cache.fetch(images[:2], "", compute)
+    for image in images[:2]:
+        os.utime(cache._path(image, ""), (2000, 2000))
+    cache.fetch(images[2:4], "", compute)
+    assert [cache._path(image, "").exists() for image in images] == [False, False, True, True, False, False]
+    assert all(file.stat().st_size == 10**6 for file in foreign)
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    images, elsewhere = torch.zeros(1, 2, 50), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    cache = ImageCache(tmp_path / "cache")
+    cache._path(images[0], "").parent.symlink_to(elsewhere)
+    with pytest.warns(UserWarning, match=r"cannot be written to: .* is a link"):
+        cache.fetch(images, "", compute)
+    assert not files(elsewhere)
+
+
+@pytest.mark.parametrize("which", ["shard", "folder"])
+def test_folders_that_cannot_be_listed(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One shard is passed over; without the folder's list its size is unknown, so nothing is written."""
+    images = torch.arange(2.0)[:, None, None].expand(-1, 2, 50)
+    cache, scandir = ImageCache(tmp_path), os.scandir
+    cache.fetch(images[:1], "", compute)
+    locked = tmp_path if which == "folder" else cache._path(images[0], "").parent
+
+    def refuse(path: Any) -> Any:
+        if not isinstance(path, int) and Path(path) == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with warnings.catch_warnings(record=True) as caught:
+        assert torch.equal(cache.fetch(images, "", compute)["sum"], compute(images)["sum"])
+    monkeypatch.undo()
+    assert (len(caught), len(files(tmp_path))) == ((1, 1) if which == "folder" else (0, 2))
+
+
 def test_a_full_disk_is_told_once_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.arange(3.0)[:, None, None].expand(-1, 2, 50)
     cache = ImageCache(tmp_path)
@@ -243,5 +395,12 @@ def test_wrong_size(wrong: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_p
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="Name a folder"):
-        ImageCache(tmp_path / "file")
+    (tmp_path / "broken").symlink_to("nowhere")
+    for name in ("file", "file/below", "broken"):
+        with pytest.raises(NotADirectoryError, match="Name a folder"):
+            ImageCache(tmp_path / name)
+
+
+def test_a_new_folder_is_for_its_user_only(tmp_path: Path) -> None:
+    ImageCache(tmp_path / "new" / "cache")
+    assert stat.S_IMODE((tmp_path / "new" / "cache").stat().st_mode) == 0o700

@@ -123,10 +123,16 @@ def _encode_images(
         hidden = run_prefix(pixels)
         return {"hidden": hidden, "frozen": run_frozen(hidden)}
 
+    @torch.no_grad()
+    def outline(pixels: Tensor) -> dict[str, Tensor]:
+        """Return names, shapes and dtypes of what is computed, without a layer."""
+        hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=interpolate_pos_encoding))
+        return {"hidden": hidden, "frozen": clip.visual_projection(tower.post_layernorm(hidden[:, 0]))}
+
     frozen = opened = None
     if with_frozen and state.image_cache is not None:
         depends_on = f"{_frozen_vision_digest(clip)} {len(before)} {interpolate_pos_encoding}"
-        kept = state.image_cache.fetch(pixel_values, depends_on, compute)
+        kept = state.image_cache.fetch(pixel_values, depends_on, compute, outline)
         hidden, frozen = kept["hidden"], kept["frozen"]
     else:
         hidden = run_prefix(pixel_values)
