@@ -280,11 +280,11 @@ class PromptedCLIPModel(CLIPModel):
 
         Args:
             folder (`str` or `Path`, *optional*): where; `None` turns it off.
-            max_bytes (`int`): most bytes in it; ViT-B/16 in float32 takes 0.6 MB per image.
+            max_bytes (`int`): most bytes of this user's files in it; ViT-B/16 in float32 takes 0.6 MB per image.
 
         Raises:
             ValueError: if `max_bytes` is no positive whole number.
-            NotADirectoryError: if `folder` is a file.
+            NotADirectoryError: if `folder` is not a folder.
         """
         self.anprompt_state.image_cache = None if folder is None else ImageCache(folder, max_bytes)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 from PIL import Image
 
-from anprompt_peft.data import CorruptImageError, RGBImage, check_images, class_names_of, select_classes
-from anprompt_peft.data.images import to_rgb
+from anprompt_peft.data import CorruptImageError, RGBImage, check_images, class_names_of, images, jpeg, select_classes
+from anprompt_peft.data.images import open_image, to_rgb
+from anprompt_peft.data.jpeg import check_jpeg
 
 FEATURES = Features({"image": RGBImage(), "label": ClassLabel(names=["left", "right"])})
 RAMP = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (24, 1))
@@ -89,6 +92,106 @@ def test_pixels_of_unknown_range_are_refused(pixels: np.ndarray) -> None:
 def test_what_is_no_image_is_refused() -> None:
     with pytest.raises(ValueError, match="expected an image, got None"):
         to_rgb(None)  # type: ignore[arg-type]
+
+
+def resized_header(content: bytes, width: int, height: int) -> bytes:
+    """Let a JPEG's frame say that it is larger: what is missing is decoded as grey."""
+    at = max(content.find(marker) for marker in (b"\xff\xc0\x00", b"\xff\xc2\x00")) + 5
+    return content[:at] + struct.pack(">HH", height, width) + content[at + 4 :]
+
+
+def with_scans(content: bytes, number: int) -> bytes:
+    """Repeat the last scan of a JPEG until there are so many."""
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * (number - content.count(b"\xff\xda")) + content[-2:]
+
+
+def png_header(width: int, height: int) -> bytes:
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(b"")
+    chunks = [struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in (chunk, data)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def tiled_tiff(width: int, height: int) -> bytes:
+    """16 x 16 pixels in one tile of another size."""
+    values = [256, 16, 257, 16, 258, 8, 259, 8, 262, 1, 277, 1, 322, width, 323, height, 324, 134, 325, 8]
+    tags = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in zip(values[::2], values[1::2], strict=True)]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + bytes(4) + zlib.compress(b"")
+
+
+SMALL = Image.fromarray(COLOURS)
+PROGRESSIVE = encoded(SMALL, "JPEG", progressive=True)
+SEQUENTIAL = encoded(SMALL, "JPEG")
+JUNK = b"\xff\xd8" + b"\xff" * 200_000
+COMMENT = b"\xff\xfe\x00\x04hi"
+
+
+def non_interleaved(width: int, height: int) -> bytes:
+    """A sequential JPEG of three components whose first scan has one of them."""
+    frame = struct.pack(">BHHB", 8, height, width, 3) + b"".join(bytes([each, 0x11, 0]) for each in (1, 2, 3))
+    return b"\xff\xd8\xff\xc0\x00\x11" + frame + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (resized_header(PROGRESSIVE, 13_000, 13_000), "progressive JPEG of 13000 x 13000 pixels, which takes 507 MB"),
+        (non_interleaved(9000, 9000), "progressive JPEG of 9000 x 9000 pixels, which takes 486 MB"),
+        (with_scans(PROGRESSIVE, 65), "more than 64 scans"),
+        (with_scans(PROGRESSIVE, 64)[:-2] + b"\xff\x05\xff\xff\xff\xd0\xff\xff\xda\xff\xd9", "more than 64 scans"),
+        (SEQUENTIAL[:2] + COMMENT * 2000 + SEQUENTIAL[2:], "more than 2,000 segments"),
+        (PROGRESSIVE[:-2] + COMMENT * 2000 + PROGRESSIVE[-2:], "more than 2,000 segments"),
+        (png_header(1, 1_000_001), "1 x 1000001 pixels, and a side of more than 1,000,000"),
+        (png_header(1_000_001, 1), "1000001 x 1 pixels, and a side of more than 1,000,000"),
+        (tiled_tiff(40_000, 1001), "tiles of 40000 x 1001 pixels, more than 40,000,000"),
+    ],
+    ids=["pixels", "not interleaved", "scans", "hidden scan", "header", "between scans", "tall", "wide", "tile"],
+)
+def test_few_bytes_that_take_much_memory_or_time_are_refused(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, from a file and from memory, and before anything is decoded."""
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
+    (tmp_path / "few.img").write_bytes(content)
+    for value in ({"path": str(tmp_path / "few.img"), "bytes": None}, {"path": "few.img", "bytes": content}):
+        with pytest.raises(CorruptImageError, match=rf"few\.img cannot be decoded: it (is|has) .*{message}"):
+            RGBImage().decode_example(value)
+
+
+def test_what_photographs_have_is_within_the_limits() -> None:
+    """A large profile, a thumbnail of many scans, 64 scans, 50 million pixels, data after the end."""
+    exif = b"\xff\xe1" + struct.pack(">H", 8 + len(with_scans(PROGRESSIVE, 70))) + b"Exif\0\0"
+    whole = with_scans(PROGRESSIVE, 64)
+    content = whole[:2] + exif + with_scans(PROGRESSIVE, 70) + whole[2:] + b"\xff\xda" * 100
+    np.testing.assert_array_equal(np.asarray(open_image(io.BytesIO(content))), Image.open(io.BytesIO(whole)))
+    profile = encoded(SMALL, "JPEG", icc_profile=bytes(255 * 65_000), progressive=True)
+    np.testing.assert_array_equal(np.asarray(open_image(io.BytesIO(profile))), decode(PROGRESSIVE))
+    check_jpeg(io.BytesIO(resized_header(PROGRESSIVE, 8165, 6124)))
+
+
+@pytest.mark.parametrize("filling", range(jpeg._BLOCK - 4, jpeg._BLOCK + 2))
+def test_markers_are_found_wherever_blocks_end(filling: int) -> None:
+    content = PROGRESSIVE[:-2] + bytes(filling) + with_scans(PROGRESSIVE, 65)[len(PROGRESSIVE) - 2 :]
+    with pytest.raises(ValueError, match="more than 64 scans"):
+        check_jpeg(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff", SEQUENTIAL[:200], non_interleaved(0, 0)[:15], JUNK])
+def test_broken_markers_are_left_to_the_decoder(content: bytes) -> None:
+    check_jpeg(io.BytesIO(content))
+    with pytest.raises(CorruptImageError, match=r"some/where\.img cannot be decoded"):
+        decode(content)
+
+
+def test_too_little_memory_is_named_and_not_the_images_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "to_rgb", fail)
+    for on_corrupt in ("raise", "skip"):
+        with pytest.raises(MemoryError, match=r"^some/where\.img: too little memory to decode it$"):
+            check_images(dataset_of([{"bytes": PROGRESSIVE, "path": "some/where.img"}]), on_corrupt=on_corrupt)
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)

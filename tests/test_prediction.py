@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from anprompt_peft.data import ClipTransform
-from anprompt_peft.serve import Prediction, predict
+from anprompt_peft.serve import Prediction, classify, predict
 from conftest import IMAGE_SIZE, MakeClip
 from helpers import CLASSES, adapt, make_config, needs_add_adapter, scatter
 
@@ -200,6 +200,32 @@ def test_unreadable_images_do_not_stop_the_others(model: Any, files: list[str], 
     for each, error in zip(found[1:-1], errors, strict=True):
         assert each.ranking == []
         assert re.search(error, str(each.error))
+
+
+@pytest.mark.parametrize("where", ["open_image", "ClipTransform.__call__", "ImageOps.exif_transpose"])
+def test_too_little_memory_for_one_image_does_not_stop_the_others(
+    where: str, model: Any, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: list[Any] = [Image.open(files[0]), files[1], files[2]]
+    expected = one_by_one(model, files[:3], 3)
+    calls, owner = itertools.count(), classify
+    *owners, name = where.split(".")
+    for each in owners:
+        owner = getattr(owner, each)
+    function = getattr(owner, name)
+
+    def fail_once(*args: Any) -> Any:
+        if next(calls) == 0:
+            raise MemoryError
+        return function(*args)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    found = list(predict(model, images, PROCESSOR, top_k=3, workers=1))
+    at = 1 if where == "open_image" else 0
+    failed = found.pop(at)
+    assert failed == Prediction(files[at], error=f"{files[at]}: too little memory to decode it")
+    expected.pop(at)
+    assert_rankings(found, expected)
 
 
 def test_batches_without_a_readable_image_are_not_computed(model: Any, files: list[str], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from anprompt_peft.data import (
     load_image_data,
     select_classes,
 )
+from anprompt_peft.data import transform as transforms
 from anprompt_peft.data.processor import load_image_processor
 from anprompt_peft.data.transform import random_box
 from base_to_new import TINY_CLIP
@@ -66,6 +67,49 @@ def test_evaluation_equals_clips_processor_bit_for_bit(settings: dict[str, Any],
     assert pixels["pixel_values"].dtype == torch.float32
     assert torch.equal(pixels["pixel_values"], expected.float())
     assert pixels["labels"] == [1, 0]
+
+
+@pytest.mark.parametrize("size", [(1, 900), (900, 1), (7, 400), (9, 500), (500, 9), (90, 350)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"shortest_edge": 224}},
+        {"size": {"shortest_edge": 90}, "crop_size": {"height": 64, "width": 90}, "resample": 1},
+        {"size": {"shortest_edge": 97}, "crop_size": {"height": 120, "width": 121}, "resample": 2},
+        {"size": {"height": 400, "width": 91}, "crop_size": {"height": 50, "width": 100}, "resample": 0},
+    ],
+    ids=["bicubic", "lanczos", "padded", "exact"],
+)
+def test_of_elongated_images_only_what_is_shown_is_resized(
+    settings: dict[str, Any], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor, which resizes the whole image, gives the same levels, up to rounding."""
+    processor = CLIPImageProcessorPil(**settings, do_rescale=False, do_normalize=False)
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 0)
+    pixels = ClipTransform(processor)({"image": [image]})["pixel_values"]
+    expected = processor(image, return_tensors="pt")["pixel_values"].float()
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 1_000_000), (30, 1_000_000)])
+def test_thin_images_take_little_memory(size: tuple[int, int], augment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest, resize = 0, Image.Image.resize
+
+    def spy(image: Image.Image, size: tuple[int, int], *args: Any, **options: Any) -> Image.Image:
+        nonlocal largest
+        largest = max(largest, size[0] * size[1])
+        return resize(image, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    image = Image.new("RGB", size, (200, 30, 90))
+    pixels = ClipTransform(CLIPImageProcessorPil(), augment=augment)({"image": [image]})["pixel_values"]
+    monkeypatch.undo()
+    assert 0 < largest <= 224 * 224
+    plain = CLIPImageProcessorPil()(Image.new("RGB", (9, 9), (200, 30, 90)), return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels, plain)
 
 
 def test_other_modes_equal_the_processor_too() -> None:

@@ -17,9 +17,11 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
 from tqdm import tqdm
 
 from ..text import printable
+from .jpeg import check_jpeg
 
 IMAGE, LABEL = "image", "label"
 STREAM_BATCH = 16
@@ -27,6 +29,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read, whatever a file's name says. Others can run programs (EPS)."""
 MAX_PIXELS = 40 * 10**6
 """Most pixels of an image to decode; larger JPEG files are decoded at a fraction of their size."""
+MAX_SIDE = 10**6
+"""Longest side of an image to decode; Pillow takes memory for every row, however short."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +78,17 @@ def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
 
     Raises:
         OSError: if there is no such file, or it is no image of one of [`FORMATS`].
-        ValueError: if it is a pipe or a device, or has more than [`MAX_PIXELS`] pixels.
+        ValueError: if it is a pipe or a device, has more than [`MAX_PIXELS`] pixels or a side of more than
+            [`MAX_SIDE`], or is a JPEG beyond the limits of [`check_jpeg`].
     """
-    if not isinstance(source, io.BytesIO):
+    if isinstance(source, io.BytesIO):
+        check_jpeg(source)
+    else:
         kind = stat.S_IFMT(os.stat(source).st_mode)
         if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a folder has an error of its own
             raise ValueError("it is no regular file")
+        with open(source, "rb") as file:
+            check_jpeg(file)
     with Image.open(source, formats=FORMATS) as image:
         _limit(image)
         image.load()
@@ -89,10 +98,16 @@ def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
 def _limit(image: Image.Image) -> None:
     """Let a large JPEG be decoded at a fraction of its size, and raise for other large images."""
     width, height = image.size
+    if max(image.size) > MAX_SIDE:
+        raise ValueError(f"it has {width} x {height} pixels, and a side of more than {MAX_SIDE:,}; cut it")
     if width * height > MAX_PIXELS:
         image.draft(None, (width // 8, height // 8))
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}; save it smaller")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, whose tiles may be larger than the image
+    tile = tags.get(TILEWIDTH, 1), tags.get(TILELENGTH, 1)
+    if not all(isinstance(side, int) for side in tile) or tile[0] * tile[1] > MAX_PIXELS:
+        raise ValueError(f"it has tiles of {tile[0]} x {tile[1]} pixels, more than {MAX_PIXELS:,}; save it without")
 
 
 class CheckedImages(NamedTuple):
@@ -114,12 +129,13 @@ def naming(path: str | None) -> Iterator[None]:
 
     Raises:
         CorruptImageError: for whatever Pillow's readers raise on broken bytes, which is not only `OSError`. Failures
-            to get the bytes, and to get memory, keep their own error.
+            to get the bytes keep their own error.
+        MemoryError: if there is too little memory, which says nothing against the image.
     """
     try:
         yield
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise MemoryError(f"{path or 'an image without a path'}: too little memory to decode it") from error
     except Exception as error:
         if getattr(error, "errno", None) is not None:
             raise

@@ -11,21 +11,24 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 from transformers.image_transforms import get_size_with_aspect_ratio
 
-from .images import IMAGE, LABEL, STREAM_BATCH, to_rgb
+from .images import IMAGE, LABEL, MAX_PIXELS, STREAM_BATCH, to_rgb
 from .processor import check_processor
 
 LEAST_AREA = 0.5
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
+FILTER_REACH = 5
+"""Pixels on either side that the widest of Pillow's filters needs, rounded up."""
 
 
 class ClipTransform:
     """What CLIP's image processor does to a batch of a data set, for `dataset.with_transform(...)` or [`apply`].
 
-    Without augmentation the pixels equal `CLIPImageProcessorPil`'s bit for bit. With it, a random crop of 50 to 100 %
-    of the area takes the place of resizing and centre crop, and half of the images are mirrored. The random numbers
-    are torch's, so `torch.manual_seed` or Trainer's `seed` fixes them, and every `DataLoader` worker and epoch has its
-    own.
+    Without augmentation the pixels equal `CLIPImageProcessorPil`'s bit for bit. Only of images so elongated that they
+    would be resized to more than 40 million pixels (800 to 1 for a side of 224), no more is resized than the crop
+    shows, and a level of the 256 may differ by one. With augmentation, a random crop of 50 to 100 % of the area takes
+    the place of resizing and centre crop, and half of the images are mirrored. The random numbers are torch's, so
+    `torch.manual_seed` or Trainer's `seed` fixes them, and every `DataLoader` worker and epoch has its own.
 
     Args:
         processor (`CLIPProcessor` or `CLIPImageProcessor`): gives size, crop, resampling, mean and std.
@@ -82,9 +85,11 @@ class ClipTransform:
             height, width = get_size_with_aspect_ratio((image.height, image.width), self.size["shortest_edge"])
         else:
             height, width = self.size["height"], self.size["width"]
-        resized = image.resize((width, height), self.resample)
         left, top = (width - self.crop[0]) // 2, (height - self.crop[1]) // 2
-        return resized.crop((left, top, left + self.crop[0], top + self.crop[1]))
+        window = left, top, left + self.crop[0], top + self.crop[1]
+        if width * height > MAX_PIXELS:
+            return _resized_window(image, (width, height), window, self.resample)
+        return image.resize((width, height), self.resample).crop(window)
 
     def _crop_at_random(self, image: Image.Image) -> Image.Image:
         cropped = image.resize(self.crop, self.resample, box=random_box(*image.size))
@@ -112,6 +117,29 @@ def random_box(width: int, height: int) -> tuple[int, int, int, int]:
     w, h = min(width, round(height * ASPECT_RATIOS[1])), min(height, round(width / ASPECT_RATIOS[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def _resized_window(
+    image: Image.Image, size: tuple[int, int], window: tuple[int, int, int, int], resample: Image.Resampling
+) -> Image.Image:
+    """Return `image.resize(size, resample).crop(window)`, up to rounding, without resizing the rest."""
+    left, top, right, bottom = max(window[0], 0), max(window[1], 0), min(window[2], size[0]), min(window[3], size[1])
+    first, last, x0, x1 = _source_of(left, right, image.width, size[0])
+    upper, lower, y0, y1 = _source_of(top, bottom, image.height, size[1])
+    part = image.crop((first, upper, last, lower))
+    resized = part.resize((right - left, bottom - top), resample, box=(x0, y0, x1, y1))
+    return resized.crop((window[0] - left, window[1] - top, window[2] - left, window[3] - top))
+
+
+def _source_of(start: int, end: int, length: int, resized: int) -> tuple[int, int, float, float]:
+    """Return first and last pixel of a side that a part of the resized side needs, and the part's ends from there.
+
+    Pillow rounds the ends to float32, so that they should be small numbers.
+    """
+    scale = length / resized
+    reach = math.ceil(FILTER_REACH * max(scale, 1)) + 1
+    first, last = max(math.floor(start * scale) - reach, 0), min(math.ceil(end * scale) + reach, length)
+    return first, last, start * scale - first, end * scale - first
 
 
 def _pixel_values_by_level(processor: Any) -> np.ndarray:

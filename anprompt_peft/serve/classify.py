@@ -71,7 +71,8 @@ def predict(
             end with the last prediction, with an error, or when the iterator is closed or deleted.
 
     Returns:
-        `Iterator[Prediction]`: one per image. An image that cannot be read has an `error`; the others are classified.
+        `Iterator[Prediction]`: one per image. An image that cannot be read, or for which there is too little
+            memory, has an `error`; the others are classified.
 
     Raises:
         TypeError: if the model has no ANPrompt adapter, or an item is neither a path nor an image. Items of a list or
@@ -143,6 +144,8 @@ def _read(source: Source, transform: ClipTransform) -> Tensor | str:
         return transform({IMAGE: [image]})["pixel_values"]
     except (CorruptImageError, OSError) as error:
         return str(error)
+    except MemoryError:
+        return f"{path or 'an image without a path'}: too little memory to decode it"
 
 
 def _ranker(model: PeftModel | CLIPModel, top_k: int) -> Ranker:
