@@ -296,10 +296,15 @@ def test_files_of_other_users_are_told_once_and_never_read_or_deleted(
     monkeypatch.setattr(image_cache, "_user", lambda: os.geteuid() + 1)
     cache = ImageCache(tmp_path, max_bytes=1)
     asked: list[int] = []
+
+    def count(missing: Tensor) -> dict[str, Tensor]:
+        asked.append(len(missing))
+        return compute(missing)
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
-            found = cache.fetch(images, "", lambda missing: asked.append(len(missing)) or compute(missing))
+            found = cache.fetch(images, "", count)
             assert torch.equal(found["sum"], compute(images)["sum"])
     assert asked == [4, 4]
     assert ["belongs to another user" in str(warning.message) for warning in caught] == [True, False, False]
