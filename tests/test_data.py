@@ -132,9 +132,10 @@ def test_classes_named_like_splits(tmp_path: Path) -> None:
     assert counts == {"train station": 2, "test tube": 3, "test": 1, "val thorens": 2}
 
 
-def test_a_folder_with_metadata(tmp_path: Path) -> None:
+@pytest.mark.parametrize("splits", [("train", "test"), ("Train", "Testing")])
+def test_a_folder_with_metadata(splits: tuple[str, str], tmp_path: Path) -> None:
     """Labels in a table beside the images, as datasets reads them."""
-    for split, kinds in {"train": ["sea_cow", "ant"], "test": ["ant"]}.items():
+    for split, kinds in zip(splits, [["sea_cow", "ant"], ["ant"]], strict=True):
         (tmp_path / split).mkdir()
         for number, picture in enumerate(pictures(len(kinds))):
             picture.save(tmp_path / split / f"{number}.png")
@@ -172,8 +173,180 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds neither images nor parquet files"):
         load_image_data(tmp_path)
     broken_folder(tmp_path, {"only": 2})
-    with pytest.raises(ValueError, match=r"none of the columns image fits.*two or more sub-folders"):
+    with pytest.raises(ValueError, match=r"images of one class only, 'only'.*two or more sub-folders"):
         load_image_data(tmp_path)
+
+
+def tree(folder: Path, *files: str) -> Path:
+    """A folder with files that are no images, whatever they are called; a name that ends with / is a folder."""
+    for name in files:
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_text("no image")
+    return folder
+
+
+def counted(folder: Path, **options: Any) -> dict[str, dict[str, int]]:
+    """The number of images of each class of each split."""
+    return {
+        split: dict(Counter(class_names_of(part)[label] for label in part["label"][:]))
+        for split, part in load_image_data(folder, **options).items()
+    }
+
+
+def read(folder: Path, caplog: pytest.LogCaptureFixture) -> tuple[dict[str, dict[str, int]], str]:
+    """What a folder holds, and what is told about it."""
+    caplog.clear()
+    with caplog.at_level("INFO", "anprompt_peft.data.loading"):
+        found = counted(folder)
+    return found, "\n".join(record.getMessage() for record in caplog.records).replace(f"{folder}", "FOLDER")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "Test"), ("training", "testing"), ("TRAIN", "evaluation"), ("Training", "Eval"), ("train", "Val")],
+)
+def test_spellings_of_splits(names: tuple[str, str], tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{name}/{kind}/1.png" for name in names for kind in ("cat", "dog")))
+    assert [dict(part) for part in counted(tmp_path).values()] == [{"cat": 1, "dog": 1}] * 2
+    assert set(counted(tmp_path)) == {"train", "validation" if names[1] == "Val" else "test"}
+
+
+@pytest.mark.parametrize("names", [("train", "Train"), ("train", "training"), ("test", "eval"), ("val", "valid")])
+def test_one_split_under_two_names_is_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{name}/{kind}/1.png" for name in names for kind in ("cat", "dog")))
+    with pytest.raises(ValueError, match=f"{' and '.join(f'{name}/' for name in sorted(names))} are both the split"):
+        load_image_data(tmp_path)
+
+
+def test_what_lies_beside_splits_and_classes_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path, "train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/dog/1.png")
+    assert read(tmp_path, caplog)[1] == ""
+    tree(
+        tmp_path, "owl/1.png", "owl/2.png", "extra/ox/1.png", "0.png", "train/2.png", "validation/1.png", "docs/a.txt"
+    )
+    found, told = read(tmp_path, caplog)
+    assert found == {"train": {"cat": 1, "dog": 1}, "test": {"cat": 1, "dog": 1}}
+    assert told.splitlines() == [
+        "Left out of FOLDER: .txt 1.",
+        "FOLDER: left out, as they are outside the folders of splits and classes: ./ (1 image), extra/ (1 image), "
+        "owl/ (2 images), validation/ (1 image), train/ (1 image).",
+    ]
+    flat = tree(tmp_path / "flat", "cat/1.png", "dog/1.png", "0.png", "1.png")
+    found, told = read(flat, caplog)
+    assert (found, told) == (
+        {"train": {"cat": 1, "dog": 1}},
+        "FOLDER: left out, as they are outside the folders of splits and classes: ./ (2 images).",
+    )
+
+
+def test_folders_without_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path, "cat/1.png", "dog/1.png", "owl/1.heiq", "owl/2.heiq", "owl/3.txt", "ox\n/", "yak/.1.png")
+    found, told = read(tmp_path, caplog)
+    assert found == {"train": {"cat": 1, "dog": 1}}
+    assert "left out, as they hold no image that is read: owl/ (.heiq 2, .txt 1), ox\\n/, yak/." in told
+    splits = tree(tmp_path / "splits", "train/cat/1.png", "train/dog/1.png", "train/ox/", "test/cat/", "docs/a.txt")
+    found, told = read(splits, caplog)
+    assert found == {"train": {"cat": 1, "dog": 1}}
+    assert told.endswith("left out, as they hold no image that is read: test/, train/ox/.")
+
+
+def test_a_class_is_a_folder_with_all_below_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path, "cat/1.png", "cat/in/2.png", "cat/in/a/3.png", "dog/1.png", "ox/out/1.png", "ox/out/2.png")
+    found, told = read(tmp_path, caplog)
+    assert found == {"train": {"cat": 3, "dog": 1, "ox": 2}}
+    assert told == "FOLDER: counted for the class above: cat/in/ (2 images), ox/out/ (2 images)."
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("animals/cat/1.png", "animals/dog/1.png", "plants/rose/1.png"),
+        ("cat/train/1.png", "cat/test/1.png", "dog/train/1.png"),
+        ("training_set/cat/1.png", "training_set/dog/1.png", "test_set/cat/1.png"),
+        ("train/animals/cat/1.png", "train/plants/rose/1.png"),
+    ],
+)
+def test_classes_that_may_be_either_level_are_refused(files: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not tell its classes: are they .*, or the folders in them"):
+        load_image_data(tree(tmp_path, *files))
+
+
+def test_a_folder_around_classes_or_splits_is_looked_into(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = tree(tmp_path / "a", "photos/cat/1.png", "photos/dog/1.png", "__MACOSX/photos/cat/._1.png")
+    found, told = read(plain, caplog)
+    assert found == {"train": {"cat": 1, "dog": 1}}
+    assert "FOLDER: read is the only folder in it: photos/." in told
+    split = tree(tmp_path / "b", "x/y/Train/cat/1.png", "x/y/Train/dog/1.png", "x/y/Test/cat/1.png")
+    assert counted(split) == {"train": {"cat": 1, "dog": 1}, "test": {"cat": 1}}
+
+
+@pytest.mark.parametrize("files", [("0.png", "1.png"), ("train/1.png", "test/1.png")])
+def test_images_without_classes_are_refused(files: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no folders of classes"):
+        load_image_data(tree(tmp_path, *files))
+
+
+def test_names_that_differ_in_unicode_form_or_case(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    tree(tmp_path / "a", f"train/{composed}/1.png", "train/dog/1.png", f"test/{decomposed}/1.png")
+    found, told = read(tmp_path / "a", caplog)
+    assert (found, told) == ({"train": {composed: 1, "dog": 1}, "test": {composed: 1}}, "")
+    tree(tmp_path / "b", f"{composed}/1.png", f"{decomposed}/1.png", "dog/1.png", "Dog/1.png")
+    found, told = read(tmp_path / "b", caplog)
+    assert found == {"train": {composed: 2, "dog": 1, "Dog": 1}}
+    assert f"one class, as the names differ in their Unicode form only: {decomposed}/ and {composed}/." in told
+    assert "different classes, though CLIP reads their names alike: Dog/ and dog/." in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path, "cat/1.png", "dog/1.png", "dog/" + os.fsdecode(b"\xff.png"))
+    with pytest.raises(ValueError, match=r"not UTF-8.*dog/\\udcff.png"):
+        load_image_data(tmp_path)
+
+
+def test_hidden_files_and_other_endings_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What macOS, Jupyter, Synology and Windows leave beside pictures is no class and no picture."""
+    tree(tmp_path, "cat/1.png", "dog/1.JPG", "cat/a.psd", "dog/b.PSD", "notes.txt", "LICENSE")
+    tree(tmp_path, "__MACOSX/cat/._1.png", "cat/._1.png", "@eaDir/1.png", "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg")
+    tree(tmp_path, ".ipynb_checkpoints/1.png", "cat/Thumbs.db", "desktop.ini", ".DS_Store", "#recycle/1.png")
+    found, told = read(tmp_path, caplog)
+    assert found == {"train": {"cat": 1, "dog": 1}}
+    assert told == (
+        "Left out of FOLDER: .psd 2, no ending 1, .txt 1; "
+        "hidden 9 (#recycle, .DS_Store, ._1.png, .ipynb_checkpoints, @eaDir, 3 more)."
+    )
+
+
+def test_linked_folders_are_read_without_end_only_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree(tmp_path / "real", "cat/1.png", "dog/1.png")
+    folder = tree(tmp_path / "photos", "train/")
+    for name in ("cat", "dog"):
+        (folder / "train" / name).symlink_to(tmp_path / "real" / name)
+    (tmp_path / "real" / "cat" / "all").symlink_to(tmp_path)
+    (folder / "test").symlink_to("train")
+    found, told = read(folder, caplog)
+    assert {split: set(classes) for split, classes in found.items()} == {
+        "train": {"cat", "dog"},
+        "test": {"cat", "dog"},
+    }
+    assert found["train"]["dog"] == 1
+    assert "linked folders not followed" in told
+
+
+def test_parts_of_folders_are_those_of_datasets(digits: Path) -> None:
+    """Order, labels and splits are those of `load_dataset`, so that the same shots are drawn."""
+    folder = {"train": f"{digits}/train/**", "test": f"{digits}/test/**"}
+    for split in ("train", "train[3:9]", "test[-25%:]", "train[:10%]+test", "all"):
+        expected = datasets.load_dataset("imagefolder", data_files=folder, split=split)
+        pairs = [(each["image"].tobytes(), each["label"]) for each in expected.cast_column("image", RGBImage())]
+        for streaming in (False, True):
+            found = load_image_data(digits, split, streaming=streaming)
+            assert [(each["image"].tobytes(), each["label"]) for each in found] == pairs
+    with pytest.raises(ValueError, match='Unknown split "dev"'):
+        load_image_data(digits, "dev")
 
 
 def test_options_of_the_hub_are_refused_elsewhere(digits: Path, parquet: Path) -> None:

@@ -95,6 +95,12 @@ def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
         return to_rgb(ImageOps.exif_transpose(image))
 
 
+def readable_extensions() -> frozenset[str]:
+    """Return the endings of the image files that this installation can read, in lower case, with their dot."""
+    Image.init()
+    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS)
+
+
 def _limit(image: Image.Image) -> None:
     """Let a large JPEG be decoded at a fraction of its size, and raise for other large images."""
     width, height = image.size

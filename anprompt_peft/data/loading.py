@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -10,19 +11,32 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
-from datasets import ClassLabel, Features, IterableDataset, Value, config, load_dataset
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    ReadInstruction,
+    Split,
+    Value,
+    concatenate_datasets,
+    config,
+    load_dataset,
+)
 from datasets import Image as ImageFeature
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import HfApi
 
 from ..method.class_texts import check_class_names
 from .columns import UNLABELLED, label_column, map_stream, with_labels
+from .folders import ClassFolders, Listing, class_folders, list_folder, split_folders
 from .images import IMAGE, LABEL, RGBImage
 from .names import readable, readable_names
 
-SPLITS = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"], "test": ["test"]}
-
 ClassNames = Sequence[str] | Mapping[str, str] | Callable[[str], str]
+
+logger = logging.getLogger(__name__)
 
 
 def load_image_data(
@@ -39,9 +53,11 @@ def load_image_data(
 ) -> Any:
     """Load labelled images with [`datasets.load_dataset`].
 
-    A folder of images has one sub-folder per class. If it has sub-folders `train`, `validation` (also `valid`, `val`
-    or `dev`) or `test` that hold folders themselves, those are the splits, and anything beside them is left out;
-    otherwise all of it is the split `train`.
+    A folder of images has one sub-folder per class, to which all that is below it belongs. If it has sub-folders
+    `train` (also `training`), `validation` (`valid`, `val`, `dev`) or `test` (`testing`, `eval`, `evaluation`), in any
+    letter case, that hold folders themselves, those are the splits, and anything beside them is left out; otherwise
+    all of it is the split `train`. Hidden files, and files whose ending is not read, are left out. Warnings are logged
+    about what may not be meant.
 
     Args:
         source (`str` or `Path`): a folder of images, a parquet file, a glob of them (`"data/*.parquet"`), a folder
@@ -65,7 +81,8 @@ def load_image_data(
 
     Raises:
         FileNotFoundError: if there is no such folder, file or revision, or no images or parquet files in the folder.
-        ValueError: if columns are missing or ambiguous, labels and class names do not fit, or two names read alike.
+        ValueError: if columns are missing or ambiguous, labels and class names do not fit, two names read alike, or a
+            folder does not tell its splits and classes.
     """
     if _is_list(class_names):
         check_class_names(class_names)
@@ -94,13 +111,23 @@ def _loader(
     text = os.path.expanduser(source)
     folder = Path(text)
     if folder.is_dir():
-        if any(file.name != "metadata.parquet" for file in folder.rglob("*.parquet")):
+        listing = list_folder(folder)
+        if listing.parquet:
             _refuse(source, revision=revision)
             return partial(load_dataset, text, name)
-        if not any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in folder.rglob("*")):
-            raise FileNotFoundError(f"{source} holds neither images nor parquet files.")
+        if not listing.images:
+            raise FileNotFoundError(
+                f"{source} holds neither images nor parquet files. {listing.left_out()}".strip(),
+            )
         _refuse(source, name=name, revision=revision)
-        return partial(load_dataset, "imagefolder", data_files=_image_patterns(folder))
+        if left_out := listing.left_out():
+            logger.info(left_out)
+        if listing.metadata:
+            return partial(load_dataset, "imagefolder", data_files=_image_patterns(listing))
+        found = class_folders(listing)
+        for note in found.notes:
+            logger.warning(note)
+        return partial(_load_classes, folder, found)
     if text.endswith(".parquet"):
         if "://" not in text and not glob.glob(text, recursive=True):
             raise FileNotFoundError(f"There is no file {text}.")
@@ -133,17 +160,32 @@ def _refuse(source: str | Path, **options: str | None) -> None:
         raise ValueError(f"{' and '.join(given)} cannot be given for {source}, only for a name on the Hub.")
 
 
-def _image_patterns(folder: Path) -> dict[str, list[str]]:
+def _image_patterns(listing: Listing) -> dict[str, list[str]]:
     """Name the files of every split, without datasets' guesses, which take a class `train_station` for a split."""
-    splits = {
-        split: [glob.escape(str(folder / alias)) + "/**" for alias in aliases if _holds_examples(folder / alias)]
-        for split, aliases in SPLITS.items()
-    }
-    return {split: found for split, found in splits.items() if found} or {"train": [glob.escape(str(folder)) + "/**"]}
+    places = split_folders(listing) or {str(Split.TRAIN): ""}
+    return {split: [glob.escape(str(listing.folder / place)) + "/**"] for split, place in places.items()}
 
 
-def _holds_examples(folder: Path) -> bool:
-    return folder.is_dir() and any(entry.is_dir() or entry.stem == "metadata" for entry in folder.iterdir())
+def _load_classes(
+    folder: Path,
+    found: ClassFolders,
+    split: str | None = None,
+    streaming: bool = False,
+    token: str | bool | None = None,
+) -> Any:
+    """Load images by the folders of their classes, with the splits, parts of splits and types of `load_dataset`."""
+    names, root = found.class_names, os.path.abspath(folder)
+    features = Features({IMAGE: ImageFeature(), LABEL: ClassLabel(names=names)})
+    parts = DatasetDict()
+    for name, images in found.splits.items():
+        columns = {IMAGE: [os.path.join(root, path) for path in images], LABEL: list(images.values())}
+        parts[name] = Dataset.from_dict(columns, features=features, split=Split(name))
+    if split is not None:
+        wanted = ReadInstruction.from_spec("+".join(parts) if split == "all" else split)
+        chosen = wanted.to_absolute({name: len(part) for name, part in parts.items()})
+        part = concatenate_datasets([parts[each.splitname].select(range(each.from_, each.to)) for each in chosen])
+        return part.to_iterable_dataset() if streaming else part
+    return IterableDatasetDict({n: part.to_iterable_dataset() for n, part in parts.items()}) if streaming else parts
 
 
 def _image_columns(features: Features) -> list[str]:
@@ -171,10 +213,7 @@ def _only(argument: str, candidates: list[str], features: Features) -> str:
     if len(candidates) > 1:
         raise ValueError(f"{', '.join(candidates)} could be meant: give {argument}.")
     if not candidates:
-        raise ValueError(
-            f"none of the columns {', '.join(features)} fits: give {argument}. (A folder of images has labels only if "
-            "it has two or more sub-folders of classes, all at the same depth.)"
-        )
+        raise ValueError(f"none of the columns {', '.join(features)} fits: give {argument}.")
     return candidates[0]
 
 
