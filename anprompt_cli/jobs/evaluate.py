@@ -10,7 +10,7 @@ from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, read_geometry, write_report
 
 from ..options import EvaluateOptions
-from .labelled import check_parts, choose_split, left_out, load_splits, public_name, select_parts
+from .labelled import check_parts, choose_split, left_out, load_splits, public_name, select_parts, tell_missing
 from .measuring import describe, measure
 from .models import load_adapter
 from .robustness import robustness_of, robustness_table
@@ -35,7 +35,10 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any
         groups = {"base": half.base, "new": half.new}
     else:
         groups = {options.split: tuple(options.classes or model.class_names)}
-    parts, corrupt = check_parts(select_parts(dataset, groups), options.on_corrupt)
+    chosen = select_parts(dataset, groups)
+    for part in chosen.values():
+        tell_missing(options.split, part)
+    parts, corrupt = check_parts(chosen, options.on_corrupt)
     if others := set(class_names_of(dataset)).difference(*groups.values()):
         print(f"Left out: the images of {len(others)} other classes. --classes can ask for them.", file=sys.stderr)
     measured = measure(model, parts, processor, options.batch_size, options.workers)

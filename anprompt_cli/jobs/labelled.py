@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, disable_progress_bars
 
 from anprompt_peft.data import (
@@ -14,17 +18,24 @@ from anprompt_peft.data import (
     check_images,
     class_names_of,
     load_image_data,
+    loading,
     select_classes,
 )
-from anprompt_peft.data.images import IMAGE, LABEL
+from anprompt_peft.data.columns import label_column
+from anprompt_peft.data.folders import some
+from anprompt_peft.data.images import IMAGE
 from anprompt_peft.files import hub_id, read_json
 
 from ..errors import Failure
 from ..options import DataOptions
+from ..text import printable
+
+LISTED = 8
+"""Most classes whose numbers of images are listed one by one."""
 
 
 def load_splits(options: DataOptions, class_names: list[str] | None = None) -> dict[str, Dataset]:
-    """Load all splits of the data that the options name.
+    """Load all splits of the data that the options name, and say on standard error what was read and left out.
 
     Args:
         options (`DataOptions`): the data, and how to read them.
@@ -38,16 +49,55 @@ def load_splits(options: DataOptions, class_names: list[str] | None = None) -> d
     if Path(options.data).expanduser().exists():
         disable_progress_bars()  # they would tell of downloads
     try:
-        return load_image_data(
-            options.data,
-            name=options.data_config,
-            revision=options.data_revision,
-            image_column=options.image_column,
-            label_column=options.label_column,
-            class_names=class_names or read_names(options.classes_file),
-        )
+        with _told():
+            splits = load_image_data(
+                options.data,
+                name=options.data_config,
+                revision=options.data_revision,
+                image_column=options.image_column,
+                label_column=options.label_column,
+                class_names=class_names or read_names(options.classes_file),
+            )
     except ConnectionError as error:
         raise Failure(f"There is no folder {options.data}, and the Hub cannot be reached to look there.") from error
+    print(f"Read {options.data}: {'; '.join(map(_size, splits, splits.values()))}.", file=sys.stderr)
+    return splits
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Print on standard error what is logged about the data within the block."""
+    logger, handler = loading.logger, logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _size(split: str, dataset: Dataset) -> str:
+    """Return the number of images of a split, and of its classes: each if they are few, else the fewest and most."""
+    counts = {name: count for name, count in count_by_class(dataset).items() if count}
+    sizes = sorted(set(counts.values()))
+    if len(sizes) > 1 and len(counts) <= LISTED:
+        each = ", ".join(f"{printable(name)} {count}" for name, count in counts.items())
+    else:
+        each = " to ".join(map(str, dict.fromkeys([*sizes[:1], *sizes[-1:]]))) + " each"
+    return f"{split} {len(dataset)} images of {len(counts)} classes" + f" ({each})" * bool(counts)
+
+
+def without_images(dataset: Dataset) -> list[str]:
+    """Return the classes that have no images."""
+    return [name for name, count in count_by_class(dataset).items() if not count]
+
+
+def tell_missing(split: str, dataset: Dataset) -> None:
+    """Say on standard error which classes have no images in a split."""
+    if missing := without_images(dataset):
+        print(f"No images in {split}: {some(missing)}.", file=sys.stderr)
 
 
 def choose_split(splits: Mapping[str, Dataset], name: str, option: str) -> Dataset:
@@ -131,5 +181,5 @@ def public_name(source: str | Path) -> str:
 
 def count_by_class(dataset: Dataset) -> dict[str, int]:
     """Return the number of images of each class."""
-    labels = list(dataset.with_format(None).select_columns(LABEL)[:][LABEL])
-    return {name: labels.count(number) for number, name in enumerate(class_names_of(dataset))}
+    names, labels = class_names_of(dataset), np.array(label_column(dataset), dtype=np.int64)
+    return dict(zip(names, np.bincount(labels[labels >= 0], minlength=len(names)).tolist(), strict=True))

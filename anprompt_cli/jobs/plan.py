@@ -10,14 +10,24 @@ from typing import Any
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import ClassHalves, class_names_of, few_shot, halves, select_classes, split_data
+from anprompt_peft.data.folders import some
 from anprompt_peft.files import whole_file
 from anprompt_peft.training import ANPromptTrainingArguments
 
 from ..config_file import OWNED, RECORD, check_fields
+from ..errors import Failure
 from ..options import TrainingPrecision, TrainOptions
 from ..records import read_record, to_yaml
 from ..text import short
-from .labelled import check_parts, choose_split, load_splits, select_parts
+from .labelled import (
+    check_parts,
+    choose_split,
+    count_by_class,
+    load_splits,
+    select_parts,
+    tell_missing,
+    without_images,
+)
 from .models import choose_device, precision_for
 
 HALVES = "base-new.json"
@@ -61,10 +71,12 @@ class Images:
         """Decode all images once, and leave out those that cannot be read.
 
         Raises:
-            Failure: for `on_corrupt="raise"`, if there are such images.
+            Failure: for `on_corrupt="raise"`, if there are such images; else if a class has no others to train on.
         """
         parts = {"train": self.train, **({} if self.evaluate is None else {"evaluate": self.evaluate})}
         checked, corrupt = check_parts(parts, on_corrupt)
+        if lost := [name for name in without_images(checked["train"]) if name not in without_images(self.train)]:
+            raise Failure(f"None of the images to train on of these classes can be read: {some(lost)}.")
         self.train, self.evaluate = checked["train"], checked.get("evaluate")
         self.measure, left_out = check_parts(self.measure, on_corrupt)
         self.corrupt = corrupt + left_out
@@ -125,6 +137,7 @@ def draw_images(options: TrainOptions, evaluates: bool) -> Images:
     half = _halves(options, class_names_of(pool))
     classes = list(half.base) if half else class_names_of(pool)
     train: Any = select_classes(pool, classes)
+    _check_classes(train, splits, options.train_split)
     if options.shots:
         train = few_shot(train, options.shots, options.seed)
     evaluate = None
@@ -136,11 +149,15 @@ def draw_images(options: TrainOptions, evaluates: bool) -> Images:
                 "with --validation-share 0.1."
             )
         evaluate = select_classes(splits["validation"], classes)
+        tell_missing("validation", evaluate)
     split = options.eval_split or next((name for name in MEASURED_SPLITS if name in splits), None)
     if split is None:
         return Images(train, evaluate, split, {}, half)
     groups = {"base": half.base, "new": half.new} if half else {split: classes}
-    return Images(train, evaluate, split, select_parts(choose_split(splits, split, "--eval-split"), groups), half)
+    measure = select_parts(choose_split(splits, split, "--eval-split"), groups)
+    for part in measure.values():
+        tell_missing(split, part)
+    return Images(train, evaluate, split, measure, half)
 
 
 def adapter_config(settings: Mapping[str, Any], class_names: Sequence[str]) -> ANPromptConfig:
@@ -208,6 +225,19 @@ def _begun(path: Path) -> dict[str, Any]:
     if not isinstance(begun, dict):
         raise ValueError(f"{path} is not the record of a run.")
     return begun
+
+
+def _check_classes(train: Any, splits: Mapping[str, Any], name: str) -> None:
+    """Raise if another split has images of classes without images to train on; say if none has."""
+    if missing := without_images(train):
+        for split, part in splits.items():
+            counts = count_by_class(part)
+            if unknown := [each for each in missing if counts.get(each)]:
+                raise ValueError(
+                    f"{split} has images of classes that {name} has none of to train on: {some(unknown)}. Add some to "
+                    f"{name}, remove them from {split}, or list them as new in the file of --halves."
+                )
+    tell_missing(name, train)
 
 
 def _check_same(begun: Mapping[str, Any], record: Mapping[str, Any], path: Path) -> None:
