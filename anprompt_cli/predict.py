@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 
 from .errors import FAILED
 from .options import PredictOptions, command
 from .text import as_json, printable
-
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @command
@@ -28,9 +26,10 @@ def predict(options: PredictOptions) -> None:
     """
     if options.classes and options.classes_file:
         raise ValueError("--classes and --classes-file exclude each other.")
-    paths = find_images(options.images)
-    from .jobs.predict import classify
+    _check_there(options.images)
+    from .jobs.predict import classify, find_images
 
+    paths = find_images(options.images)
     width, failed = max(map(len, paths)), False
     for result in classify(options, paths):
         if result.error:
@@ -46,23 +45,9 @@ def predict(options: PredictOptions) -> None:
         raise typer.Exit(FAILED)
 
 
-def find_images(patterns: Sequence[str]) -> list[str]:
-    """Return the files meant by paths, folders and globs, in that order, each group sorted.
-
-    Raises:
-        FileNotFoundError: if one of them finds nothing.
-    """
-    files: list[str] = []
+def _check_there(patterns: Sequence[str]) -> None:
+    """Raise `FileNotFoundError` for a path or glob that finds nothing, before PyTorch is loaded."""
     for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            found = [str(file) for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES]
-            missing = f"There are no images in the folder {pattern}."
-        else:
-            names = [str(path)] if path.exists() else sorted(glob.glob(str(path), recursive=True))
-            found = [name for name in names if not Path(name).is_dir()]
-            missing = f"There is no file {pattern}."
-        if not found:
-            raise FileNotFoundError(missing)
-        files += found
-    return files
+        path = os.path.expanduser(pattern)
+        if not (os.path.lexists(path) or any(glob.iglob(path, recursive=True))):
+            raise FileNotFoundError(f"There is no file {pattern}.")

@@ -463,6 +463,71 @@ def test_data_without_a_test_split_can_hold_some_out(digits: Path, tmp_path: Pat
     assert "accuracy_percent" not in json.loads((tmp_path / "unmeasured" / "results.json").read_text())
 
 
+def images(folder: Path, digits: Path, **counts: int) -> Path:
+    """A folder with some images of each digit in it; names are `split__digit` or `digit`."""
+    for name, count in counts.items():
+        target = folder.joinpath(*name.split("__"))
+        target.mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(digits / "train" / target.name / f"{number:03}.png", target)
+    return folder
+
+
+def test_what_was_read_is_told_before_training(digits: Path, tmp_path: Path) -> None:
+    data = images(tmp_path / "data", digits, Train__one=2, Train__two=3, Testing__one=1, Testing__two=1)
+    shutil.copytree(data / "Train", data / "@eaDir")
+    for name in ("Train/one/a.txt", "Train/one/b.TXT", "c.raw", "Train/two/._000.png"):
+        (data / name).write_text("no image")
+    (data / "Train" / "six").mkdir()
+    answer = call("train", data, "--output", tmp_path / "run", "--model", TINY_CLIP, "--epochs", 1)
+    assert answer.code == 0, answer.err
+    lines = answer.err.splitlines()[1:4]
+    assert lines == [
+        f"Left out of {data}: .txt 2, .raw 1; hidden 2 (._000.png, @eaDir).",
+        f"{data}: left out, as they hold no image that is read: Train/six/.",
+        f"Read {data}: train 5 images of 2 classes (one 2, two 3); test 2 images of 2 classes (1 each).",
+    ]
+    answer = call("evaluate", tmp_path / "run", data)
+    assert answer.err.splitlines()[1:4] == lines
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["class_names"] == ["one", "two"]
+
+
+def test_a_class_whose_images_are_all_corrupt_is_named(digits: Path, tmp_path: Path) -> None:
+    data = images(tmp_path / "data", digits, one=2, two=2, six=2)
+    for path in (data / "six").iterdir():
+        path.write_text("no image")
+    options = ("--model", TINY_CLIP, "--epochs", 1, "--on-corrupt", "skip")
+    answer = call("train", data, "--output", tmp_path / "run", *options)
+    assert answer.code == 1
+    assert "error: None of the images to train on of these classes can be read: six." in answer.err
+    assert not (tmp_path / "run" / "run.yaml").exists()
+
+
+def test_classes_are_trained_on_only_with_images(digits: Path, tmp_path: Path) -> None:
+    """A split with more classes than there are to train on would give an adapter with empty classes."""
+    data = images(tmp_path / "data", digits, train__one=2, train__two=2, train__six=2, test__one=1, test__two=1)
+    options = ("--model", TINY_CLIP, "--epochs", 1)
+    answer = call("train", data, "--output", tmp_path / "less", *options)
+    assert answer.code == 0, answer.err
+    assert "No images in test: six." in answer.err.splitlines()
+    answer = call("evaluate", tmp_path / "less", data)
+    assert "No images in test: six." in answer.err.splitlines()
+    shutil.copytree(data / "train" / "six", data / "test" / "six")
+    for split in ("validation", "test"):
+        images(data, digits, **{f"{split}__nine": 1, f"{split}__eight": 1})
+        for more in ([], ["--shots", 1]):
+            line = refused("train", data, "--output", tmp_path / "more", *options, *more)
+            assert f"{split} has images of classes that train has none of to train on: eight, nine." in line
+        shutil.rmtree(data / split / "eight")
+        shutil.rmtree(data / split / "nine")
+        shutil.rmtree(data / "validation", ignore_errors=True)
+    assert not (tmp_path / "more" / "run.yaml").exists()
+    images(data, digits, test__nine=1, test__eight=1)
+    (tmp_path / "halves.json").write_text(json.dumps({"base": ["one", "two"], "new": ["nine", "eight"]}))
+    answer = call("train", data, "--output", tmp_path / "new", *options, "--halves", tmp_path / "halves.json")
+    assert answer.code == 0, answer.err
+
+
 def test_corrupt_images_stop_the_run_or_are_counted(digits: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(digits, data)
@@ -740,6 +805,28 @@ def test_files_folders_and_globs_become_a_table(adapter: Path, digits: Path) -> 
     expected = [one, *sorted((digits / "test" / "two").iterdir()), *sorted(digits.glob("test/*/001.png"))]
     assert [row[0].strip() for row in rows] == list(map(str, expected))
     assert all(row[-1].endswith("%") and row[-1].split()[0] in NAMES for row in rows)
+
+
+def test_predict_reads_the_files_that_training_reads(adapter: Path, digits: Path, tmp_path: Path) -> None:
+    """Hidden files and other endings are counted, in folders and globs; a file that is named itself is classified."""
+    image = digits / "test" / "one" / "000.png"
+    kept = ["B/0.png", "a/1.jfif", "a-b/0.PNG", "c.png"]
+    hidden = ["__MACOSX/._0.png", "a/._0.png", ".ipynb_checkpoints/0-checkpoint.png", "@eaDir/0.png", "Thumbs.db"]
+    for name in (*kept, *hidden, "a/notes.txt", "a/raw.psd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(image, tmp_path / name)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    answer = call("predict", adapter, tmp_path, "--jsonl")
+    assert answer.code == 0
+    assert list(rankings(answer)) == [str(tmp_path / name) for name in kept]
+    assert (
+        f"Left out of {tmp_path}: .txt 1, .psd 1; "
+        "hidden 5 (._0.png, .ipynb_checkpoints, @eaDir, Thumbs.db, __MACOSX); linked folders not followed 1 (loop)."
+    ) in answer.err.splitlines()
+    answer = call("predict", adapter, tmp_path / "*" / "0.png", tmp_path / hidden[1], "--jsonl")
+    assert list(rankings(answer)) == [str(tmp_path / "B/0.png"), str(tmp_path / hidden[1])]
+    assert f"Left out of {tmp_path / '*' / '0.png'}: hidden 1." in answer.err.splitlines()
+    assert list(rankings(call("predict", adapter, tmp_path / "@eaDir", "--jsonl"))) == [str(tmp_path / "@eaDir/0.png")]
 
 
 def test_unreadable_images_are_named_and_the_others_classified(adapter: Path, digits: Path, tmp_path: Path) -> None:
