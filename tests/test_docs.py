@@ -276,7 +276,7 @@ def uses(page: str, name: str) -> bool:
 
 
 def test_no_other_language() -> None:
-    known = {"python", "yaml", "mermaid", "bibtex", *SHELL}
+    known = {"python", "yaml", "mermaid", "bibtex", "text", *SHELL}
     assert {
         block.where: block.language for page in PAGES for block in read_blocks(page) if block.language not in known
     } == {}
