@@ -1,7 +1,7 @@
 """Labelled images: loading, few-shot draws, splits, class names, checks and CLIP's preprocessing."""
 
 from .columns import class_names_of
-from .images import CorruptImageError, RGBImage, check_images
+from .images import CorruptImageError, RGBImage, check_images, open_image
 from .loading import load_image_data
 from .names import ClassHalves, halves, readable, readable_names
 from .splits import ShotsError, few_shot, sample_shots, select_classes, split_data
@@ -18,6 +18,7 @@ __all__ = [
     "few_shot",
     "halves",
     "load_image_data",
+    "open_image",
     "readable",
     "readable_names",
     "sample_shots",

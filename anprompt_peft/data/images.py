@@ -16,17 +16,27 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
 from tqdm import tqdm
 
 from ..text import printable
 from .jpeg import check_jpeg
 
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:  # it comes with an extra
+    HEIF: tuple[str, ...] = ()
+else:
+    register_heif_opener()
+    HEIF = ("HEIF",)
+
 IMAGE, LABEL = "image", "label"
 STREAM_BATCH = 16
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", *HEIF, "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read, whatever a file's name says. Others can run programs (EPS)."""
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+AVIF_BRANDS = {b"avif", b"avis"}
 MAX_PIXELS = 40 * 10**6
 """Most pixels of an image to decode; larger JPEG files are decoded at a fraction of their size."""
 MAX_SIDE = 10**6
@@ -71,15 +81,19 @@ class RGBImage(ImageFeature):
 
 
 def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
-    """Return an image upright (EXIF rotation applied) and in RGB, decoded.
+    """Return an image as [`predict`] and training see it: upright (EXIF rotation applied) and in RGB, decoded.
+
+    Transparency is dropped, and of 16-bit greyscale the upper 8 bits are used. Anything that classifies images with
+    code of its own, transformers' pipelines included, gives the answers of [`predict`] if it opens them with this.
 
     Args:
         source (`str`, `Path` or `BytesIO`): a regular file, or its content. An address (`https://...`) is no file.
 
     Raises:
         OSError: if there is no such file, or it is no image of one of [`FORMATS`].
-        ValueError: if it is a pipe or a device, has more than [`MAX_PIXELS`] pixels or a side of more than
-            [`MAX_SIDE`], or is a JPEG beyond the limits of [`check_jpeg`].
+        ImportError: if it is HEIC or AVIF, and what decodes that is not installed.
+        ValueError: if it is a pipe or a device, has more than [`MAX_PIXELS`] pixels, a side of more than [`MAX_SIDE`]
+            or 32-bit pixels, whose range is unknown, or is a JPEG beyond the limits of [`check_jpeg`].
     """
     if isinstance(source, io.BytesIO):
         check_jpeg(source)
@@ -89,16 +103,43 @@ def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
             raise ValueError("it is no regular file")
         with open(source, "rb") as file:
             check_jpeg(file)
-    with Image.open(source, formats=FORMATS) as image:
+    try:
+        opened = Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        _check_decoder(source, error)
+        raise
+    with opened as image:
         _limit(image)
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        return upright(image)
 
 
 def readable_extensions() -> frozenset[str]:
     """Return the endings of the image files that this installation can read, in lower case, with their dot."""
     Image.init()
     return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image as Pillow opened it with its EXIF rotation applied, in RGB.
+
+    Raises:
+        ValueError: as [`to_rgb`] does.
+    """
+    if (image.format, image.mode) == ("PPM", "I"):  # Pillow has scaled it to 16 bits
+        image = image.convert("I;16")
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _check_decoder(source: str | os.PathLike[str] | io.BytesIO, error: Exception) -> None:
+    """Raise an error with its cure if a decoder that is not installed would read this image."""
+    with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
+        head = file.read(12)
+    brand = head[8:] if head[4:8] == b"ftyp" else b""
+    if brand in HEIF_BRANDS and "HEIF" not in FORMATS:
+        raise ImportError('it is a HEIC file, which needs: pip install "anprompt-peft[heic]"') from error
+    if brand in AVIF_BRANDS and not features.check("avif"):
+        raise ImportError("it is an AVIF file, and this Pillow was built without AVIF; install another") from error
 
 
 def _limit(image: Image.Image) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
-from ..data.images import IMAGE, CorruptImageError, naming, open_image, to_rgb
+from ..data.images import IMAGE, CorruptImageError, naming, open_image, upright
 from ..data.transform import ClipTransform
 from ..fast.choice import evaluating_together
 from ..tuner import adapted_clip
@@ -137,7 +137,7 @@ def _read(source: Source, transform: ClipTransform) -> Tensor | str:
     try:
         if isinstance(source, Image.Image):
             with naming(path), _LOCKS[id(source) % len(_LOCKS)]:
-                image = to_rgb(ImageOps.exif_transpose(source))
+                image = upright(source)
         else:
             with naming(path):
                 image = open_image(source)
