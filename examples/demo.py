@@ -19,6 +19,7 @@ from transformers import CLIPProcessor
 from anprompt_peft.serve import predict  # also registers the method
 
 Shares = dict[str, float]
+Source = str | Image.Image
 
 
 class Demo:
@@ -33,11 +34,11 @@ class Demo:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = CLIPProcessor.from_pretrained(self.model.get_base_model().name_or_path)
 
-    def classify(self, image: Image.Image | None, classes: str) -> tuple[Shares, Shares]:
+    def classify(self, image: Source | None, classes: str) -> tuple[Shares, Shares]:
         """Probabilities (0..1) of the classes for one image.
 
         Args:
-            image: any mode and size.
+            image: a file, or an image of any mode and size.
             classes: class names, separated by commas or line breaks.
 
         Returns:
@@ -63,7 +64,7 @@ class Demo:
         """The page, as gradio's `Blocks`."""
         import gradio
 
-        def classify(image: Image.Image | None, classes: str) -> tuple[Shares, Shares]:
+        def classify(image: Source | None, classes: str) -> tuple[Shares, Shares]:
             try:
                 return self.classify(image, classes)
             except ValueError as error:
@@ -72,7 +73,7 @@ class Demo:
         with gradio.Blocks(title="ANPrompt", analytics_enabled=False) as page:
             with gradio.Row():
                 with gradio.Column():
-                    image = gradio.Image(type="pil", label="Image")
+                    image = gradio.Image(type="filepath", image_mode=None, label="Image")
                     classes = gradio.Textbox(", ".join(self.model.class_names), label="Class names", lines=3)
                     button = gradio.Button("Classify", variant="primary")
                 with gradio.Column():

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import get_peft_model
@@ -58,6 +59,14 @@ def test_wrong_names(demo: Demo, image: Image.Image, classes: str, message: str)
         demo.classify(image, classes)
 
 
+def test_a_file_is_opened_as_predict_opens_it(demo: Demo, image: Image.Image, tmp_path: Path) -> None:
+    deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    wanted = expected(demo, image.convert("L").convert("RGB"), ["cat", "dog"])
+    for answer, shares in zip(demo.classify(str(tmp_path / "deep.png"), "cat, dog"), wanted, strict=True):
+        assert answer == pytest.approx(shares, abs=1e-5)
+
+
 def test_no_image(demo: Demo) -> None:
     with pytest.raises(ValueError, match="upload one"):
         demo.classify(None, "cat, dog")
@@ -68,7 +77,8 @@ def test_the_page_over_http(demo: Demo, image: Image.Image, tmp_path: Path, monk
     from gradio_client import Client, handle_file
 
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    image.save(tmp_path / "image.png")
+    grey = image.convert("L")  # saved with 16 bits, which Gradio would clip to white
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "image.png")
     page: Any = demo.page()
     _, url, shared = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
     try:
@@ -77,7 +87,7 @@ def test_the_page_over_http(demo: Demo, image: Image.Image, tmp_path: Path, monk
         client = Client(url, verbose=False, httpx_kwargs={"trust_env": False})
         picture = handle_file(str(tmp_path / "image.png"))
         answers = client.predict(picture, "cat, dog", api_name="/classify")
-        for answer, wanted in zip(answers, expected(demo, image, ["cat", "dog"]), strict=True):
+        for answer, wanted in zip(answers, expected(demo, grey.convert("RGB"), ["cat", "dog"]), strict=True):
             shares = {each["label"]: each["confidence"] for each in answer["confidences"]}
             assert shares == pytest.approx(wanted, abs=1e-5)
             assert answer["label"] == max(shares, key=lambda name: shares[name])

@@ -13,10 +13,20 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
-from PIL import Image
+from PIL import AvifImagePlugin, Image, features
+from transformers import CLIPImageProcessorPil
 
-from anprompt_peft.data import CorruptImageError, RGBImage, check_images, class_names_of, images, jpeg, select_classes
-from anprompt_peft.data.images import open_image, to_rgb
+from anprompt_peft.data import (
+    CorruptImageError,
+    RGBImage,
+    check_images,
+    class_names_of,
+    images,
+    jpeg,
+    open_image,
+    select_classes,
+)
+from anprompt_peft.data.images import FORMATS, readable_extensions, to_rgb, upright
 from anprompt_peft.data.jpeg import check_jpeg
 
 FEATURES = Features({"image": RGBImage(), "label": ClassLabel(names=["left", "right"])})
@@ -61,11 +71,67 @@ HALF_CLEAR = np.concatenate([COLOURS, np.full_like(RAMP, 127)[..., None]], axis=
         (encoded(Image.fromarray(COLOURS).convert("CMYK"), "TIFF"), COLOURS),
         (encoded(Image.fromarray(SIXTEEN), "PNG"), GREY),
         (encoded(Image.fromarray(SIXTEEN), "TIFF"), GREY),
+        (encoded(Image.fromarray(SIXTEEN), "PPM"), GREY),
     ],
-    ids=["rgb", "grey", "palette", "gif", "clear palette", "grey alpha", "alpha", "bits", "cmyk", "png16", "tiff16"],
-)
+    ids=[
+        "rgb", "grey", "palette", "gif", "clear palette", "grey alpha", "alpha", "bits", "cmyk", "png16", "tiff16",
+        "pgm16",
+    ],
+)  # fmt: skip
 def test_every_kind_of_image_becomes_rgb(content: bytes, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(decode(content), expected)
+    np.testing.assert_array_equal(np.asarray(upright(Image.open(io.BytesIO(content)))), expected)
+
+
+@pytest.mark.parametrize("kind", ["P", "RGB", "L"])
+def test_nothing_transparent_is_left_to_blend(kind: str) -> None:
+    """transformers' newer processors make a colour that a file calls transparent white, in RGB as well."""
+    image = Image.fromarray(COLOURS).convert(kind)
+    content = encoded(image, "PNG", transparency=image.getpixel((0, 0)))
+    opened = open_image(io.BytesIO(content))
+    pixels = CLIPImageProcessorPil(do_resize=False, do_center_crop=False, do_normalize=False, do_rescale=False)(opened)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(np.moveaxis(pixels["pixel_values"][0], 0, -1), expected)
+
+
+def test_the_endings_are_those_of_the_formats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pillow-heif those of HEIC are not among them."""
+    endings = readable_extensions()
+    assert {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".avif"} <= endings
+    assert not {".eps", ".pdf", ".svg", ".jxl", ".txt"} & endings
+    assert ({".heic", ".heif", ".hif"} <= endings) == ("HEIF" in FORMATS)
+    monkeypatch.setattr(images, "FORMATS", tuple(kind for kind in FORMATS if kind != "HEIF"))
+    assert readable_extensions() == {ending for ending in endings if not ending.startswith((".heic", ".heif", ".hif"))}
+
+
+def test_heic_is_limited_as_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pillow_heif")
+    content = io.BytesIO(encoded(Image.fromarray(NOISE), "HEIF"))
+    monkeypatch.setattr(images, "MAX_PIXELS", NOISE[..., 0].size - 1)
+    with pytest.raises(ValueError, match=r"it has 40 x 40 pixels, more than 1,599"):
+        open_image(content)
+
+
+@pytest.mark.parametrize("brand", ["heic", "heix", "mif1", "hevc"])
+def test_heic_without_its_decoder_names_the_extra(brand: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "FORMATS", tuple(kind for kind in FORMATS if kind != "HEIF"))
+    content = b"\0\0\0\x1cftyp" + brand.encode() + bytes(60)
+    (tmp_path / "IMG_1.HEIC").write_bytes(content)
+    cure = 'it is a HEIC file, which needs: pip install "anprompt-peft[heic]"'
+    for value in ({"path": "IMG_1.HEIC", "bytes": content}, {"path": str(tmp_path / "IMG_1.HEIC"), "bytes": None}):
+        with pytest.raises(CorruptImageError) as caught:
+            RGBImage().decode_example(value)
+        assert str(caught.value) == f"{value['path']} cannot be decoded: {cure}"
+    with pytest.raises(ImportError, match="it is a HEIC file"):
+        open_image(tmp_path / "IMG_1.HEIC")
+
+
+def test_avif_without_its_decoder_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(Image.fromarray(NOISE), "AVIF")
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    monkeypatch.setattr(features, "check", lambda feature: feature != "avif")
+    with pytest.warns(UserWarning, match="AVIF"), pytest.raises(ImportError, match="built without AVIF"):
+        open_image(io.BytesIO(content))
 
 
 def test_cmyk_jpeg() -> None:

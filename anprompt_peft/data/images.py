@@ -192,7 +192,8 @@ def naming(path: str | None) -> Iterator[None]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode in RGB; of 16-bit greyscale the upper 8 bits, which Pillow would clip to white.
+    """Return an image of any mode in RGB, without transparency; of 16-bit greyscale the upper 8 bits, where Pillow
+    would clip to white.
 
     Raises:
         ValueError: if `image` is no image, or has 32-bit pixels, whose range is unknown.
@@ -203,6 +204,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(f"pixels of mode {image.mode!r} have no known range; save the image with 8 or 16 bits")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "transparency" in image.info:  # newer processors would blend an RGB image with white where it has this colour
+        image = image.copy()
+        del image.info["transparency"]
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
