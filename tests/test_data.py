@@ -435,6 +435,27 @@ def test_columns_are_found_by_type_and_ambiguity_is_named(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("metadata", [False, True])
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_photos_of_phones_are_in_the_folder(kind: str, metadata: bool, streaming: bool, tmp_path: Path) -> None:
+    """datasets' own reader of folders leaves out their endings without a word."""
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif")
+    names = {"HEIF": ["IMG_1.HEIC", "2.heif"], "AVIF": ["1.avif", "2.AVIF"]}[kind]
+    for label, name in enumerate(("ant", "bee")):
+        (tmp_path / name).mkdir()
+        for file in names:
+            Image.new("RGB", (8, 6), (100 * label, 0, 0)).save(tmp_path / name / file, kind)
+    if metadata:
+        rows = [f"{label}/{file},{label}" for label in ("ant", "bee") for file in names]
+        (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    class_names = ["ant", "bee"] if metadata else None
+    data = load_image_data(tmp_path, "train", streaming=streaming, class_names=class_names)
+    seen = [(round(example["image"].getpixel((0, 0))[0], -1), example["label"]) for example in data]
+    assert seen == [(0, 0)] * 2 + [(100, 1)] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_images_as_bare_bytes(digits: Path, tmp_path: Path, streaming: bool) -> None:
     """Parquet files that were not written by datasets know no type Image; naming the column is enough."""
     files = sorted((digits / "train" / "one").iterdir())
