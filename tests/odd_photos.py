@@ -38,7 +38,7 @@ def _photos(random: np.random.Generator) -> Iterator[tuple[str, Image.Image, dic
 
     def photo(width: int = 40, height: int = 28, mode: str = "RGB") -> Image.Image:
         """A few large patches of colour, different in all corners."""
-        patches = Image.fromarray(random.integers(0, 256, (4, 5, 4), np.uint8), "RGBA")
+        patches = Image.fromarray(random.integers(0, 256, (4, 5, 4), np.uint8))
         return patches.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
 
     def deep() -> Image.Image:
