@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a grid and return 1 if a cell failed."""
     options = parse(arguments)
     setup = Setup(options.model, options.protocol, options.shots, options.halves)
-    methods = {name: make_method(name) for name in options.method}
+    methods = {name: partial(make_method, name) for name in options.method}
     place = Place(options.output.resolve(), options.root, "cuda" if options.gpus else "cpu")
     ray.init(options.address, num_cpus=options.workers, log_to_driver=False)
     failed = run_on_ray(make_cells(setup, options.data, methods, options.seeds), place, options.gpus)

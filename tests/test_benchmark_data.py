@@ -145,6 +145,9 @@ def test_the_catalog_has_the_published_data_sets_in_their_order() -> None:
         [50_500, 20_200, 30_300], [3334, 3333, 3333], [15_880, 3970, 19_850], [2820, 1128, 1692], [13_500, 5400, 8100],
         [7639, 1898, 3783], [10_000], [50_889], [7500], [30_000],
     ]  # fmt: skip
+    assert [name for name in ALL if entry_of(name).ensemble] == [ALL[0], *ALL[11:]]
+    assert {len(set(entry_of(name).ensemble)) for name in (ALL[0], *ALL[11:])} == {7}
+    assert len({tuple(entry_of(name).ensemble) for name in (ALL[0], *ALL[11:])}) == 1
 
 
 def test_the_templates_are_coops() -> None:

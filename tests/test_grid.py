@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from operator import methodcaller
 from pathlib import Path
@@ -67,6 +68,14 @@ from anprompt_peft.report.benchmark import forests, render_benchmark, write_benc
 
 FITTED: list[tuple[str, int]] = []
 ZERO_SHOT = make_method("zero-shot")
+KEYS = {
+    "prolip": "b719d752dc857d06c141",
+    "tip-adapter, views 0": "41f5e605712d486d0ad4",
+    "lora, the data's templates": "8025704cbff7a2fc6b3f",
+    "anprompt": "003137c1d626c62bf98d",
+    "mmrl": "6c11eb46894d33bc2d7f",
+}
+"""Of cells on the data set `photos` with the model `a/clip`, seed 1, as they have always been."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +256,38 @@ def test_cells_that_share_images_follow_each_other() -> None:
     ]  # fmt: skip
     with pytest.raises(ValueError, match="methods is empty"):
         make_cells(Setup("a/clip"), ["x"], {}, [1])
+
+
+def test_a_method_can_be_made_for_each_data_set() -> None:
+    makers = {"coop": partial(make_method, "coop"), "noisy": Noisy()}
+    cells = make_cells(Setup("a/clip"), ["imagenet", "dtd"], makers, [1, 2])
+    epochs: dict[str, Any] = {str(each): each.method for each in cells if each.name == "coop"}
+    assert {name: method.recipe.epochs for name, method in epochs.items()} == {
+        "imagenet, coop, seed 1": 50, "imagenet, coop, seed 2": 50, "dtd, coop, seed 1": 200, "dtd, coop, seed 2": 200,
+    }  # fmt: skip
+    same = make_cells(Setup("a/clip"), ["imagenet", "dtd"], {"coop": make_method("coop"), "noisy": Noisy()}, [1, 2])
+    assert [each.key == other.key for each, other in zip(cells, same, strict=True)] == [
+        False, True, False, True, True, True, True, True,
+    ]  # fmt: skip
+
+
+def test_the_key_names_added_settings_and_revisions_only_where_something_changes() -> None:
+    """The keys are those of folders that earlier versions wrote."""
+
+    def key(preset: str, data: str = "photos", **settings: Any) -> str:
+        (made,) = make_cells(Setup("a/clip"), [data], {preset: partial(make_method, preset, **settings)}, [1])
+        return made.key
+
+    assert key("prolip") == KEYS["prolip"]
+    assert key("tip-adapter", views=0) == KEYS["tip-adapter, views 0"]
+    assert key("lora", templates=[]) == KEYS["lora, the data's templates"]
+    assert key("anprompt") == KEYS["anprompt"]
+    assert key("mmrl") == KEYS["mmrl"]
+    changed = (
+        key("prolip", ensemble=True), key("prolip", "imagenet"), key("tip-adapter"), key("lora"),
+        key("anprompt", recipe={"epochs": 5}), key("mmrl", "eurosat"),
+    )  # fmt: skip
+    assert not {*changed} & {*KEYS.values()}
 
 
 @pytest.mark.parametrize("total", [1, 3, 5, 30])
@@ -976,6 +1017,13 @@ def test_one_name_is_one_method() -> None:
     made[4]["configuration"]["method"] = {"name": "anprompt", "class": "a:B", "settings": {"epochs": 5}}
     with pytest.raises(ValueError, match=r"'anprompt' was run with different settings.*Give each a name of its own"):
         summarise(made)
+    for each in made:
+        if each["configuration"]["data"] == "dtd" and each["configuration"]["method"]["name"] == "anprompt":
+            each["configuration"]["method"] = {"name": "anprompt", "class": "a:B", "settings": {"epochs": 5}}
+    (summary,) = summarise(made)
+    assert summary.adjusted == ["anprompt"]
+    tables = {table.title: table for table in make_tables(summary, "anprompt")}
+    assert "With other settings on some data sets: anprompt." in tables["average"].notes
 
 
 def test_setups_are_tabulated_apart() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -148,8 +149,42 @@ def test_keys_are_mean_features_of_random_views(backbone: Backbone) -> None:
     fitted: Any = make_method("tip-adapter", views=2).fit(backbone, shots, BASE, 3)
     with seeded(3):
         views = [shots.pixels(augment=True).double() for _ in range(2)]
-    features = [unit(backbone.clip.get_image_features(pixels).pooler_output) for pixels in views]
-    assert_exact(fitted.keys, unit((features[0] + features[1]) / 2))
+    features = [backbone.clip.get_image_features(pixels).pooler_output for pixels in views]
+    expected = unit((features[0] + features[1]) / 2)
+    assert_exact(fitted.keys, expected)
+    assert (expected - unit(unit(features[0]) + unit(features[1]))).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", ["tip-adapter", "prolip"])
+def test_the_datas_ensemble_stands_for_its_templates_where_asked(
+    name: str, backbone: Backbone, shots: ImageSet, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing learned, what is left of both methods is zero-shot CLIP in these texts."""
+    monkeypatch.setattr(prolip, "train", lambda *_: None)
+    nothing: dict[str, Any] = {"alpha": 0.0} if name == "tip-adapter" else {}
+    seven = ("a {} in a video game.", "art of the {}.", "itap of a {}.")
+    own, plain = (
+        make_method(name, ensemble=wanted, **nothing).fit(backbone, shots, BASE, 0) for wanted in (True, False)
+    )
+    for classes in (BASE, MIXED, NEW):
+        asked = replace(classes, ensemble=seven)
+        assert_exact(plain.logits(images, asked), zero_shot(backbone, images, classes))
+        assert_exact(own.logits(images, asked), zero_shot(backbone, images, classes, seven))
+        assert_exact(own.logits(images, classes), zero_shot(backbone, images, classes))
+
+
+@pytest.mark.parametrize(("name", "module"), [("tip-adapter-f", tip_adapter), ("prolip", prolip)])
+def test_the_ensemble_is_trained_with_as_well(
+    name: str, module: ModuleType, backbone: Backbone, shots: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = replace(BASE, ensemble=("art of the {}.", "itap of a {}."))
+    losses = []
+    for wanted, asked in ((True, classes), (True, replace(BASE, templates=classes.ensemble)), (False, classes)):
+        spy = Spy(monkeypatch, module)
+        make_method(name, ensemble=wanted).fit(backbone, shots, asked, 0)
+        losses.append(spy.loss.detach())
+    assert_exact(losses[0], losses[1])
+    assert (losses[0] - losses[2]).abs() > 1e-4
 
 
 def test_prolip_trains_the_projection_and_holds_it(
@@ -173,7 +208,7 @@ def test_lora_adds_scaled_products_to_queries_keys_and_values(
 ) -> None:
     spy = Spy(monkeypatch, lora, scatter=0.1)
     classes = replace(BASE, templates=("a photo of a {}.", "an image of a {}."))
-    method = make_method("lora", dropout=0.0, steps_per_shot=5, text_chunk=4)
+    method = make_method("lora", dropout=0.0, steps_per_shot=5, text_chunk=4, templates=[])
     fitted = method.fit(backbone, shots, classes, 0)
     assert spy.recipe.steps == 5 * 2  # 7 images of 3 classes
     clip = backbone.copy()
@@ -199,6 +234,21 @@ def test_lora_adds_scaled_products_to_queries_keys_and_values(
     assert_exact(fitted.logits(images, MIXED), expected.detach())
 
 
+def test_lora_reads_all_data_sets_in_one_template(
+    backbone: Backbone, shots: ImageSet, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its authors do; the task's templates play no part, in training or afterwards."""
+    answers = []
+    for classes in (BASE, replace(BASE, templates=("{} texture.", "the {}."))):
+        spy = Spy(monkeypatch, lora, scatter=0.1)
+        fitted = make_method("lora", dropout=0.0).fit(backbone, shots, classes, 0)
+        asked = replace(MIXED, templates=classes.templates)
+        answers.append((spy.loss.detach(), fitted.logits(images, asked)))
+    assert BASE.templates == ("a photo of a {}.",)
+    for plain, other in zip(*answers, strict=True):
+        assert torch.equal(plain, other)
+
+
 def test_chunks_change_no_gradient_and_draw_the_same_numbers() -> None:
     weight, rows = torch.randn(3, 2, requires_grad=True), torch.randn(5, 3)
     calls: list[int] = []
@@ -221,17 +271,17 @@ def test_chunks_change_no_gradient_and_draw_the_same_numbers() -> None:
 def test_anprompt_learns_what_its_trainer_learns(
     backbone: Backbone, shots: ImageSet, tokenizer: CLIPTokenizer, tmp_path: Path
 ) -> None:
-    """Two of the recipe's four epochs have a changed rate; a batch of all images makes the order immaterial."""
+    """Five epochs: the paper's recipe warms up in the first. All images in one batch, so that order does not matter."""
     sizes: dict[str, Any] = {"text_layers": 2, "vision_layers": 2, "rephrased_weight": 0.0}  # these draw as they train
     for preset, recipe in (("anprompt", "default"), ("anprompt-paper", "paper")):
-        method = make_method(preset, recipe={"epochs": 4, "batch_size": 7, "augment": False}, config=sizes)
+        method = make_method(preset, recipe={"epochs": 5, "batch_size": 7, "augment": False}, config=sizes)
         fitted: Any = method.fit(backbone, shots, BASE, 5)
         configuration = ANPromptConfig if recipe == "default" else ANPromptConfig.paper
         config = configuration(class_names=list(BASE.names), tokenizer_name_or_path=tokenizer, noise_seed=5, **sizes)
         with seeded(5):
             model = get_peft_model(backbone.copy(), config)
         arguments = ANPromptTrainingArguments(
-            str(tmp_path), recipe=recipe, num_train_epochs=4, per_device_train_batch_size=7, warmup_epochs=1,
+            str(tmp_path), recipe=recipe, num_train_epochs=5, per_device_train_batch_size=7,
             use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         rows = [
@@ -270,6 +320,26 @@ def test_anprompt_chooses_logits_by_names_and_reads_what_is_written(
             forced.model.set_classes(list(classes.names))
             with torch.no_grad():
                 assert_exact(forced.logits(images, classes), forced.model(pixel_values=pixels).logits)
+
+
+@pytest.mark.parametrize("name", ["mmrl", "mmrl-cross-data", "anprompt-paper"])
+def test_mmrl_scores_other_data_with_class_logits(
+    name: str, backbone: Backbone, shots: ImageSet, images: ImageSet
+) -> None:
+    """ImageNet's variants have the names of its classes, and still only ImageNet's own images get fused logits."""
+    sizes: dict[str, Any] = {"text_layers": 2, "vision_layers": 2, "alpha": 0.6}
+    fitted: Any = make_method(name, recipe={"epochs": 1, "augment": False}, config=sizes).fit(backbone, shots, BASE, 0)
+    scatter(fitted.model)
+    with torch.no_grad():
+        output = fitted.model(pixel_values=images.pixels().double())
+    target = replace(BASE, other_data=True)
+    assert_exact(fitted.logits(images, BASE), output.logits_fused)
+    assert_exact(fitted.logits(images, target), output.logits_class)
+    assert (output.logits_fused - output.logits_class).abs().max() > 1e-3
+    forced: Any = make_method(
+        name, recipe={"epochs": 1, "augment": False}, config={**sizes, "inference_logits": "fused"}
+    ).fit(backbone, shots, BASE, 0)
+    assert_exact(forced.logits(images, target), forced.logits(images, BASE))
 
 
 def test_mmrl_and_the_controls_differ_from_anprompt_in_what_they_say(backbone: Backbone) -> None:

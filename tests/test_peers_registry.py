@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from torch import Tensor
 
 from anprompt_peft import evaluation
 from anprompt_peft.evaluation.backbone import Backbone
+from anprompt_peft.evaluation.benchmarks import catalog
 from anprompt_peft.evaluation.peers import METHODS, Batch, Recipe, make_method, seeded, train
 from anprompt_peft.evaluation.task import ImageSet
+from anprompt_peft.training.recipes import RECIPES
 from conftest import MakeClip
 from peers import BASE, MIXED, NEW, ONE_STEP, image_set, make_backbone
 
@@ -95,6 +98,7 @@ def test_presets_say_where_they_come_from_and_can_be_written_down() -> None:
         METHODS
     )
     assert {"coop", "cocoop", "vpt", "ivlp", "maple", "promptsrc", "lora", "mmrl", "anprompt"} <= set(METHODS)
+    assert {"mmrl-few-shot", "mmrl-cross-data"} <= set(METHODS)
     for name, preset in METHODS.items():
         assert len(preset.source) > 20, name
         method: Any = make_method(name)
@@ -113,6 +117,61 @@ def test_settings_stand_over_the_preset() -> None:
         "text_update_rank": None, "rephrased_weight": 0.0,
     }  # fmt: skip
     assert make_method("anprompt", recipe=lora.recipe).recipe is lora.recipe  # type: ignore[attr-defined]
+
+
+def test_some_data_sets_have_published_settings_of_their_own() -> None:
+    """They stand over the preset, and what the caller gives over both."""
+    for name, preset in METHODS.items():
+        assert set(preset.exceptions) <= set(catalog()), name
+        for data in preset.exceptions:
+            assert make_method(name, data) != make_method(name), (name, data)
+    made: Any = make_method
+    assert (made("coop").recipe.epochs, made("coop", "imagenet").recipe.epochs) == (200, 50)
+    assert made("coop-16", "ImageNet").recipe == replace(made("coop-16").recipe, epochs=50)
+    assert made("tip-adapter-f", "EuroSAT").recipe == replace(made("tip-adapter-f").recipe, epochs=100)
+    assert made("mmrl", "eurosat").config == {**made("mmrl").config, "latent_dim": 2048, "similarity_weight": 0.01}
+    assert made("mmrl", "imagenet").recipe == replace(made("mmrl").recipe, epochs=5, batch_size=32)
+    assert [each for each in METHODS if made(each, "imagenet") != made(each) and "ensemble" in vars(made(each))] == [
+        "prolip", "tip-adapter", "tip-adapter-f",
+    ]  # fmt: skip
+    assert made("promptsrc-few-shot", "dtd").average_width == 0.1
+    assert made("coop", "imagenet", recipe={"epochs": 3}).recipe.epochs == 3
+    assert made("mmrl", "eurosat", config={"latent_dim": None}).config["similarity_weight"] == 0.01
+    for own in ("./eurosat", "eurosat:data", "someone/eurosat", "caltech101"):
+        assert made("tip-adapter-f", own) == made("tip-adapter-f")
+
+
+def test_mmrl_has_the_settings_of_its_three_protocols() -> None:
+    base, few, cross = (make_method(name) for name in ("mmrl", "mmrl-few-shot", "mmrl-cross-data"))
+    plain: Any = base
+    assert few == replace(plain, recipe=replace(plain.recipe, epochs=50, batch_size=32))
+    recipe = replace(plain.recipe, epochs=1, batch_size=32, warmup_epochs=0)
+    assert cross == replace(plain, recipe=recipe, config={**plain.config, "similarity_weight": 0.2})
+    for data in catalog():
+        with_recipe: Any = make_method("mmrl-few-shot", data)
+        assert with_recipe.config == make_method("mmrl", data).config  # type: ignore[attr-defined]
+        assert (with_recipe.recipe.epochs, with_recipe.recipe.batch_size) == (5 if data == "imagenet" else 50, 32)
+        assert make_method("mmrl-cross-data", data) == cross
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 10, 20])
+@pytest.mark.parametrize("images", [4, 20, 41])
+def test_the_warm_up_is_that_of_the_trainers_recipe(epochs: int, images: int) -> None:
+    for name in (each for each in METHODS if each.startswith("anprompt")):
+        ours: Recipe = make_method(name, recipe={"epochs": epochs}).recipe  # type: ignore[attr-defined]
+        total, per_epoch = ours.steps_for(images), ours.steps_per_epoch(images)
+        optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=ours.learning_rate)
+        theirs = RECIPES["paper" if name == "anprompt-paper" else "default"].schedule(optimizer, per_epoch, total)
+        rates = []
+        for _ in range(total):
+            rates.append(theirs.get_last_lr()[0])
+            optimizer.step()
+            theirs.step()
+        assert [ours.rate(step, images) for step in range(total)] == pytest.approx(rates), name
+    stated: Any = make_method("anprompt", recipe={"epochs": 1, "warmup_epochs": 1})
+    assert stated.recipe.warmup_epochs == 1
+    in_steps: Any = make_method("anprompt", recipe={"epochs": None, "steps": 5})
+    assert in_steps.recipe.warmup_epochs == 1
 
 
 def test_own_methods_are_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

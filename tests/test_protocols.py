@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,22 @@ def test_targets_have_classes_of_their_own(processor: CLIPImageProcessorPil) -> 
     assert task.parts[0].images.labels.tolist() == TEST
     assert task.parts[1].classes.names == ("x", "y")
     assert task.parts[1].images.labels.tolist() == [1, 0, 1]
+    assert [part.classes.other_data for part in task.parts] == [False, True, True]
+    assert not task.classes.other_data
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_part_has_its_own_datas_ensemble(protocol: str, processor: CLIPImageProcessorPil) -> None:
+    data = replace(make_data(), ensemble=("art of the {}.", "itap of a {}."))
+    targets = [make_data("other")] if protocol == "cross-data" else []
+    task = make_task(data, processor, protocol, 1, 1, targets=targets)
+    assert task.classes.in_ensemble().texts[:2] == ["art of the zebra.", "itap of a zebra."]
+    assert task.classes.in_ensemble(False) is task.classes
+    for part in task.parts:
+        expected = () if part.name == "other" else data.ensemble
+        assert (part.classes.ensemble, part.classes.templates) == (expected, ("a {}.", "the {}."))
+    with pytest.raises(ValueError, match="template 'art' must contain"):
+        replace(data, ensemble=("art",))
 
 
 def test_images_are_prepared_as_clip_does_and_only_shots_are_augmented(processor: CLIPImageProcessorPil) -> None:

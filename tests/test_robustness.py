@@ -92,6 +92,15 @@ def test_strength_zero_is_the_same_texts(family: TextFamily) -> None:
 
 
 @ids
+def test_an_ensemble_of_templates_is_perturbed_as_the_templates_are(family: TextFamily) -> None:
+    for strength in family.strengths:
+        swapped = replace(TEXTS, templates=TEXTS.templates[::-1])
+        changed = family.texts(replace(TEXTS, ensemble=swapped.templates), strength)
+        assert replace(changed, ensemble=()) == family.texts(TEXTS, strength)
+        assert changed.ensemble == family.texts(swapped, strength).templates
+
+
+@ids
 def test_texts_follow_from_seed_and_draw(family: TextFamily) -> None:
     for strength in family.strengths:
         drawn = [family.texts(TEXTS, strength, draw, seed) for draw, seed in ((0, 0), (0, 0), (1, 0), (0, 1), (2, 0))]

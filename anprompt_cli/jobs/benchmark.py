@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -61,8 +62,8 @@ def run_benchmark(
         tuple(options.target or ()),
         tuple(options.robustness or ()),
     )
-    made = {name: make_method(kind, **settings) for name, (kind, settings) in methods.items()}
-    cells = choose_shard(make_cells(setup, options.data, made, seeds), options.shard)
+    makers = {name: partial(make_method, kind, **settings) for name, (kind, settings) in methods.items()}
+    cells = choose_shard(make_cells(setup, options.data, makers, seeds), options.shard)
     root = None if options.root is None else str(options.root)
     place = Place(options.output, root, str(choose_device(options.device)), options.threads)
     if any(not is_done(place.output, cell) for cell in cells):

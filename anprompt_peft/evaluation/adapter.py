@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..method.class_texts import ClassSet, load_tokenizer
+from ..method.config import LogitsKind
 from ..method.features import evaluating
 from ..method.losses import clip_logits
 from ..tuner import adapted_clip
@@ -22,7 +23,9 @@ class FittedAdapter:
     """The logits of the active adapter for any classes, however they are written.
 
     Which logits they are is chosen, as in the model, by which classes they are (`ClassTexts.names`), and not by how
-    they are written: a misspelt name of a trained class is still that class. Texts longer than CLIP's context are cut.
+    they are written: a misspelt name of a trained class is still that class. Without the ensemble (`frozen_share=0`)
+    that is MMRL's choice, for which classes of other data (`ClassTexts.other_data`) are others, whatever their names.
+    Texts longer than CLIP's context are cut.
 
     Args:
         model (`PeftModel` or `ANPromptCLIPModel`): with an active adapter; it is left as it is.
@@ -51,7 +54,7 @@ class FittedAdapter:
             scale = self.clip.logit_scale.to(text).exp()
             by_class = clip_logits(image, text, scale)
             config = self.clip.active_config
-            kind = "class" if self.zero_shot else config.logits_for(classes.names)
+            kind = "class" if self.zero_shot else self._kind(classes)
             if kind == "ensemble":
                 frozen = self.frozen.logits(images, classes).to(by_class)
                 return ((1 - config.frozen_share) * by_class + config.frozen_share * frozen).cpu()
@@ -62,6 +65,12 @@ class FittedAdapter:
     def frozen(self) -> Any:
         """The frozen CLIP as a fitted method: the one that was given, else one of its own."""
         return self._given or FittedAdapter(self.model, zero_shot=True)
+
+    def _kind(self, classes: ClassTexts) -> LogitsKind:
+        config = self.clip.active_config
+        if classes.other_data and config.inference_logits == "auto" and config.frozen_share == 0:
+            return "class"
+        return config.logits_for(classes.names)
 
     def _tokens(self, texts: list[str]) -> Tensor:
         context = self.clip.config.text_config.max_position_embeddings

@@ -67,9 +67,14 @@ class CLIPFeatures:
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Return the normalised features of pixel values `[m, 3, H, W]`, at least float32 `[m, d]`."""
+        return normalize(self.project_images(pixels))
+
+    @torch.no_grad()
+    def project_images(self, pixels: Tensor) -> Tensor:
+        """Return the same features before they are normalised."""
         with evaluating(self.clip):
             features = self.clip.get_image_features(pixels.to(self.device, self.clip.dtype)).pooler_output
-        return normalize(at_least_float32(features))
+        return at_least_float32(features)
 
     @torch.no_grad()
     def encode_unprojected(self, pixels: Tensor) -> Tensor:

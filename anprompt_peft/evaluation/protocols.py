@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,10 @@ def make_task(
     drawn = Shots.load(sampling, data) if kept else draw_shots(data, shots, seed, str(sampling))
     images, names = _Images(processor), data.class_names
     if protocol in (FEW_SHOT, CROSS_DATA):
+        elsewhere = [images.part(each.name, each, each.class_names) for each in targets]
         parts = [
             images.part("test", data, names),
-            *(images.part(each.name, each, each.class_names) for each in targets),
+            *(replace(each, classes=replace(each.classes, other_data=True)) for each in elsewhere),
         ]
         return Task(images.shots(data, drawn, names), data.texts(), tuple(parts))
     both = class_halves(names, seed, halves)

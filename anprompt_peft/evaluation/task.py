@@ -32,6 +32,9 @@ class ClassTexts:
         names (`tuple[str, ...]`): which classes they are, in the order of the labels.
         templates (`tuple[str, ...]`): T texts with `{}` for the name.
         written (`tuple[str, ...]`, *optional*): C names as the texts spell them, misspelt ones, say. Default: `names`.
+        ensemble (`tuple[str, ...]`): further templates of the data set, for methods that average them in place of the
+            others.
+        other_data (`bool`): whether they belong to another data set than the shots, a target of cross-data.
 
     Raises:
         ValueError: if there are not as many written names as classes, or no template.
@@ -40,6 +43,8 @@ class ClassTexts:
     names: tuple[str, ...]
     templates: tuple[str, ...] = ("a photo of a {}.",)
     written: tuple[str, ...] = ()
+    ensemble: tuple[str, ...] = ()
+    other_data: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", self.written or self.names)
@@ -52,6 +57,10 @@ class ClassTexts:
     def texts(self) -> list[str]:
         """The `C * T` texts, those of one class after the other."""
         return [template.replace("{}", name) for name in self.written for template in self.templates]
+
+    def in_ensemble(self, wanted: bool = True) -> ClassTexts:
+        """Return the classes with the ensemble as their templates, if it is wanted and there is one."""
+        return replace(self, templates=self.ensemble) if wanted and self.ensemble else self
 
 
 @dataclass(frozen=True, eq=False)

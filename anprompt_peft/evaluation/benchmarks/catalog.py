@@ -125,6 +125,7 @@ class CatalogEntry:
         hub (`HubCopy`, *optional*): a copy on the Hub.
         fetch (`list[Fetch]`): where to get it.
         note (`str`): what a table should say beside the figures.
+        ensemble (`list[str]`): the seven templates that Tip-Adapter and its successors average on ImageNet.
 
     Raises:
         ValueError: if a template lacks `{}`, the layout `split-json` its file, there is nowhere to read from, or
@@ -144,9 +145,12 @@ class CatalogEntry:
     hub: HubCopy | None = None
     fetch: list[Fetch] = field(default_factory=list)
     note: str = ""
+    ensemble: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_template(self.templates)
+        if self.ensemble:
+            check_template(self.ensemble)
         object.__setattr__(self, "title", self.title or self.name)
         if self.layout is None and self.hub is None:
             raise ValueError("it needs a `layout` of files in a folder, or a copy on the `hub`.")

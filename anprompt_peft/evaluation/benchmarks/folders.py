@@ -65,6 +65,7 @@ def read_folder(entry: CatalogEntry, root: str | Path) -> BenchmarkData:
         validation=splits.get(VALIDATION),
         note=entry.note,
         written=listing.classes.written,
+        ensemble=tuple(entry.ensemble),
     )
 
 

@@ -48,6 +48,7 @@ def read_hub(entry: CatalogEntry, root: str | Path | None = None) -> BenchmarkDa
         comparable=hub.same_test,
         note="; ".join(note),
         written=classes.written,
+        ensemble=tuple(entry.ensemble),
     )
 
 

@@ -37,6 +37,7 @@ class BenchmarkData:
         written (`Mapping[str, str]`): how texts spell a class, where its name is not the spelling. ImageNet has two
             classes `missile` and two `sunglasses`, whose names must differ.
         synonyms (`Mapping[str, Sequence[str]]`): other names of a class, to measure robustness with.
+        ensemble (`tuple[str, ...]`): templates that some methods average in place of the zero-shot ones.
 
     Raises:
         ValueError: if the splits have different classes, a template lacks `{}`, there is nothing to test on, or
@@ -52,9 +53,12 @@ class BenchmarkData:
     note: str = ""
     written: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     synonyms: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
+    ensemble: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_template(list(self.templates))
+        if self.ensemble:
+            check_template(list(self.ensemble))
         names = class_names_of(self.test)
         for split, part in (("train", self.train), ("validation", self.validation)):
             if part is not None and class_names_of(part) != names:
@@ -73,7 +77,8 @@ class BenchmarkData:
     def texts(self, names: Sequence[str] | None = None) -> ClassTexts:
         """Return the texts of some classes, or of all."""
         chosen = self.class_names if names is None else tuple(names)
-        return ClassTexts(chosen, self.templates, tuple(self.written.get(name, name) for name in chosen))
+        written = tuple(self.written.get(name, name) for name in chosen)
+        return ClassTexts(chosen, self.templates, written, self.ensemble)
 
 
 def from_paths(paths: Sequence[str], labels: Sequence[int], names: Sequence[str]) -> Dataset:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
-from ..peers.protocol import Method
+from ..peers.protocol import ADDED, Method
 
 KEY_DIGITS = 20
 
@@ -90,16 +90,24 @@ class Cell:
     @cached_property
     def _text(self) -> str:
         kind = type(self.method)
-        settings: Any = self.method
         method = {
             "name": self.name,
             "class": f"{kind.__module__}:{kind.__qualname__}",
-            "settings": asdict(settings),
+            "settings": settings_of(self.method),
         }
+        if revision := getattr(self.method, "revision", 0):
+            method["revision"] = revision
         return canonical({**asdict(self.setup), "data": self.data, "method": method, "seed": self.seed})
 
     def __str__(self) -> str:
         return f"{self.data}, {self.name}, seed {self.seed}"
+
+
+def settings_of(method: Any) -> dict[str, Any]:
+    """Return a method's settings, without those that were added to it later and stand at their defaults."""
+    added = [each for each in fields(method) if ADDED in each.metadata]
+    unused = {each.name for each in added if getattr(method, each.name) == each.default}
+    return {name: value for name, value in asdict(method).items() if name not in unused}
 
 
 def canonical(value: Any) -> str:
@@ -117,13 +125,16 @@ def key_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
-def make_cells(setup: Setup, data: Sequence[str], methods: Mapping[str, Method], seeds: Sequence[int]) -> list[Cell]:
+def make_cells(
+    setup: Setup, data: Sequence[str], methods: Mapping[str, Method | Callable[[str], Method]], seeds: Sequence[int]
+) -> list[Cell]:
     """Return all cells of a grid. Those that share images and shots follow each other.
 
     Args:
         setup (`Setup`): what they have in common.
         data (`Sequence[str]`): data sets.
-        methods (`Mapping[str, Method]`): by the names that tables call them.
+        methods (`Mapping[str, Method or Callable]`): by the names that tables call them; or functions that make them
+            for a data set, such as `functools.partial(make_method, "coop")`.
         seeds (`Sequence[int]`): of the runs.
 
     Raises:
@@ -132,12 +143,18 @@ def make_cells(setup: Setup, data: Sequence[str], methods: Mapping[str, Method],
     for name, values in (("data", data), ("methods", methods), ("seeds", seeds)):
         if not values:
             raise ValueError(f"{name} is empty: a grid needs at least one of each.")
+    made = {(each, name): _made(method, each) for each in data for name, method in methods.items()}
     return [
-        Cell(setup, each, name, method, seed)
+        Cell(setup, each, name, made[each, name], seed)
         for each in dict.fromkeys(data)
         for seed in dict.fromkeys(seeds)
-        for name, method in methods.items()
+        for name in methods
     ]
+
+
+def _made(method: Any, data: str) -> Method:
+    """Return a method, made for a data set if it is a function that makes one."""
+    return method if hasattr(method, "fit") or not callable(method) else method(data)
 
 
 def choose_shard(cells: Sequence[Cell], shard: str) -> list[Cell]:

@@ -108,6 +108,14 @@ class Summary:
         """The methods that were run on every data set."""
         return [name for name in self.methods if all((data, name) in self.runs for data in self.data)]
 
+    @property
+    def adjusted(self) -> list[str]:
+        """The methods whose settings are not the same on all data sets."""
+        settings: dict[str, set[str]] = {}
+        for (_, method), by_seed in self.runs.items():
+            settings.setdefault(method, set()).update(run.settings for run in by_seed.values())
+        return [name for name in self.methods if len(settings[name]) > 1]
+
     def accuracies(self, data: str, method: str) -> dict[str, dict[int, float]]:
         """Return accuracies by column and seed."""
         by_seed = {seed: run.accuracies for seed, run in sorted(self.runs[data, method].items())}
@@ -195,7 +203,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> list[Summary]:
         records (`Iterable[Mapping]`): of [`~anprompt_peft.evaluation.grid.store.read_results`].
 
     Raises:
-        ValueError: if one name stands for a method with different settings.
+        ValueError: if one name stands for a method with different settings on one data set.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -254,7 +262,7 @@ def harmonic_mean_of_means(columns: Mapping[str, Mapping[int, float]]) -> float:
 def _summary(records: Sequence[Mapping[str, Any]]) -> Summary:
     names = _names(records)
     runs: dict[tuple[str, str], dict[int, Run]] = {}
-    settings: dict[str, str] = {}
+    settings: dict[tuple[str, str], str] = {}
     for record in records:
         configuration = record["configuration"]
         data, method = names[configuration["data"]], configuration["method"]
@@ -264,10 +272,11 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> Summary:
             areas_of(record["robustness"]),
             canonical(method),
         )
-        if settings.setdefault(method["name"], run.settings) != run.settings:
+        first = settings.setdefault((data, method["name"]), run.settings)
+        if first != run.settings:
             raise ValueError(
-                f"the method {method['name']!r} was run with different settings: {settings[method['name']]} and "
-                f"{run.settings}. Give each a name of its own under `methods:`, or remove the folders of one."
+                f"{data}: the method {method['name']!r} was run with different settings: {first} and {run.settings}. "
+                "Give each a name of its own under `methods:`, or remove the folders of one."
             )
         runs.setdefault((data, method["name"]), {})[configuration["seed"]] = run
     return Summary(

@@ -101,6 +101,8 @@ def average_table(summary: Summary) -> Table:
     notes = [f"Means over {len(summary.data)} data sets of the means over seeds.", *_h_notes(head)]
     if left_out := [name for name in summary.methods if name not in summary.complete]:
         notes.append(f"Not on every data set, and left out: {', '.join(left_out)}.")
+    if summary.adjusted:
+        notes.append(f"With other settings on some data sets: {', '.join(summary.adjusted)}.")
     return _with_published(summary, Table(AVERAGE, head, tuple(rows), tuple(notes)))
 
 

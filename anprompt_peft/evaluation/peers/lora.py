@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from ...method.features import at_least_float32, ensemble, normalize
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
+from .protocol import added
 from .training import Batch, LossOfBatch, Recipe, seeded, train
-from .zero_shot import FrozenCLIP
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class LoRA:
         text_chunk (`int`): class texts that are encoded at a time; more than these are computed a second time on the
             way back, so that memory stays bounded.
         recipe (`Recipe`): of the training.
+        templates (`tuple[str, ...]`): of all class texts, in place of the task's; none leaves those.
     """
 
     rank: int
@@ -41,9 +42,11 @@ class LoRA:
     steps_per_shot: int | None
     text_chunk: int
     recipe: Recipe
+    templates: tuple[str, ...] = added(())
 
-    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FrozenCLIP:
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> MergedCLIP:
         """Train the updates and merge them into a copy of CLIP."""
+        classes = in_templates(classes, self.templates)
         alpha: Any = self.alpha  # PEFT takes any number
         config = LoraConfig(
             r=self.rank,
@@ -59,7 +62,7 @@ class LoRA:
             recipe = replace(recipe, steps=self.steps_per_shot * max(1, round(len(shots) / len(classes.names))))
         loss = self.loss_of(model.get_base_model(), backbone, classes, seed)
         train([each for each in model.parameters() if each.requires_grad], loss, shots, recipe, seed)
-        return FrozenCLIP(Backbone(model.merge_and_unload(), backbone.processor))
+        return MergedCLIP(Backbone(model.merge_and_unload(), backbone.processor), self.templates)
 
     def loss_of(self, clip: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
         """Return what is minimised: the cross entropy of a CLIP with the updates in."""
@@ -74,6 +77,23 @@ class LoRA:
             return F.cross_entropy(backbone.logit_scale * images @ texts.T, batch.labels)
 
         return loss
+
+
+@dataclass(frozen=True, eq=False)
+class MergedCLIP:
+    """A CLIP with the updates in, that reads classes in templates of its own, if there are any."""
+
+    backbone: Backbone
+    templates: tuple[str, ...]
+
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        """Return CLIP's logits `[n, C]`."""
+        return self.backbone.zero_shot_logits(images, in_templates(classes, self.templates)).cpu()
+
+
+def in_templates(classes: ClassTexts, templates: tuple[str, ...]) -> ClassTexts:
+    """Return the same classes in other templates; none leaves their own."""
+    return replace(classes, templates=templates) if templates else classes
 
 
 def in_chunks(encode: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ...method.features import at_least_float32, normalize
 from ..backbone import Backbone
 from ..task import BATCH, ClassTexts, ImageSet
+from .protocol import added
 from .training import Batch, Recipe, train
 
 
@@ -24,16 +25,18 @@ class ProLIP:
     Args:
         regularization (`float`): see above.
         recipe (`Recipe`): of the training; with augmentation every batch has new views.
+        ensemble (`bool`): T averages the data set's ensemble of templates, where it has one.
     """
 
     regularization: float
     recipe: Recipe
+    ensemble: bool = added(False)
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Projection:
         """Train the projection; N is the mean number of shots of a class."""
         start = at_least_float32(backbone.clip.visual_projection.weight.detach())
         weight = start.clone().requires_grad_()
-        texts = backbone.logit_scale * backbone.class_features(classes).T
+        texts = backbone.logit_scale * backbone.class_features(classes.in_ensemble(self.ensemble)).T
         penalty = self.regularization * len(classes.names) / len(shots)
 
         def loss(batch: Batch) -> Tensor:
@@ -46,7 +49,7 @@ class ProLIP:
             return F.cross_entropy(logits, batch.labels) + penalty * (weight - start).pow(2).sum()
 
         train([weight], loss, shots, self.recipe, seed)
-        return Projection(backbone, weight.detach())
+        return Projection(backbone, weight.detach(), self.ensemble)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +58,10 @@ class Projection:
 
     backbone: Backbone
     weight: Tensor
+    ensemble: bool
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return logits `[n, C]`."""
         features = normalize(self.backbone.unprojected_features(images) @ self.weight.T)
-        return (self.backbone.logit_scale * features @ self.backbone.class_features(classes).T).cpu()
+        texts = self.backbone.class_features(classes.in_ensemble(self.ensemble))
+        return (self.backbone.logit_scale * features @ texts.T).cpu()

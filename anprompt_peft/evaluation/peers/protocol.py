@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import field
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -21,7 +22,11 @@ class Fitted(Protocol):
 
 
 class Method(Protocol):
-    """A way to adapt CLIP. An implementation is a frozen dataclass whose fields are its settings."""
+    """A way to adapt CLIP. An implementation is a frozen dataclass whose fields are its settings.
+
+    One that computes something else from the same settings than before has a `revision`, a number that is part of a
+    cell's key unless it is 0.
+    """
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Fitted:
         """Learn from labelled images.
@@ -32,3 +37,11 @@ class Method(Protocol):
             classes (`ClassTexts`): the classes to learn.
             seed (`int`): of all random numbers; the same seed gives the same result on the same machine.
         """
+
+
+ADDED = "added"
+
+
+def added(default: Any) -> Any:
+    """Return a setting that a method did not have at first: at its default it is no part of a cell's key."""
+    return field(default=default, metadata={ADDED: True})

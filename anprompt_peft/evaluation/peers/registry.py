@@ -6,17 +6,23 @@ import dataclasses
 import importlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ..benchmarks.catalog import find_entry
 from .protocol import Method
 from .training import Recipe
 
 PRESETS = Path(__file__).parent / "presets"
+WARMUPS: Mapping[str, Callable[[int], float]] = {
+    "default": lambda epochs: min(1, epochs / 10),
+    "paper": lambda epochs: 1 if epochs > 1 else 0,
+}
+"""Epochs of the warm-up of `anprompt_peft.training`'s recipes, for a number of epochs."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,19 @@ class Preset:
         settings (`Mapping`): values of the class's fields.
         source (`str`): where the settings come from.
         differs (`str`): how the method differs from what was published.
+        exceptions (`Mapping`): by the catalog's names of data sets, the settings that are published for these alone.
     """
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
     differs: str = ""
+    exceptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def exceptions_for(self, data: str) -> Mapping[str, Any]:
+        """Return the settings for a data set alone, by a name that the catalog knows it by."""
+        entry = find_entry(data)
+        return self.exceptions.get(entry.name, {}) if entry else {}
 
 
 def _presets() -> Mapping[str, Preset]:
@@ -45,12 +58,13 @@ METHODS: Mapping[str, Preset] = _presets()
 """The presets by name. Their modules are imported when a method is made."""
 
 
-def make_method(name: str, /, **settings: Any) -> Method:
+def make_method(name: str, data: str = "", /, **settings: Any) -> Method:
     """Return a method with its preset's settings, and others in their place.
 
     Args:
         name (`str`): one of [`METHODS`], or `module:Class` for a method of one's own: a dataclass with `fit`. Modules
             of the current folder are found.
+        data (`str`): the data set, for the preset's exceptions; those of the catalog have some.
         settings: values of its fields. A mapping (`recipe={"epochs": 5}`) replaces only the values that it names.
 
     Raises:
@@ -61,23 +75,34 @@ def make_method(name: str, /, **settings: Any) -> Method:
     preset = METHODS.get(name) or Preset(name)
     kind = _class_of(preset.method)
     defaults = {each.name: _default(each) for each in dataclasses.fields(kind)}
-    if unknown := sorted({*preset.settings, *settings} - set(defaults)):
+    layers = (preset.settings, preset.exceptions_for(data), settings)
+    given = set().union(*layers)
+    if unknown := sorted(given - set(defaults)):
         raise ValueError(f"method {name!r} has no settings {unknown}. It has {list(defaults)}.")
     values = dict(defaults)
-    for layer in (preset.settings, settings):
+    for layer in layers:
         for key, value in layer.items():
             both = isinstance(value, Mapping) and isinstance(values[key], Mapping)
             values[key] = {**values[key], **value} if both else value
     hints = get_type_hints(kind)
-    given = preset.settings.keys() | settings.keys()
     return kind(**{key: _typed(value, hints[key]) for key, value in values.items() if key in given})
 
 
 def _typed(value: Any, hint: Any) -> Any:
     """Return what JSON can only state as an object or an array as the recipe or tuple that the hint asks for."""
     if isinstance(value, Mapping) and Recipe in (hint, *get_args(hint)):
-        return Recipe(**value)
+        return _recipe(value)
     return tuple(value) if isinstance(value, list) and get_origin(hint) is tuple else value
+
+
+def _recipe(values: Mapping[str, Any]) -> Recipe:
+    """Return a recipe. `warmup` names the trainer's recipe whose warm-up it has, unless it states `warmup_epochs`."""
+    stated = {name: value for name, value in values.items() if name != "warmup"}
+    if "warmup" in values and not stated.get("steps"):
+        stated = {"warmup_epochs": WARMUPS[values["warmup"]](stated["epochs"]), **stated}
+    elif "warmup" in values:
+        stated = {"warmup_epochs": 1, **stated}
+    return Recipe(**stated)
 
 
 def _default(setting: dataclasses.Field) -> Any:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
+from .protocol import added
 from .training import Batch, Recipe, seeded, train
 from .views import features_of, mean_features
 
@@ -26,21 +27,28 @@ class TipAdapter:
         beta (`float`): sharpness of the affinities.
         views (`int`): augmented views whose mean feature is a key; 0 takes the shot as it is.
         recipe (`Recipe`, *optional*): trains the keys.
+        ensemble (`bool`): the class texts average the data set's ensemble of templates, where it has one.
     """
 
     alpha: float
     beta: float
     views: int
     recipe: Recipe | None = None
+    ensemble: bool = added(False)
+
+    @property
+    def revision(self) -> int:
+        """1 where keys average views: earlier runs normalised these first."""
+        return 1 if self.views else 0
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Cache:
         """Fill the cache, and train its keys if there is a recipe."""
         with seeded(seed):
             keys = mean_features(backbone, shots, self.views).clone()
         labels = F.one_hot(shots.labels, len(classes.names)).to(keys)
-        cache = Cache(backbone, classes.names, keys, labels, self.alpha, self.beta)
+        cache = Cache(backbone, classes.names, keys, labels, self.alpha, self.beta, self.ensemble)
         if self.recipe is not None:
-            texts = backbone.logit_scale * backbone.class_features(classes).T
+            texts = backbone.logit_scale * backbone.class_features(classes.in_ensemble(self.ensemble)).T
             keys.requires_grad_()
 
             def loss(batch: Batch) -> Tensor:
@@ -54,7 +62,7 @@ class TipAdapter:
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """Keys of n shots, float `[n, d]`, their one-hot labels `[n, K]` in the order of K names, and alpha and beta."""
+    """Keys of n shots, float `[n, d]`, their one-hot labels `[n, K]` in the order of K names, and the settings."""
 
     backbone: Backbone
     names: tuple[str, ...]
@@ -62,6 +70,7 @@ class Cache:
     labels: Tensor
     alpha: float
     beta: float
+    ensemble: bool
 
     def scores(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return what the cache adds to the logits of m features: `[m, C]` for one-hot labels `[n, C]`."""
@@ -73,5 +82,5 @@ class Cache:
         for column, name in enumerate(classes.names):
             if name in self.names:
                 columns[self.names.index(name), column] = 1
-        added = self.scores(self.backbone.image_features(images), self.labels @ columns)
-        return (self.backbone.zero_shot_logits(images, classes) + added).cpu()
+        cached = self.scores(self.backbone.image_features(images), self.labels @ columns)
+        return (self.backbone.zero_shot_logits(images, classes.in_ensemble(self.ensemble)) + cached).cpu()

@@ -19,7 +19,9 @@ def features_of(backbone: Backbone, batch: Batch) -> Tensor:
 
 
 def mean_features(backbone: Backbone, shots: ImageSet, views: int) -> Tensor:
-    """Return the normalised mean of the frozen, normalised features of random views of each shot: `[n, d]`.
+    """Return the normalised mean of the frozen features of random views of each shot, `[n, d]`.
+
+    As in Tip-Adapter's code the features are not normalised before they are averaged.
 
     Args:
         backbone (`Backbone`): the frozen CLIP.
@@ -31,7 +33,7 @@ def mean_features(backbone: Backbone, shots: ImageSet, views: int) -> Tensor:
     return normalize(
         torch.cat(
             [
-                torch.stack([backbone.encode_images(shots.pixels(rows, augment=True)) for _ in range(views)]).mean(0)
+                torch.stack([backbone.project_images(shots.pixels(rows, augment=True)) for _ in range(views)]).mean(0)
                 for rows in torch.arange(len(shots)).split(BATCH)
             ]
         )

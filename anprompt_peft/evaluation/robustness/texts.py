@@ -74,7 +74,7 @@ class TextFamily:
     draws: int = DRAWS
 
     def texts(self, classes: ClassTexts, strength: float, draw: int = 0, seed: int = 0) -> ClassTexts:
-        """Return the perturbed texts of the same classes: same `names`, other `written` or `templates`.
+        """Return the perturbed texts of the same classes: same `names`, other `written`, `templates` or `ensemble`.
 
         All strengths of a draw share their random numbers. Written names stay non-empty and different from each other
         and from other classes' clean names, in lower case: one that is not is drawn again, and stays clean if 50 draws
@@ -93,7 +93,12 @@ class TextFamily:
             raise ValueError(f"strength={strength} must not be below 0; {self.name} has {self.strengths}.")
         if not strength:
             return classes
-        return self.change(classes, strength, random.Random(f"{self.name} {seed} {draw}"))
+        source = f"{self.name} {seed} {draw}"
+        changed = self.change(classes, strength, random.Random(source))
+        if not classes.ensemble:
+            return changed
+        ensemble = self.change(classes.in_ensemble(), strength, random.Random(source)).templates
+        return replace(changed, ensemble=ensemble)
 
     def perturbed(self, part: Part, strength: float, draw: int = 0, seed: int = 0) -> Part:
         """Return the part with perturbed texts and the same images; see [`texts`]."""
