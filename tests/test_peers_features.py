@@ -271,7 +271,7 @@ def test_chunks_change_no_gradient_and_draw_the_same_numbers() -> None:
 def test_anprompt_learns_what_its_trainer_learns(
     backbone: Backbone, shots: ImageSet, tokenizer: CLIPTokenizer, tmp_path: Path
 ) -> None:
-    """Five epochs: the paper's recipe warms up in the first. All images in one batch, so that order does not matter."""
+    """Five epochs: the paper's recipe warms up in the first. All images are in one batch: order does not matter."""
     sizes: dict[str, Any] = {"text_layers": 2, "vision_layers": 2, "rephrased_weight": 0.0}  # these draw as they train
     for preset, recipe in (("anprompt", "default"), ("anprompt-paper", "paper")):
         method = make_method(preset, recipe={"epochs": 5, "batch_size": 7, "augment": False}, config=sizes)
