@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,13 +25,13 @@ REPHRASED = {"rephrased_weight": 2.0, "rephrased_texts": 5, "text_update_rank": 
 TEMPLATES = ["a photo of a {}.", "one {}"]
 
 
-def expected_term(model: Any, plain: Any, tokenizer: CLIPTokenizer, seed: int) -> Tensor:
-    """One minus the mean cosine of rephrased texts with prompts in, and of the clean ones without."""
+def expected_features(model: Any, plain: Any, tokenizer: CLIPTokenizer, seed: int) -> tuple[Tensor, Tensor]:
+    """Of the texts that a step draws: those of rephrased ones with prompts in, and of the clean ones without."""
     config = model.peft_config["default"]
     torch.manual_seed(seed)
     rng = random.Random(int(torch.randint(2**62, ())))
     drawn = draw_rephrased(CLASSES, config.templates, vocabulary(tokenizer), config.rephrased_texts, rng)
-    assert (len(drawn.texts), len(drawn.anchors)) == (5, 2)
+    assert (len(drawn.texts), len(drawn.anchors)) == (config.rephrased_texts, config.rephrased_texts // 2)
     found = []
     for text in (*drawn.texts, *drawn.anchors):
         ids = tokenizer(text, truncation=True, return_tensors="pt").input_ids
@@ -44,7 +46,13 @@ def expected_term(model: Any, plain: Any, tokenizer: CLIPTokenizer, seed: int) -
     for text in drawn.anchors:
         ids = tokenizer(text, return_tensors="pt").input_ids
         wanted.append(reference.normalize(reference.encode_text(plain, ids, None, None)))
-    return 1 - (reference.normalize(torch.cat(found)) * torch.cat(wanted).detach()).sum(dim=1).mean()
+    return reference.normalize(torch.cat(found)), torch.cat(wanted).detach()
+
+
+def expected_term(model: Any, plain: Any, tokenizer: CLIPTokenizer, seed: int) -> Tensor:
+    """One minus their mean cosine."""
+    found, wanted = expected_features(model, plain, tokenizer, seed)
+    return 1 - (found * wanted).sum(dim=1).mean()
 
 
 @pytest.mark.parametrize("savings", [Savings(), Savings.none(), Savings(text_chunk=2)], ids=["all", "none", "chunks"])
@@ -71,6 +79,36 @@ def test_the_term_against_the_reference(
         assert mine is not None
         assert_exact(mine, torch.zeros_like(mine) if other is None else other, name)
     assert any("anprompt_update" in name for name in weights)
+
+
+@pytest.mark.parametrize("template", [TEMPLATES[0], TEMPLATES], ids=["one template", "two"])
+def test_the_page_prints_the_whole_loss(
+    template: Any, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """With the default weights, and its gradients."""
+    page = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?def loss\(.*?)```", page, re.DOTALL)
+    assert code
+    printed: dict[str, Any] = {}
+    exec(code.group(1), printed)
+    model = adapt(make_clip(dtype=torch.float64), tokenizer, template=template, rephrased_weight=10.0).train()
+    torch.manual_seed(3)
+    output = model(pixel_values=pixels.double(), labels=LABELS)
+    clip = model.get_base_model()
+    with torch.no_grad(), model.disable_adapter():
+        frozen = model(pixel_values=pixels.double()).image_embeds
+    expected = printed["loss"](
+        output.image_embeds, output.prototype_embeds, clip.encode_classes(), frozen,
+        clip.head.anprompt_clean_features["default"], clip.head.anprompt_perturbed_features["default"],
+        *expected_features(model, make_clip(dtype=torch.float64), tokenizer, 3),
+        clip.logit_scale.exp(), LABELS,
+    )  # fmt: skip
+    assert_exact(output.loss, expected)
+    weights = trainable(model)
+    ours = torch.autograd.grad(output.loss, list(weights.values()), retain_graph=True)
+    theirs = torch.autograd.grad(expected, list(weights.values()))
+    for name, mine, other in zip(weights, ours, theirs, strict=True):
+        assert_exact(mine, other, name)
 
 
 @pytest.mark.parametrize("off", [{"rephrased_weight": 0.0}, {"rephrased_texts": 0}])
