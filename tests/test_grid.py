@@ -41,6 +41,7 @@ from anprompt_peft.evaluation.benchmarks.shots import SAMPLINGS
 from anprompt_peft.evaluation.calibration import adaptive_calibration_error, expected_calibration_error
 from anprompt_peft.evaluation.grid import (
     Cell,
+    Failed,
     Place,
     Setup,
     Summary,
@@ -259,7 +260,7 @@ def test_cells_that_share_images_follow_each_other() -> None:
 
 
 def test_a_method_can_be_made_for_each_data_set() -> None:
-    makers = {"coop": partial(make_method, "coop"), "noisy": Noisy()}
+    makers: dict[str, Any] = {"coop": partial(make_method, "coop"), "noisy": Noisy()}
     cells = make_cells(Setup("a/clip"), ["imagenet", "dtd"], makers, [1, 2])
     epochs: dict[str, Any] = {str(each): each.method for each in cells if each.name == "coop"}
     assert {name: method.recipe.epochs for name, method in epochs.items()} == {
@@ -1133,6 +1134,27 @@ def test_methods_of_the_file() -> None:
     }
     assert choose_methods(["short", "maple"], settings) == {"short": ("coop", {"words": "a"}), "maple": ("maple", {})}
     assert settings["short"]["method"] == "coop"
+
+
+def test_the_command_applies_what_is_published_for_single_data_sets(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Cell] = []
+
+    def keep(cells: Sequence[Cell], *_: Any) -> list[Failed]:
+        asked.extend(cells)
+        return []
+
+    monkeypatch.setattr("anprompt_cli.jobs.benchmark.run_grid", keep)
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(
+        "seeds: 1\ndata: [imagenet, photos]\nmethods: {coop: , short: {method: coop, recipe: {epochs: 3}}}"
+    )
+    assert main(["benchmark", "--config", str(grid), "--model", str(clip_folder), "--output", str(tmp_path)]) == 0
+    methods: dict[str, Any] = {f"{each.data} {each.name}": each.method for each in asked}
+    assert {name: method.recipe.epochs for name, method in methods.items()} == {
+        "imagenet coop": 50, "imagenet short": 3, "photos coop": 200, "photos short": 3,
+    }  # fmt: skip
 
 
 def test_command(

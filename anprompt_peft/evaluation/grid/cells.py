@@ -90,7 +90,7 @@ class Cell:
     @cached_property
     def _text(self) -> str:
         kind = type(self.method)
-        method = {
+        method: dict[str, Any] = {
             "name": self.name,
             "class": f"{kind.__module__}:{kind.__qualname__}",
             "settings": settings_of(self.method),
