@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import transformers
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, delete_adapter
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
@@ -23,8 +23,8 @@ from .fast.state import State
 from .files import hub_id
 from .method.config import ANPromptConfig
 from .method.features import evaluating
-from .method.layer import ANPromptHead, ANPromptLayer
-from .method.noise import fit
+from .method.layer import UNKNOWN_TOKEN, ANPromptHead, ANPromptLayer
+from .method.noise import Fitted, fit
 from .method.registration import PREFIX
 from .publish.mixin import PublishMixin
 
@@ -40,6 +40,11 @@ class ANPromptCLIPModel(PublishMixin, PromptedCLIPModel):
     It is never built directly: it adds no weights of its own, and everything of `CLIPModel` works as before, with the
     prompts of the active adapter in.
     """
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Refuse weights of another adapter before any is copied, by whichever way they come."""
+        _check_incoming(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class ANPromptModel(BaseTuner):
@@ -81,18 +86,22 @@ class ANPromptModel(BaseTuner):
     ) -> None:
         """Check the backbone, compute the noise prompts, and put the adapter's layers in.
 
-        Nothing of the model has changed if a check or the noise pipeline raises. Modules are chosen from the
-        configuration, never from the keys of `state_dict`: layers that only pass prompts on have no weights.
+        Nothing of the model has changed if a check or the noise pipeline raises. The adapter has a configuration of
+        its own, and takes the place of an earlier one of its name. Modules are chosen from the configuration, never
+        from the keys of `state_dict`: layers that only pass prompts on have no weights.
         """
         check_backbone(model)
-        given: Any = self.peft_config[adapter_name]
-        config = copy.copy(given)
-        config.resolve(model.config)
-        config.target_modules = _target_modules(config, model.config)
-        if config.tokenizer is None:
-            config.tokenizer_name_or_path = _tokenizer_name(config, getattr(model, "name_or_path", None) or None)
-        fitted = fit(model, config) if config.init_noise_prompts else None
-        vars(given).update(vars(config), is_injected=True)
+        earlier = getattr(model.visual_projection, "configs", {}).get(adapter_name)
+        try:
+            config, fitted = self._prepare(self.peft_config[adapter_name], model)
+        except BaseException:
+            if earlier is not None:
+                self.peft_config[adapter_name] = earlier
+            raise
+        self.peft_config[adapter_name] = config
+        if earlier is not None:
+            delete_adapter(model, adapter_name, PREFIX)
+            model.anprompt_state.classes = model.anprompt_state.class_weights = None
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         head = model.visual_projection
         if fitted is not None:
@@ -105,6 +114,16 @@ class ANPromptModel(BaseTuner):
             labels = model.config.id2label, model.config.label2id
             model.anprompt_state = State(decomposes=_probe(model), base_labels=labels)
         model.name_labels()
+
+    def _prepare(self, given: ANPromptConfig, model: CLIPModel) -> tuple[ANPromptConfig, Fitted | None]:
+        """Return the adapter's own configuration, completed, and what the noise pipeline finds for it."""
+        config = given.resolved(model.config)
+        config.target_modules = _target_modules(config, model.config)
+        if config.tokenizer is None:
+            config.tokenizer_name_or_path = _tokenizer_name(config, getattr(model, "name_or_path", None) or None)
+        fitted = fit(model, config) if config.init_noise_prompts else None
+        config.is_injected = True
+        return config, fitted
 
     def _create_and_replace(
         self,
@@ -129,7 +148,6 @@ class ANPromptModel(BaseTuner):
             layer.update_layer(adapter_name, peft_config, inference_mode)
             new_module = layer
         if new_module is not target:
-            new_module.register_load_state_dict_pre_hook(_check_shapes)
             if adapter_name not in self.active_adapters:
                 new_module.requires_grad_(False)
             self._replace_module(parent, target_name, new_module, target)
@@ -213,6 +231,7 @@ def check_backbone(model: Any) -> None:
     Raises:
         TypeError: for any other model, single CLIP towers and other CLIP-like architectures included.
         NotImplementedError: for an attention implementation with other masks.
+        ValueError: if the end-of-text token was changed after the text encoder was built.
     """
     if type(model) not in (CLIPModel, ANPromptCLIPModel):
         raise TypeError(_not_a_clip(model))
@@ -223,6 +242,12 @@ def check_backbone(model: Any) -> None:
                 f"attn_implementation={name!r} is not supported: prompts are inserted into the attention masks of "
                 f"{list(ATTENTION)} only. Load CLIP with one of these."
             )
+    eos, read_at = model.config.text_config.eos_token_id, getattr(model.text_model, "eos_token_id", None)
+    if read_at not in (None, eos):
+        raise ValueError(
+            f"eos_token_id={eos} in CLIP's configuration came too late: the text encoder was built with {read_at}. "
+            "Change the configuration first, and load CLIP with it: CLIPModel.from_pretrained(name, config=config)."
+        )
     if any(isinstance(module, BaseTunerLayer) and not isinstance(module, OWN_LAYERS) for module in model.modules()):
         raise TypeError("This CLIP already carries adapters of another method. Merge or unload them first.")
     for layer in (*model.text_model.encoder.layers, *model.vision_model.encoder.layers):
@@ -278,9 +303,20 @@ def _probe(clip: CLIPModel) -> bool:
     return known
 
 
-def _check_shapes(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Raise `ValueError` if adapter weights about to be loaded were made for another CLIP."""
-    for name, tensor in module.state_dict().items():
+def _check_incoming(clip: CLIPModel, state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Raise `ValueError` if adapter weights about to be loaded were made for other classes or another CLIP."""
+    for adapter, own in clip.visual_projection.anprompt_class_ids.items():
+        given = state_dict.get(f"{prefix}visual_projection.anprompt_class_ids.{adapter}")
+        if given is None or own.is_meta or (own == UNKNOWN_TOKEN).all():  # those of an adapter that is being loaded
+            continue
+        if given.shape != own.shape or not torch.equal(given.to(own), own):
+            names = clip.visual_projection.configs[adapter].class_names
+            raise ValueError(
+                f"These weights are of an adapter for other class texts than those of {adapter!r}, whose classes are "
+                f"{names}, in this order. Load them under another adapter_name with load_adapter, which reads their "
+                "names."
+            )
+    for name, tensor in clip.state_dict().items():
         given = state_dict.get(prefix + name)
         if PREFIX in name and given is not None:
             check_shape(name, given.shape, tensor.shape)

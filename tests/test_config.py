@@ -25,7 +25,7 @@ from transformers import (
     SiglipModel,
 )
 
-from anprompt_peft import ANPromptConfig
+from anprompt_peft import ANPromptConfig, TrainingFacts
 from anprompt_peft.method.config import resolve_layers
 from conftest import MakeClip
 from helpers import CLASSES, make_config
@@ -191,6 +191,12 @@ def test_backbones_that_are_not_clip(clip: torch.nn.Module, make_clip: MakeClip,
             get_peft_model(other, make_config(tokenizer))
 
 
+def test_an_end_of_text_that_came_too_late_is_refused(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    clip.config.text_config.eos_token_id = 2
+    with pytest.raises(ValueError, match=r"eos_token_id=2 .* came too late.*from_pretrained\(name, config=config\)"):
+        get_peft_model(clip, make_config(tokenizer))
+
+
 def test_other_attention_is_refused(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
     clip = make_clip()
     clip.text_model.config._attn_implementation = "flex_attention"
@@ -198,20 +204,33 @@ def test_other_attention_is_refused(make_clip: MakeClip, tokenizer: CLIPTokenize
         get_peft_model(clip, make_config(tokenizer))
 
 
-def test_the_users_config_is_the_adapters(clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
-    """As in PEFT's own methods: one object, completed from the backbone. What is saved has no noise to compute."""
+def test_an_adapter_has_a_config_of_its_own(clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    """Completed from the backbone, while the user's object stays as it is. What is saved has no noise to compute."""
     config = make_config(tokenizer, text_layers=None)
     model = get_peft_model(clip, config)
-    assert model.peft_config["default"] is config
     head: Any = clip.visual_projection
-    assert head.configs["default"] is config
-    assert config.text_layers == [3, 4]
-    assert config.latent_dim == 24
-    assert config.init_noise_prompts is True
+    own = model.peft_config["default"]
+    assert head.configs["default"] is own
+    assert (own.text_layers, own.latent_dim, own.noise_source) == ([3, 4], 24, ["text"])
+    assert (config.text_layers, config.latent_dim, config.noise_source) == (None, None, None)
+    assert config.init_noise_prompts is own.init_noise_prompts is True
     model.save_pretrained(str(tmp_path))
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["init_noise_prompts"] is False
-    assert config.init_noise_prompts is True
+    assert own.init_noise_prompts is True
+
+
+def test_a_config_used_twice_stays_open(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    config = make_config(tokenizer, text_layers=None, vision_layers=None)
+    shallow, deep = (get_peft_model(make_clip(num_hidden_layers=depth), config) for depth in (4, 6))
+    assert shallow.peft_config["default"].text_layers == [3, 4]
+    assert deep.peft_config["default"].text_layers == [3, 4, 5, 6]
+    shallow.add_adapter("b", config)
+    shallow.describe_training(TrainingFacts(training_data="Two cats."))
+    assert shallow.peft_config["default"].training_facts
+    assert not shallow.peft_config["b"].training_facts
+    shallow.peft_config["b"].class_names.append("cow")
+    assert config.class_names == shallow.peft_config["default"].class_names == CLASSES
 
 
 def test_a_config_makes_the_same_adapter_again(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:

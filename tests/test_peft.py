@@ -40,6 +40,37 @@ def test_registration_is_idempotent() -> None:
     assert pickle.loads(pickle.dumps(ANPROMPT)) is ANPROMPT
 
 
+def test_a_cell_that_is_run_again_leaves_nothing_of_the_first(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
+) -> None:
+    clip = make_clip()
+    first = adapt(clip, tokenizer)
+    first.set_classes(["cow", "red bird"])
+    first.set_class_weights(torch.tensor([1.0, 2.0]))
+    with pytest.warns(UserWarning, match="second time"):
+        model = get_peft_model(clip, make_config(tokenizer, text_layers=[4], vision_layers=[4]))
+    torch.manual_seed(0)
+    fresh = get_peft_model(make_clip(), make_config(tokenizer, text_layers=[4], vision_layers=[4]))
+    assert trainable(model).keys() == trainable(fresh).keys()
+    scatter(model)(pixel_values=pixels, labels=LABELS).loss.backward()
+    assert model.class_names == CLASSES
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(make_clip(), tmp_path)
+    assert torch.equal(logits(again.eval(), pixels), logits(model.eval(), pixels))
+
+
+def test_a_second_adapter_that_fails_leaves_the_first(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
+) -> None:
+    model = adapt(clip, tokenizer)
+    before = logits(model, pixels)
+    with pytest.raises(ValueError, match="between 1 and 4"):
+        get_peft_model(clip, make_config(tokenizer, text_layers=[9]))
+    assert torch.equal(logits(model, pixels), before)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(clip, tmp_path), pixels), before)
+
+
 def test_registration_fills_the_tables_of_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     tables = (
         (PEFT_TYPE_TO_CONFIG_MAPPING, ANPromptConfig),

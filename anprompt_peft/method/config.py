@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
@@ -128,8 +129,7 @@ class ANPromptConfig(PeftConfig):
                 f"task_type={self.task_type!r} does not apply: none of PEFT's task classes fits CLIP's forward. Leave "
                 "it None."
             )
-        check_class_names(self.class_names)
-        self.class_names = list(self.class_names)
+        self.class_names = check_class_names(self.class_names)
         check_template(self.template)
         self._check_numbers()
         self._check_choices()
@@ -227,6 +227,15 @@ class ANPromptConfig(PeftConfig):
             kind = "fused" if set(names) <= set(self.class_names) else "ensemble"
         plain = self.num_prompts == 0 or (kind == "ensemble" and self.frozen_share == 0)
         return "class" if plain else kind
+
+    def resolved(self, clip_config: CLIPConfig) -> ANPromptConfig:
+        """Return a copy that shares no list with this object, completed by [`resolve`] for a backbone."""
+        own = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, (dict, list)):
+                setattr(own, name, copy.deepcopy(value))
+        own.resolve(clip_config)
+        return own
 
     def resolve(self, clip_config: CLIPConfig) -> None:
         """Fill in, in place, what depends on the backbone, and check it against the backbone.

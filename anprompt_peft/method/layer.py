@@ -17,6 +17,8 @@ from .noise import Fitted
 
 TOKEN_STD = 0.02
 LOW_RANK_STD = 0.02
+UNKNOWN_TOKEN = -1
+"""The class token ids of an adapter whose weights are yet to be loaded."""
 
 
 class LowRank(nn.Module):
@@ -136,7 +138,9 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         ):
             getattr(self, name)[adapter_name] = empty(shape, math.nan)
         ids_shape = (num_classes * len(config.templates), context)
-        self.anprompt_class_ids[adapter_name] = torch.full(ids_shape, -1, device=self.base_layer.weight.device)
+        self.anprompt_class_ids[adapter_name] = torch.full(
+            ids_shape, UNKNOWN_TOKEN, device=self.base_layer.weight.device
+        )
 
     def fill(self, adapter_name: str, fitted: Fitted) -> None:
         """Write what the noise pipeline found into the adapter's buffers.

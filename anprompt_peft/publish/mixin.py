@@ -35,11 +35,13 @@ class PublishMixin:
 
         Raises:
             NonFiniteError: if the active adapter holds NaN or infinity.
-            ValueError: for `push_to_hub=True`, which would put a generic card over the adapter's.
+            ValueError: for `push_to_hub=True`, which would put a generic card over the adapter's, and for
+                `safe_serialization=False`.
         """
         if self._hf_peft_config_loaded and kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) would lose the card. Call push_to_hub(repo_id).")
         if self._hf_peft_config_loaded:
+            _refuse_pickles(kwargs.get("safe_serialization", True))
             check_finite(self, self.head.adapter)  # type: ignore[arg-type]
         super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
         if self._hf_peft_config_loaded and is_main_process:
@@ -71,13 +73,16 @@ def hand_over(tuner_cls: type[Any]) -> None:
 
     stock_save = PeftModel.save_pretrained
 
-    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self: Any, save_directory: str | Path, safe_serialization: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        _refuse_pickles(safe_serialization)
         for adapter in kwargs.get("selected_adapters") or self.peft_config:
             check_finite(self, adapter)
         wanted: list[str] = []
         self.create_or_update_model_card = wanted.append  # PEFT asks for the card before it writes the weights
         try:
-            stock_save(self, *args, **kwargs)
+            stock_save(self, save_directory, True, *args, **kwargs)
         finally:
             del self.create_or_update_model_card
         for folder in wanted:
@@ -87,6 +92,14 @@ def hand_over(tuner_cls: type[Any]) -> None:
     _replace("create_or_update_model_card", create_or_update_model_card, tuner_cls)
     _replace("save_pretrained", save_pretrained, tuner_cls)
     _replace("push_to_hub", push, tuner_cls)
+
+
+def _refuse_pickles(safe_serialization: bool) -> None:
+    if not safe_serialization:
+        raise ValueError(
+            "safe_serialization=False would write a pickle, which can run code when it is read, and which loading an "
+            "ANPrompt adapter refuses. Leave it out."
+        )
 
 
 def _write_card(model: Any, folder: str | Path) -> None:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -23,7 +23,8 @@ from ..files import hub_id
 from ..method.config import ANPromptConfig
 from ..method.registration import NAME
 from ..tuner import ANPromptModel, check_backbone
-from .fields import check_attributes, known_fields
+from .base_model import warn_of_another_clip
+from .fields import check_attributes, check_same_adapter, known_fields
 from .rollback import restored_on_error
 from .tensors import check_file, check_tensors
 
@@ -103,20 +104,26 @@ def _from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
         check_backbone(model)
         check_file(weights_file(model_id, **_hub(kwargs)), config, model)
         with _loading(model):
-            return stock(cls, model, model_id, adapter_name, is_trainable, config, *args, **kwargs)
+            loaded = stock(cls, model, model_id, adapter_name, is_trainable, config, *args, **kwargs)
+        warn_of_another_clip(model, adapter_name)
+        return loaded
 
     return from_pretrained
 
 
 def _load_adapter(stock: Callable[..., Any]) -> Callable[..., Any]:
     def load_adapter(self: PeftModel, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(self.base_model, ANPromptModel):
+        if not isinstance(self.base_model, ANPromptModel) or _LOADING.get():  # called by what checked already
             return stock(self, model_id, adapter_name, *args, **kwargs)
-        config = self.peft_config.get(adapter_name) or _read_config(model_id, **kwargs)
+        config = _read_config(model_id, **kwargs)
         if isinstance(config, ANPromptConfig):
+            if own := self.peft_config.get(adapter_name):
+                check_same_adapter(own, config.resolved(self.get_base_model().config), adapter_name, str(model_id))
             check_file(weights_file(model_id, **_hub(kwargs)), config, self.get_base_model())
         with _loading(self):
-            return stock(self, model_id, adapter_name, *args, **kwargs)
+            loaded = stock(self, model_id, adapter_name, *args, **kwargs)
+        warn_of_another_clip(self.get_base_model(), adapter_name)
+        return loaded
 
     return load_adapter
 
@@ -151,9 +158,12 @@ def _native_load_adapter(stock: Callable[..., Any]) -> Callable[..., Any]:
             if peft_config is not None:
                 peft_config = copy.copy(config)
                 peft_config.init_noise_prompts = False
-        guarded = _loading(self) if isinstance(config, ANPromptConfig) else nullcontext()
-        with guarded:
+        if not isinstance(config, ANPromptConfig):
             return stock(self, peft_model_id, adapter_name, peft_config, adapter_state_dict, *args, **kwargs)
+        with _loading(self):
+            loaded = stock(self, peft_model_id, adapter_name, peft_config, adapter_state_dict, *args, **kwargs)
+        warn_of_another_clip(self, adapter_name or "default")
+        return loaded
 
     return load_adapter
 

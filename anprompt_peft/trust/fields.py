@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
@@ -32,6 +33,14 @@ CAPS = {
     "rephrased_texts": 1000,
 }
 """Far beyond any use; without them a small file could ask for much memory or time."""
+CHOSEN = {"alpha", "prompt_mixing", "inference_logits", "frozen_share"}
+ANSWERS = (
+    "class_names", "templates", "num_virtual_tokens", "num_noise_tokens", "latent_dim", "text_layers", "vision_layers",
+    "noise_integration", "noise_map", "projection_rank", "prototype_rank", "text_update_rank", *sorted(CHOSEN),
+)  # fmt: skip
+"""Fields that an adapter's answers depend on; those of `CHOSEN` leave its tensors as they are."""
+
+logger = logging.getLogger(__name__)
 
 
 def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
@@ -75,6 +84,26 @@ def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
         )
     meant: dict[str, Any] = MEANT.get(attributes.get("format_version", 1), {})
     return meant | {name: value for name, value in attributes.items() if name in KNOWN}
+
+
+def check_same_adapter(own: ANPromptConfig, saved: ANPromptConfig, adapter: str, source: str) -> None:
+    """Raise `ValueError` unless weights saved with a configuration can become those of an adapter that is there.
+
+    What changes answers and no tensor is the user's choice: a difference is logged as a warning.
+    """
+    changed = [name for name in ANSWERS if getattr(own, name) != getattr(saved, name)]
+    if not changed:
+        return
+    differences = "; ".join(f"{name}={getattr(own, name)!r} and {getattr(saved, name)!r}" for name in changed)
+    if set(changed) <= CHOSEN:
+        logger.warning(
+            "The adapter %r keeps its own settings, which differ from those of %s: %s.", adapter, source, differences
+        )
+        return
+    raise ValueError(
+        f"The weights of {source} cannot become those of the adapter {adapter!r}, which is configured otherwise: "
+        f"{differences}. Load them under another adapter_name, or delete_adapter({adapter!r}) first."
+    )
 
 
 def _check_field(name: str, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -116,12 +115,12 @@ def _check_header(
     entries: Mapping[str, Entry], config: ANPromptConfig, clip_config: CLIPConfig
 ) -> tuple[dict[str, str], ANPromptConfig]:
     """Return the names in the file by those in the CLIP, and the resolved configuration."""
-    resolved = copy.copy(config)
-    resolved.resolve(clip_config)
+    resolved = config.resolved(clip_config)
     expected = expected_tensors(resolved, clip_config)
     names = {name.removeprefix(PREFIX): name for name in entries}
     extra = [name for name in entries if name.removeprefix(PREFIX) not in expected or name not in names.values()]
     _check_names(sorted(extra), sorted(expected.keys() - names.keys()))
+    _check_class_count(entries[names[CLASS_IDS]].shape, resolved)
     for name, shape in expected.items():
         _check_entry(name, entries[names[name]], shape)
     return names, resolved
@@ -151,6 +150,17 @@ def _check_entry(name: str, entry: Entry, shape: tuple[int, ...]) -> None:
     allowed = INTEGERS if name == CLASS_IDS else FLOATS
     if entry.dtype not in allowed:
         raise ValueError(f"The adapter's tensor {name} has the type {entry.dtype}, and not one of {list(allowed)}.")
+
+
+def _check_class_count(shape: tuple[int, ...], config: ANPromptConfig) -> None:
+    """Raise `ValueError` unless there are token ids for as many texts as the configuration has."""
+    texts = len(config.class_names) * len(config.templates)
+    if shape and shape[0] != texts:
+        raise ValueError(
+            f"The adapter's weights hold {shape[0]} class texts, and its configuration has {texts}: for class_names "
+            f"{config.class_names[:SHOWN]!a}{', ...' if len(config.class_names) > SHOWN else ''} in "
+            f"{len(config.templates)} template(s). Weights and adapter_config.json are of different adapters."
+        )
 
 
 def _check_class_ids(ids: Tensor, config: ANPromptConfig, clip_config: CLIPConfig) -> None:
