@@ -165,7 +165,7 @@ class PromptedCLIPModel(CLIPModel):
             self.name_labels()
             return
         config = self.active_config
-        check_class_names(class_names)
+        class_names = check_class_names(class_names)
         templates = config.templates if template is None else [template] if isinstance(template, str) else template
         check_template(templates)
         tokenizer = self._own_tokenizer() if tokenizer is None else load_tokenizer(tokenizer, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,20 @@ def test_good_names(names: Any) -> None:
         ([], r"at least two classes, got \[\]"),
         (["", "b", " \t"], r"check position\(s\) \[0, 2\]"),
         (["a", "b", "a", "c", "b", "a"], r"these are repeated: \['a', 'b'\]"),
+        ({"a", "b"}, r"must be a list of strings, got \{"),
+        (frozenset("ab"), "must be a list of strings, got frozenset"),
+        ({"a": 1, "b": 2}.keys(), "must be a list of strings, got dict_keys"),
+        (["Cafe\u0301", "Caf\u00e9"], "these are repeated: \\['Caf\u00e9'\\]"),
     ],
 )
 def test_wrong_names(names: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^class_names .*{message}"):
         check_class_names(names)
+
+
+def test_accents_are_composed(tokenizer: CLIPTokenizer, config: CLIPConfig) -> None:
+    """macOS decomposes the names of files; CLIP reads both forms as the same tokens."""
+    assert check_class_names(["Cafe\u0301", "\u30ab\u3099"]) == ["Caf\u00e9", "\u30ac"]
 
 
 @pytest.mark.parametrize("template", ["{}", "a {}.", ["{}", "a {}"], ("a {}",)])
@@ -163,6 +173,21 @@ def test_a_tokenizer_of_another_clip_is_refused(
         ValueError, match=f"does not belong to this CLIP .vocabulary of {text['vocab_size']}, end-of-text"
     ):
         tokenize(["a cat"], tokenizer, CLIPConfig(text_config=text))
+
+
+def test_a_text_with_an_end_of_its_own_is_named(tokenizer: CLIPTokenizer, config: CLIPConfig) -> None:
+    with pytest.raises(ValueError, match=r"text 'a <\|endoftext\|> cat' contains '<\|endoftext\|>', where CLIP stops"):
+        tokenize(["a dog", "a <|endoftext|> cat"], tokenizer, config)
+
+
+def test_a_token_that_was_added_needs_the_true_end_of_text(tokenizer: CLIPTokenizer, config: CLIPConfig) -> None:
+    grown = copy.deepcopy(tokenizer)
+    grown.add_tokens(["zyx"])
+    text = {**config.text_config.to_dict(), "vocab_size": len(grown), "eos_token_id": 2}
+    tokenize(["a cat"], grown, CLIPConfig(text_config=text))
+    with pytest.raises(ValueError, match=r"text 'a zyx' has a token .*text_config.eos_token_id = tokenizer.eos_token"):
+        tokenize(["a zyx"], grown, CLIPConfig(text_config=text))
+    assert tokenize(["a zyx"], grown, CLIPConfig(text_config={**text, "eos_token_id": grown.eos_token_id})).shape
 
 
 def test_the_vocabulary_may_be_used_to_its_last_token(tokenizer: CLIPTokenizer, config: CLIPConfig) -> None:

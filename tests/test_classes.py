@@ -29,6 +29,15 @@ def expected_text(model: Any, tokenizer: CLIPTokenizer, names: list[str], templa
     return features / features.norm(dim=-1, keepdim=True)
 
 
+def test_decomposed_names_are_those_trained_on(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer, class_names=["Cafe\u0301", "dog", "cat"])
+    assert model.class_names == ["Caf\u00e9", "dog", "cat"]
+    trained = logits(model, pixels)
+    for accent in ("e\u0301", "\u00e9"):
+        model.set_classes([f"Caf{accent}", "dog", "cat"])
+        assert torch.allclose(logits(model, pixels), trained)
+
+
 def test_set_classes(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     model = adapt(clip, tokenizer)
     trained = logits(model, pixels)

@@ -18,6 +18,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from anprompt_peft.data import (
+    ClassHalves,
     RGBImage,
     ShotsError,
     class_names_of,
@@ -491,6 +492,23 @@ def test_names_replace_names_without_moving_labels(tmp_path: Path, streaming: bo
     ]:
         with pytest.raises(ValueError, match=message):
             counts(class_names=names)
+
+
+def test_names_from_a_mac_are_composed(tmp_path: Path) -> None:
+    mac, linux = "Cafe\u0301", "Caf\u00e9"
+    for name in (mac, "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    assert class_names_of(load_image_data(tmp_path, "train")) == [linux, "dog"]
+    for names in ({mac: "bar"}, {linux: "bar"}):
+        assert class_names_of(load_image_data(tmp_path, "train", class_names=names)) == ["bar", "dog"]
+    foreign = Dataset.from_dict(
+        {"image": [], "label": []}, Features({"image": ImageFeature(), "label": ClassLabel(names=[mac, "dog"])})
+    )
+    assert class_names_of(foreign) == [linux, "dog"]
+    for name in (mac, linux):
+        assert class_names_of(select_classes(foreign, [name])) == [linux]
+    assert ClassHalves((mac,), ("dog",)) == ClassHalves((linux,), ("dog",))
 
 
 def test_names_that_read_alike_are_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, IterableDataset
 
+from ..method.class_texts import composed
 from .images import IMAGE, LABEL, STREAM_BATCH, RGBImage
 
 UNLABELLED = -1
@@ -22,7 +23,7 @@ def class_names_of(dataset: Dataset | IterableDataset) -> list[str]:
     feature = (dataset.features or {}).get(LABEL)
     if not isinstance(feature, ClassLabel):
         raise ValueError(f"need a column 'label' of type ClassLabel, as load_image_data makes it, got {feature!r}.")
-    return list(feature.names)
+    return [composed(name) for name in feature.names]
 
 
 def labels_of(dataset: Dataset) -> np.ndarray:

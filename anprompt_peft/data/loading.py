@@ -28,7 +28,7 @@ from datasets import (
 from datasets import Image as ImageFeature
 from huggingface_hub import HfApi
 
-from ..method.class_texts import check_class_names
+from ..method.class_texts import check_class_names, composed
 from .columns import UNLABELLED, label_column, map_stream, with_labels
 from .folders import ClassFolders, Listing, class_folders, list_folder, split_folders
 from .images import IMAGE, LABEL, RGBImage
@@ -98,7 +98,7 @@ def load_image_data(
         raise ValueError(f"there is no column {' or '.join(sorted(unknown))}, only {', '.join(features)}.")
     raw = _names_in_data(features[label], class_names, lambda: _strings(load(split=None), label))
     names = _chosen_names(raw, class_names)
-    check_class_names(names)
+    names = check_class_names(names)
     for part, dataset in parts.items():
         parts[part] = _with_columns(dataset, image, label, raw, names)
     return parts if split is None else parts[split]
@@ -232,15 +232,17 @@ def _names_in_data(
 
 def _chosen_names(raw: list[str], class_names: ClassNames | None) -> list[str]:
     """The names to use for the classes `raw`, in the same order."""
+    raw = [composed(name) for name in raw]
     if class_names is None:
         return readable_names(raw)
     if callable(class_names):
         return [class_names(name) for name in raw]
     if isinstance(class_names, Mapping):
+        class_names = {composed(name): better for name, better in class_names.items()}
         if unknown := set(class_names) - set(raw):
             raise ValueError(f"class_names renames {sorted(unknown)}, which are not among the data's classes {raw}.")
         return [class_names[name] if name in class_names else readable(name) for name in raw]
-    names = list(class_names)
+    names = [composed(name) for name in class_names]
     if len(names) != len(raw):
         raise ValueError(f"class_names lists {len(names)} names for {len(raw)} classes: {raw}.")
     positions = {readable(old): at for at, old in enumerate(raw)} | {old: at for at, old in enumerate(raw)}

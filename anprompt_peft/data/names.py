@@ -11,15 +11,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..files import read_json, to_json, whole_file
-from ..method.class_texts import check_class_names
+from ..method.class_texts import check_class_names, composed
 
 
 def readable(name: str) -> str:
     """Return a class name as people write it: `"001.Black_footed_Albatross"` becomes `"Black footed Albatross"`.
 
-    A number with a dot in front goes; underscores, hyphens and the joints of camelCase become single spaces. A name of
-    nothing else, such as `"-"`, stays.
+    Accents are composed. A number with a dot in front goes; underscores, hyphens and the joints of camelCase become
+    single spaces. A name of nothing else, such as `"-"`, stays.
     """
+    name = composed(name)
     words = re.sub(r"[_\-\s]+", " ", re.sub(r"^[_\-\s]*(\d+\.)+(?=[\W_]*[^\W\d_])", "", name))
     words = "".join(f" {b}" if a.islower() and b.isupper() else b for a, b in pairwise(f" {words}")).strip()
     return words or name.strip()
@@ -55,9 +56,11 @@ class ClassHalves:
     new: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        check_class_names([*self.base, *self.new])
+        names = tuple(check_class_names([*self.base, *self.new]))
         if not (self.base and self.new):
             raise ValueError(f"each half needs a class, got base={self.base} and new={self.new}.")
+        object.__setattr__(self, "base", names[: len(self.base)])
+        object.__setattr__(self, "new", names[len(self.base) :])
 
     def to_json(self) -> str:
         """Return the halves as JSON text."""

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, IterableDataset
 from sklearn.model_selection import train_test_split
 
+from ..method.class_texts import composed
 from .columns import UNLABELLED, class_names_of, label_column, labels_of, map_stream, with_labels
 from .images import IMAGE, LABEL
 
@@ -100,7 +101,7 @@ def select_classes(dataset: Dataset | IterableDataset, names: Sequence[str]) -> 
     Raises:
         ValueError: if a name is unknown or repeated.
     """
-    known = class_names_of(dataset)
+    known, names = class_names_of(dataset), [composed(name) for name in names]
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"unknown classes {unknown}: the data have {known}.")
     if not names or len(set(names)) < len(names):

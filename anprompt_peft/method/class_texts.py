@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +13,30 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerBase
 
 
-def check_class_names(names: Any) -> None:
-    """Raise `ValueError` unless `names` are at least two different, non-empty strings."""
-    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+def composed(name: str) -> str:
+    """Return a class name with its accents composed (NFC), the one form in which names are stored and compared.
+
+    macOS decomposes the names of files, and CLIP's tokenizer reads both forms as the same tokens.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def check_class_names(names: Any) -> list[str]:
+    """Return class names [`composed`]; raise `ValueError` unless they are two or more different, non-empty strings.
+
+    A set is refused: its order, by which labels are numbered, differs between processes.
+    """
+    ordered = isinstance(names, Collection) and not isinstance(names, (str, Set))
+    if not ordered or not all(isinstance(name, str) for name in names):
         raise ValueError(f"class_names must be a list of strings, got {names!r}.")
+    names = [composed(name) for name in names]
     if len(names) < 2:
         raise ValueError(f"class_names needs at least two classes, got {list(names)!r}.")
     if empty := [index for index, name in enumerate(names) if not name.strip()]:
         raise ValueError(f"class_names must not be empty strings: check position(s) {empty}.")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"class_names must all be different, these are repeated: {repeated}.")
+    return names
 
 
 def check_template(template: Any) -> None:
@@ -141,12 +156,33 @@ def tokenize(
     input_ids = torch.tensor([row + row[-1:] * (length - len(row)) for row in rows])
     ends = end_of_text_positions(input_ids, config)
     if int(input_ids.max()) >= config.text_config.vocab_size or ends.tolist() != [len(row) - 1 for row in rows]:
+        _check_special_tokens(texts, rows, tokenizer, config)
         raise ValueError(
             f"The tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__!r} does not belong to "
             f"this CLIP (vocabulary of {config.text_config.vocab_size}, end-of-text token "
             f"{config.text_config.eos_token_id}). Pass the backbone's own as tokenizer_name_or_path."
         )
     return input_ids
+
+
+def _check_special_tokens(
+    texts: Sequence[str], rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, config: CLIPConfig
+) -> None:
+    """Raise `ValueError` if a text ends early by its own words, or CLIP would read it at a token that was added."""
+    end = tokenizer.eos_token_id
+    for text, row in zip(texts, rows, strict=True):
+        if end in row[:-1]:
+            raise ValueError(
+                f"The text {text!r} contains {tokenizer.eos_token!r}, where CLIP stops reading. Take it out of the "
+                "class name or template."
+            )
+        if config.text_config.eos_token_id == 2 and row[-1] == end < max(row) < config.text_config.vocab_size:
+            raise ValueError(
+                f"The text {text!r} has a token that was added behind {tokenizer.eos_token!r}, and eos_token_id=2, as "
+                "in CLIP's first configurations, lets transformers read a text at its highest token. Load CLIP with "
+                "config.text_config.eos_token_id = tokenizer.eos_token_id: config = CLIPConfig.from_pretrained(name), "
+                "then CLIPModel.from_pretrained(name, config=config)."
+            )
 
 
 def end_of_text_positions(input_ids: Tensor, config: CLIPConfig) -> Tensor:
