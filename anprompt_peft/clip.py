@@ -14,11 +14,11 @@ from transformers.utils import ModelOutput
 
 from .fast.choice import Choice, ChoosingHead
 from .fast.encoders import ImageFeatures, image_features, text_features
-from .fast.fingerprint import Fingerprint, autocast_state, optimizer_steps
+from .fast.fingerprint import Fingerprint, autocast_state, checksum, optimizer_steps
 from .fast.image_cache import DEFAULT_MAX_BYTES, ImageCache
 from .fast.savings import Savings
 from .fast.sharding import in_shards, worth_sharding
-from .fast.state import State
+from .fast.state import ASKED, State
 from .method.class_texts import (
     ClassSet,
     check_class_names,
@@ -161,7 +161,7 @@ class PromptedCLIPModel(CLIPModel):
             ValueError: for invalid names or templates, names with the same tokens, or texts that are too long.
         """
         if class_names is None:
-            self.anprompt_state.classes = self.anprompt_state.class_weights = None
+            self.anprompt_state.ask_for(None)
             self.name_labels()
             return
         config = self.active_config
@@ -170,8 +170,7 @@ class PromptedCLIPModel(CLIPModel):
         check_template(templates)
         tokenizer = self._own_tokenizer() if tokenizer is None else load_tokenizer(tokenizer, None)
         input_ids = tokenize_classes(class_names, templates, tokenizer, self.config).to(self.device)
-        self.anprompt_state.class_weights = None
-        self.anprompt_state.classes = ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer)
+        self.anprompt_state.ask_for(ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer))
         self.name_labels()
 
     def set_adapter(self, adapter_name: list[str] | str) -> None:
@@ -182,6 +181,8 @@ class PromptedCLIPModel(CLIPModel):
     def delete_adapter(self, adapter_names: list[str] | str) -> None:
         """Delete adapters, as transformers does, and name the classes that remain in the configuration."""
         super().delete_adapter(adapter_names)
+        for adapter in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self.anprompt_state.forget(adapter)
         self.name_labels()
 
     def name_labels(self) -> None:
@@ -200,8 +201,8 @@ class PromptedCLIPModel(CLIPModel):
     def set_class_weights(self, weights: Tensor | None) -> None:
         """Weight both cross entropies by class, in training and in evaluation, as `F.cross_entropy(weight=...)` does.
 
-        They belong to the current classes: [`set_classes`] removes them, and after a change of the active adapter they
-        must be set again.
+        They belong to the current classes: to those asked for with [`set_classes`], until others are, or else to the
+        active adapter's.
 
         Args:
             weights (`Tensor`, *optional*): positive, `[C]`; `None` weights all classes alike.
@@ -212,7 +213,10 @@ class PromptedCLIPModel(CLIPModel):
         count = len(self.class_names)
         if weights is not None and (weights.shape != (count,) or not bool((weights > 0).all())):
             raise ValueError(f"class weights must be {count} positive numbers, one per class, got {weights.tolist()}.")
-        self.anprompt_state.class_weights = weights
+        owner = ASKED if self.asked_classes else self.head.adapter
+        self.anprompt_state.class_weights.pop(owner, None)
+        if weights is not None:
+            self.anprompt_state.class_weights[owner] = weights
 
     def shard_class_texts(self, shard: bool = True) -> None:
         """Share the encoding of many class texts among the processes of a data-parallel training.
@@ -234,11 +238,17 @@ class PromptedCLIPModel(CLIPModel):
         """Return the prompted, normalised text features `[C, d]` of the current classes.
 
         Without gradients they are kept until anything they depend on changes: adapter, weights (in-place updates and
-        loading included), classes, dtype, device, autocast. Edits through `.data` go unnoticed.
+        loading included), classes, dtype, device, autocast. Edits of trained weights through `.data`, as of a moving
+        average, are noticed on a CPU at once, and on other devices at the next call of `eval()`.
         """
         with self.head.holding(self.head.choice or self.choose()):
             classes, text = self._classes_and_kept_text()
             return self.text_embeds(classes) if text is None else text
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training or evaluation mode; results that were kept end with each `eval()`."""
+        self.anprompt_state.evaluations += not mode
+        return super().train(mode)
 
     def choose(self) -> Choice:
         """Return what a call that begins now runs with."""
@@ -372,6 +382,7 @@ class PromptedCLIPModel(CLIPModel):
         weights = [*self.text_model.parameters(), *self.text_projection.parameters(), *head.parameters()]
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return classes, None
+        adapter, named = f".{head.adapter}.", (*self.text_model.named_parameters(), *head.named_parameters())
         fingerprint = Fingerprint(
             (*weights, *head.anprompt_noise_prompts.values(), classes.input_ids),
             head.adapter,
@@ -380,6 +391,7 @@ class PromptedCLIPModel(CLIPModel):
             torch.is_inference_mode_enabled(),
             autocast_state(self.device.type),
             optimizer_steps(),
+            [checksum(weight) for name, weight in named if PREFIX in name and adapter in f"{name}."],
             self.savings,
             self.training,
         )
@@ -435,7 +447,7 @@ class PromptedCLIPModel(CLIPModel):
             if seen.frozen is not None:
                 clean, perturbed = self._text_targets(classes)
                 frozen = Frozen(normalize(at_least_float32(seen.frozen)), clean.to(text), perturbed.to(text))
-            weights = self.anprompt_state.class_weights
+            weights = self.anprompt_state.class_weights.get(ASKED if self.asked_classes else self.head.adapter)
             if weights is not None:
                 weights = weights.to(text)
             return loss_terms(scores, text, labels, frozen, self._scale(), self.active_config, weights, rephrased)

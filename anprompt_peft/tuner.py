@@ -101,7 +101,8 @@ class ANPromptModel(BaseTuner):
         self.peft_config[adapter_name] = config
         if earlier is not None:
             delete_adapter(model, adapter_name, PREFIX)
-            model.anprompt_state.classes = model.anprompt_state.class_weights = None
+            model.anprompt_state.ask_for(None)
+            model.anprompt_state.forget(adapter_name)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
         head = model.visual_projection
         if fitted is not None:
@@ -188,6 +189,7 @@ class ANPromptModel(BaseTuner):
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter; if it was the active one, the first remaining one becomes active in all layers."""
         super().delete_adapter(adapter_name)
+        self.model.anprompt_state.forget(adapter_name)
         self.set_adapter(self.model.visual_projection.active_adapters)
 
     @contextmanager

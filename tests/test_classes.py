@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from anprompt_peft.method.features import evaluating
 from conftest import MakeClip
-from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
+from helpers import CLASSES, adapt, count_calls, logits, make_config, scatter, trainable
 
 NEW = ["red bird", "cow"]
 LABELS = torch.tensor([0, 2, 1])
@@ -112,6 +114,39 @@ def test_inference_logits(
         assert model.train()(pixel_values=pixels).logits is not None
         trained = model(pixel_values=pixels)
     assert trained.logits is trained.logits_fused
+
+
+def test_weights_written_through_data_count_at_once(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    """As torch_ema and diffusers' EMAModel write a moving average; also where the sum of a tensor stays."""
+    model = adapt(clip, tokenizer)
+    for change in (lambda data: data + 0.1, lambda data: data.flip(0)):
+        before = logits(model, pixels)
+        for parameter in trainable(model).values():
+            parameter.data.copy_(change(parameter.data))
+        after = logits(model, pixels)
+        model.set_classes(["cow", "red bird"])
+        model.set_classes(None)
+        copied = copy.deepcopy(model)
+        copied.anprompt_state._memos.clear()
+        assert torch.equal(after, logits(copied, pixels))
+        assert not torch.allclose(after, before)
+
+
+def test_kept_results_end_with_eval(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where weights cannot be read without waiting, as on a GPU, and for frozen weights."""
+    monkeypatch.setattr("anprompt_peft.clip.checksum", lambda tensor: None)
+    model = adapt(clip, tokenizer)
+    before = logits(model, pixels)
+    rows = count_calls(model.get_base_model().text_projection)
+    assert torch.equal(logits(model, pixels), before)
+    with evaluating(model):
+        assert torch.equal(logits(model, pixels), before)
+    assert not rows
+    model.get_base_model().text_projection.weight.data.mul_(-1)
+    logits(model.eval(), pixels)
+    assert rows
 
 
 def test_losses_for_other_classes(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -397,11 +399,62 @@ def test_class_weights_are_those_of_cross_entropy(
         weighted.loss_terms["cross_entropy_prototype"] - plain.loss_terms["cross_entropy_prototype"]
     )
     torch.testing.assert_close(weighted.loss - plain.loss, change, rtol=1e-3, atol=1e-5)
-    for classes in (["cat", "dog", "red bird"], None):
-        model.set_class_weights(weights)
-        model.set_classes(classes)
-        assert model.anprompt_state.class_weights is None
+    model.set_class_weights(None)
     assert torch.equal(model(**batch).loss, plain.loss)
+
+
+def test_class_weights_belong_to_the_classes_they_were_set_for(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset
+) -> None:
+    """An adapter's stay with it; those of classes asked for end with them."""
+    model = adapt(make_clip(), tokenizer)
+    model.add_adapter("same", make_config(tokenizer))
+    model.add_adapter("two", make_config(tokenizer, class_names=["cat", "dog"]))
+    batch = {"pixel_values": data["pixel_values"][:3], "labels": LABELS % 2}
+
+    def losses() -> dict[str, float]:
+        found = {}
+        for adapter in ("default", "same", "two"):
+            model.set_adapter(adapter)
+            found[adapter] = float(model(**batch).loss.detach())
+            with model.disable_adapter():
+                found[f"{adapter}, disabled"] = float(model(**batch).loss.detach())
+        model.set_adapter("default")
+        return found
+
+    plain = losses()
+    model.set_class_weights(torch.tensor([0.5, 1.0, 4.0]))
+    weighted = losses()
+    changed = {name for name in plain if weighted[name] != plain[name]}
+    assert changed == {"default", "default, disabled"}
+    model.set_classes(["cow", "red bird"])
+    asked = float(model(**batch).loss)
+    model.set_class_weights(torch.tensor([1.0, 9.0]))
+    assert float(model(**batch).loss) != asked
+    model.set_classes(["cow", "red bird"])
+    assert float(model(**batch).loss) == asked
+    model.set_classes(None)
+    assert losses() == weighted
+    model.delete_adapter("default")
+    model.add_adapter("default", make_config(tokenizer))
+    model.set_adapter("default")
+    assert not model.anprompt_state.class_weights
+
+
+def test_nothing_is_held_for_adapters_that_are_gone(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset
+) -> None:
+    model = adapt(make_clip(), tokenizer)
+    model.set_classes(["cow", "red bird"])
+    for _ in range(3):
+        model.add_adapter("passing", make_config(tokenizer))
+        model.set_adapter("passing")
+        model.set_class_weights(torch.tensor([1.0, 9.0]))
+        model(pixel_values=data["pixel_values"][:3], labels=LABELS % 2)
+        held = [weakref.ref(each) for each in model.get_base_model().head.parameters() if each.requires_grad]
+        model.delete_adapter("passing")
+        gc.collect()
+        assert not [each for each in held if each() is not None]
 
 
 @pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, math.nan, 1.0], [[1.0, 1.0, 1.0]]])
@@ -431,7 +484,7 @@ def test_balanced_class_weights(
     trainer = ANPromptTrainer(model, arguments, train_dataset=rows.with_transform(read))
     assert not reads
     expected = torch.from_numpy(compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels)))
-    torch.testing.assert_close(model.anprompt_state.class_weights, expected.float())
+    torch.testing.assert_close(model.anprompt_state.class_weights["default"], expected.float())
     torch.testing.assert_close(balanced_class_weights(labels, ["a", "b", "c"]), torch.tensor([12 / 18, 1.0, 2.0]))
     trainer.train()
     with torch.no_grad():

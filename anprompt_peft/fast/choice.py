@@ -74,10 +74,8 @@ def evaluating_together(model: nn.Module) -> Iterator[None]:
     """Do as [`evaluating`]; where blocks of several threads overlap, modes come back after the last one."""
     with _LOCK:
         count, stack = _HELD.pop(model, (0, ExitStack()))
-        if not count:
-            stack.enter_context(evaluating(model))
+        stack.enter_context(evaluating(model))
         _HELD[model] = count + 1, stack
-        model.eval()
     try:
         yield
     finally:

@@ -17,6 +17,8 @@ from .image_cache import ImageCache
 from .savings import Savings
 
 T = TypeVar("T")
+ASKED = ""
+"""Stands for the classes asked for, where an adapter's name stands for its own."""
 
 
 @dataclass
@@ -29,10 +31,12 @@ class State:
         image_cache (`ImageCache`, *optional*): where the frozen work on images is cached.
         base_labels (`tuple`): `id2label` and `label2id` of the model's configuration before the first adapter.
         classes (`ClassSet`, *optional*): the classes asked for; `None` means those of the active adapter.
-        class_weights (`Tensor`, *optional*): `[C]`, of the cross entropies over the current classes.
+        class_weights (`dict[str, Tensor]`): `[C]` each, of the cross entropies over an adapter's classes by the
+            adapter's name, and over the classes asked for by `ASKED`.
         shards (`bool`): whether processes share the encoding of class texts.
         cards (`dict[Path, str]`): model cards as last written.
         pushed (`set[Path]`): folders that Trainer pushes to the Hub.
+        evaluations (`int`): how often `eval()` was called. Kept results end with each.
     """
 
     decomposes: bool
@@ -40,11 +44,22 @@ class State:
     savings: Savings = field(default_factory=Savings)
     image_cache: ImageCache | None = None
     classes: ClassSet | None = None
-    class_weights: Tensor | None = None
+    class_weights: dict[str, Tensor] = field(default_factory=dict)
     shards: bool = False
     cards: dict[Path, str] = field(default_factory=dict)
     pushed: set[Path] = field(default_factory=set)
-    _memos: dict[str, tuple[Fingerprint, Any]] = field(default_factory=dict)
+    evaluations: int = 0
+    _memos: dict[str, tuple[Fingerprint, int, Any]] = field(default_factory=dict)
+
+    def ask_for(self, classes: ClassSet | None) -> None:
+        """Set the classes asked for, and forget what belonged to those before."""
+        self.classes = classes
+        self.class_weights.pop(ASKED, None)
+
+    def forget(self, adapter: str) -> None:
+        """Forget what belongs to an adapter that is deleted or replaced."""
+        self.class_weights.pop(adapter, None)
+        self._memos.clear()
 
     def kept(
         self,
@@ -53,7 +68,7 @@ class State:
         compute: Callable[[], T],
         keep_if: Callable[[T], bool] = lambda _: True,
     ) -> T:
-        """Return `compute()`, called again only when the fingerprint differs from the last one of this name.
+        """Return `compute()`, called again only after `eval()` or when the fingerprint of this name differs.
 
         Args:
             name (`str`): of the result; the last one under each name is kept.
@@ -62,11 +77,11 @@ class State:
             keep_if (`Callable`): whether a fresh result may be kept.
         """
         memo = self._memos.get(name)
-        if memo is not None and memo[0] == fingerprint:
-            return memo[1]
-        result = compute()
+        if memo is not None and memo[0] == fingerprint and memo[1] == self.evaluations:
+            return memo[2]
+        evaluations, result = self.evaluations, compute()
         if keep_if(result):
-            self._memos[name] = (fingerprint, result)
+            self._memos[name] = (fingerprint, evaluations, result)
         return result
 
 

@@ -48,7 +48,8 @@ def frozen_text_features(clip: CLIPModel, input_ids: Tensor) -> Tensor:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode for a block; then each of its modules is in the mode it was in before."""
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
