@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from .publish.mixin import PublishMixin
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 OWN_LAYERS = (ANPromptLayer, ANPromptHead)
+PROJECTIONS = ("visual_projection", "text_projection")
+_FORWARDS = {"forward", "_old_forward"}
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,24 @@ class ANPromptCLIPModel(PublishMixin, PromptedCLIPModel):
         """Refuse weights of another adapter before any is copied, by whichever way they come."""
         _check_incoming(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class OwnConfigs(dict[str, ANPromptConfig]):
+    """The configurations of a model's adapters. PEFT adds those of any method here before it changes a module."""
+
+    def __setitem__(self, adapter: str, config: Any) -> None:
+        if not isinstance(config, ANPromptConfig):
+            raise ValueError(
+                f"This CLIP has ANPrompt adapters, and {getattr(config, 'peft_type', config)} beside them would be "
+                "applied in part. Merge it into the CLIP first, and adapt the result: "
+                "get_peft_model(clip, config).merge_and_unload()."
+            )
+        super().__setitem__(adapter, config)
+
+    def update(self, *others: Any, **more: Any) -> None:
+        """Add configurations, each as `self[adapter] = config` does."""
+        for adapter, config in dict(*others, **more).items():
+            self[adapter] = config
 
 
 class ANPromptModel(BaseTuner):
@@ -91,6 +112,8 @@ class ANPromptModel(BaseTuner):
         from the keys of `state_dict`: layers that only pass prompts on have no weights.
         """
         check_backbone(model)
+        if not isinstance(self.peft_config, OwnConfigs):  # else it is the model's, from an earlier adapter
+            self.peft_config = OwnConfigs(self.peft_config)
         earlier = getattr(model.visual_projection, "configs", {}).get(adapter_name)
         try:
             config, fitted = self._prepare(self.peft_config[adapter_name], model)
@@ -110,7 +133,7 @@ class ANPromptModel(BaseTuner):
         for module in model.modules():
             if isinstance(module, ANPromptLayer):
                 module.link(head)
-        model.__class__ = ANPromptCLIPModel
+        _change_class(model, ANPromptCLIPModel)
         if not hasattr(model, "anprompt_state"):
             labels = model.config.id2label, model.config.label2id
             model.anprompt_state = State(decomposes=_probe(model), base_labels=labels)
@@ -170,7 +193,7 @@ class ANPromptModel(BaseTuner):
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> CLIPModel:
         model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         model.config.id2label, model.config.label2id = model.anprompt_state.base_labels
-        model.__class__ = CLIPModel
+        _change_class(model, CLIPModel)
         del model.anprompt_state
         return model
 
@@ -244,6 +267,13 @@ def check_backbone(model: Any) -> None:
                 f"attn_implementation={name!r} is not supported: prompts are inserted into the attention masks of "
                 f"{list(ATTENTION)} only. Load CLIP with one of these."
             )
+    _check_forward(model)
+    quantised = [name for name in PROJECTIONS if not model.get_submodule(name).weight.is_floating_point()]
+    if quantised:
+        raise ValueError(
+            f"The quantised {' and '.join(quantised)} cannot be the start of an adapter's weights. Leave them as they "
+            f"are: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules={list(PROJECTIONS)}), for 4 bit alike."
+        )
     eos, read_at = model.config.text_config.eos_token_id, getattr(model.text_model, "eos_token_id", None)
     if read_at not in (None, eos):
         raise ValueError(
@@ -256,6 +286,33 @@ def check_backbone(model: Any) -> None:
         base = layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer
         if not isinstance(base, CLIPEncoderLayer):
             raise TypeError(f"ANPrompt wraps CLIPEncoderLayer, found {type(base).__name__} in its place.")
+
+
+def _check_forward(model: CLIPModel) -> None:
+    """Raise `ValueError` if somebody holds on to the forward that adapting replaces, or keeps weights elsewhere."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
+    hooks += [inner for hook in hooks for inner in getattr(hook, "hooks", ())]
+    if len(places) > 1 or any(getattr(hook, "offload", False) for hook in hooks):
+        raise ValueError(
+            f"This CLIP is spread over devices {sorted(places) or ''} by device_map or offloading, and prompts go to "
+            "both encoders at once. Load it on one device: CLIPModel.from_pretrained(name, device_map={'': 0}), or "
+            "without device_map and then .to(device)."
+        )
+    forward = getattr(model, "_old_forward" if hasattr(model, "_hf_hook") else "forward")
+    if getattr(forward, "__func__", None) is not type(model).forward:
+        raise ValueError(
+            f"The forward of this CLIP was replaced by {forward!r}, as accelerator.prepare and torch.compile do, and "
+            "would be called without prompts. Adapt the CLIP first, and then prepare, compile or wrap it."
+        )
+
+
+def _change_class(model: CLIPModel, kind: type[CLIPModel]) -> None:
+    """Let a model take on a class, with the forwards that hooks of Accelerate set on the instance."""
+    for name in _FORWARDS & vars(model).keys():
+        if getattr(vars(model)[name], "__func__", None) is type(model).forward:
+            setattr(model, name, MethodType(kind.forward, model))
+    model.__class__ = kind
 
 
 def check_shape(name: str, shape: Sequence[int], needed: Sequence[int]) -> None:

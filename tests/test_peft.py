@@ -7,12 +7,16 @@ import io
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from peft import AutoPeftModel, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
@@ -69,6 +73,89 @@ def test_a_second_adapter_that_fails_leaves_the_first(
     assert torch.equal(logits(model, pixels), before)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(clip, tmp_path), pixels), before)
+
+
+@pytest.mark.parametrize("load", [False, True], ids=["get_peft_model", "from_pretrained"])
+def test_a_hook_of_accelerate_on_the_root(
+    load: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
+) -> None:
+    """As device_map puts there: it holds the forward of the instance."""
+    expected = adapt(make_clip(), tokenizer)
+    expected.save_pretrained(tmp_path)
+    clip = make_clip()
+    add_hook_to_module(clip, AlignDevicesHook(io_same_device=True))
+    model = PeftModel.from_pretrained(clip, tmp_path) if load else adapt(clip, tokenizer)
+    if not load:
+        model.load_adapter(tmp_path, "default")
+    assert torch.equal(logits(model, pixels), logits(expected, pixels))
+    for _ in range(2):
+        bare = model.unload()
+        texts = tokenizer(["a cat"], return_tensors="pt")
+        assert torch.equal(
+            bare(**texts, pixel_values=pixels).logits_per_image,
+            make_clip()(**texts, pixel_values=pixels).logits_per_image,
+        )
+        remove_hook_from_module(bare)  # leaves CLIP's forward on the instance
+        model = PeftModel.from_pretrained(bare, tmp_path)
+        assert torch.equal(logits(model, pixels), logits(expected, pixels))
+
+
+ADAPTING: dict[str, Callable[[CLIPModel, CLIPTokenizer, Path], Any]] = {
+    "get_peft_model": lambda clip, tokenizer, folder: get_peft_model(clip, make_config(tokenizer)),
+    "from_pretrained": lambda clip, tokenizer, folder: PeftModel.from_pretrained(clip, folder),
+}
+
+
+def _wrap_forward(clip: Any) -> None:
+    forward = clip.forward
+    clip.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+
+
+def _compile_forward(clip: Any) -> None:
+    clip.forward = torch.compile(clip.forward)
+
+
+def _spread(clip: Any) -> None:
+    clip.hf_device_map = {"text_model": 0, "vision_model": 1}
+
+
+def _quantise(clip: Any) -> None:
+    """As bitsandbytes stores 8-bit weights: int8 numbers, and scales beside them."""
+    for projection in (clip.visual_projection, clip.text_projection):
+        scales = projection.weight.data.abs().amax(dim=1, keepdim=True) / 127
+        whole = (projection.weight.data / scales).round().to(torch.int8)
+        projection.weight = torch.nn.Parameter(whole, requires_grad=False)
+        projection.register_buffer("scales", scales)
+
+
+@pytest.mark.parametrize("adapting", ADAPTING)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_wrap_forward, "forward of this CLIP was replaced by .*Adapt the CLIP first"),
+        (_compile_forward, "forward of this CLIP was replaced by .*Adapt the CLIP first"),
+        (partial(cpu_offload, execution_device="cpu"), "by device_map or offloading.*on one device"),
+        (_spread, r"spread over devices \['0', '1'\].*on one device"),
+        (
+            _quantise,
+            r"quantised visual_projection and text_projection .*llm_int8_skip_modules=\['visual_proj",
+        ),
+    ],
+)
+def test_a_clip_that_prompts_cannot_enter_is_refused(
+    change: Callable[[CLIPModel], None],
+    message: str,
+    adapting: str,
+    make_clip: MakeClip,
+    tokenizer: CLIPTokenizer,
+    tmp_path: Path,
+) -> None:
+    adapt(make_clip(), tokenizer).save_pretrained(tmp_path)
+    clip = make_clip()
+    change(clip)
+    with pytest.raises(ValueError, match=message):
+        ADAPTING[adapting](clip, tokenizer, tmp_path)
+    assert type(clip) is CLIPModel
 
 
 def test_registration_fills_the_tables_of_peft(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +345,40 @@ def test_other_adapters_in_the_model_are_refused(clip: CLIPModel, tokenizer: CLI
     lora: Any = get_peft_model(clip, peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(TypeError, match="already carries adapters of another method"):
         get_peft_model(lora.base_model.model, make_config(tokenizer))
+
+
+LORA = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+BESIDE: dict[str, Callable[[Any], Any]] = {
+    "add_adapter": lambda model: model.get_base_model().add_adapter(LORA, "lora"),
+    "get_peft_model": lambda model: get_peft_model(model.get_base_model(), LORA, "lora"),
+    "inject": lambda model: peft.inject_adapter_in_model(LORA, model.get_base_model(), "lora"),
+    "PeftModel": lambda model: model.add_adapter("lora", LORA),
+}
+
+
+@pytest.mark.parametrize("way", [pytest.param("add_adapter", marks=needs_add_adapter), *[*BESIDE][1:]])
+def test_another_method_beside_an_adapter_is_refused(
+    way: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(clip, tokenizer)
+    before, names = logits(model, pixels), [name for name, _ in model.named_parameters()]
+    with pytest.raises(ValueError, match=r"Merge it into the CLIP first|Cannot combine adapters"):
+        BESIDE[way](model)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert torch.equal(logits(model, pixels), before)
+    assert list(model.peft_config) == ["default"]
+
+
+def test_a_base_model_with_adapters_in_it_is_not_saved(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path
+) -> None:
+    model = adapt(clip, tokenizer)
+    with pytest.raises(ValueError, match=r"could not be loaded again. Save them with .*PeftModel.*unload\(\)"):
+        model.get_base_model().save_pretrained(tmp_path / "clip")
+    assert not (tmp_path / "clip").exists()
+    model.unload().save_pretrained(tmp_path / "clip")
+    again = CLIPModel.from_pretrained(tmp_path / "clip")
+    assert all(torch.equal(tensor, clip.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
 def test_disabled_is_the_base_model_bit_for_bit(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:

@@ -35,16 +35,21 @@ class PublishMixin:
 
         Raises:
             NonFiniteError: if the active adapter holds NaN or infinity.
-            ValueError: for `push_to_hub=True`, which would put a generic card over the adapter's, and for
-                `safe_serialization=False`.
+            ValueError: for `push_to_hub=True`, which would put a generic card over the adapter's, for
+                `safe_serialization=False`, and for a model inside a `PeftModel`: its layers would be written under
+                names that CLIP does not have.
         """
-        if self._hf_peft_config_loaded and kwargs.get("push_to_hub"):
+        if not self._hf_peft_config_loaded:
+            raise ValueError(
+                "This CLIP has adapters in it, and could not be loaded again. Save them with save_pretrained of the "
+                "PeftModel around it, or call unload() and save the CLIP that it returns."
+            )
+        if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) would lose the card. Call push_to_hub(repo_id).")
-        if self._hf_peft_config_loaded:
-            _refuse_pickles(kwargs.get("safe_serialization", True))
-            check_finite(self, self.head.adapter)  # type: ignore[arg-type]
+        _refuse_pickles(kwargs.get("safe_serialization", True))
+        check_finite(self, self.head.adapter)  # type: ignore[arg-type]
         super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
-        if self._hf_peft_config_loaded and is_main_process:
+        if is_main_process:
             _write_card(self, save_directory)
             hide_local_names(self, save_directory)
 
