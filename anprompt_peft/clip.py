@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from .method.noise import clean_features, text_targets
 from .method.registration import PREFIX
 from .method.rephrase import draw_rephrased, vocabulary
 
+IGNORED = -100
+"""Label of an image without one, in transformers and in torch's cross entropy."""
+
 
 @dataclass
 class ANPromptOutput(ModelOutput):
@@ -65,6 +69,10 @@ class ANPromptOutput(ModelOutput):
     loss_terms: dict[str, Tensor] | None = None
 
 
+NOT_PREDICTIONS = [each.name for each in fields(ANPromptOutput) if each.name not in ("loss", "logits")]
+"""What evaluation does not gather for every image."""
+
+
 class PromptedCLIPModel(CLIPModel):
     """What an adapted `CLIPModel` can do about classes and images. It is never built directly and has no weights.
 
@@ -76,6 +84,9 @@ class PromptedCLIPModel(CLIPModel):
     accepts_loss_kwargs = False
     """Tells `Trainer` that the loss is a mean over the batch, to be divided by the accumulation steps."""
 
+    main_input_name = "pixel_values"
+    """Tells `Trainer` what `include_for_metrics=["inputs"]` means."""
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -85,6 +96,7 @@ class PromptedCLIPModel(CLIPModel):
         return_loss: bool | None = None,
         interpolate_pos_encoding: bool = False,
         labels: Tensor | None = None,
+        return_dict: bool = True,
         **kwargs: Any,
     ) -> Any:
         """Classify images, or score image-text pairs as `CLIPModel` does.
@@ -92,26 +104,38 @@ class PromptedCLIPModel(CLIPModel):
         Adapter and classes are those at the time of the call, whatever other threads choose meanwhile.
 
         Args:
-            input_ids (`Tensor`, *optional*): int64 `[n, L]`. If given, this is `CLIPModel.forward`.
+            input_ids (`Tensor`, *optional*): int64 `[n, L]`. If given, this is `CLIPModel.forward`. Images given in
+                this first place, as to transformers' image classifiers, count as `pixel_values`.
             pixel_values (`Tensor`): `[B, 3, H, W]`.
             attention_mask (`Tensor`, *optional*): `[n, L]`, with `input_ids` only.
             position_ids (`Tensor`, *optional*): `[n, L]`, with `input_ids` only.
             return_loss (`bool`, *optional*): CLIP's contrastive loss, with `input_ids` only.
             interpolate_pos_encoding (`bool`): allow other image sizes.
-            labels (`Tensor`, *optional*): int64 `[B]`, positions in the class names; with them come the losses.
-            kwargs: further arguments of transformers' CLIP encoders.
+            labels (`Tensor` or `list[int]`, *optional*): int64 `[B]`, positions in the class names; with them come the
+                losses. The cross entropies leave out images with the label -100, as transformers' losses do.
+            return_dict (`bool`): `False` returns a tuple.
+            kwargs: further arguments of `CLIPModel.forward`, with `input_ids` only.
 
         Returns:
             [`ANPromptOutput`], or transformers' `CLIPOutput` when `input_ids` is given.
 
         Raises:
-            ValueError: if `pixel_values` is missing, `labels` come with `input_ids` or lie outside the classes, or no
-                adapter is active.
+            ValueError: if `pixel_values` is missing, `labels` come with `input_ids` or lie outside the classes, no
+                adapter is active, or it is to be trained and was loaded without `is_trainable=True`.
+            TypeError: for further arguments without `input_ids`.
+            NotImplementedError: within `torch.nn.DataParallel`.
         """
+        if getattr(self, "_is_replica", False):
+            raise NotImplementedError(
+                "torch.nn.DataParallel copies CLIP without what an adapter shares among its layers. Use one GPU, or "
+                "DistributedDataParallel: accelerate launch or torchrun."
+            )
+        if pixel_values is None and isinstance(input_ids, Tensor) and input_ids.is_floating_point():
+            input_ids, pixel_values = None, input_ids
         if not torch.compiler.is_compiling() and self.head.choice is None:
             texts = input_ids, pixel_values, attention_mask, position_ids, return_loss
             with self.head.holding(self.choose()):
-                return PromptedCLIPModel.forward(self, *texts, interpolate_pos_encoding, labels, **kwargs)
+                return PromptedCLIPModel.forward(self, *texts, interpolate_pos_encoding, labels, return_dict, **kwargs)
         if input_ids is not None:
             if labels is not None:
                 raise ValueError("labels go with the adapter's own classes: call the model without input_ids.")
@@ -123,24 +147,45 @@ class PromptedCLIPModel(CLIPModel):
                 return_loss=return_loss,
                 interpolate_pos_encoding=interpolate_pos_encoding,
                 **kwargs,
+                **({} if return_dict else {"return_dict": False}),
+            )
+        text_arguments = {"attention_mask": attention_mask, "position_ids": position_ids, "return_loss": return_loss}
+        if ignored := [*kwargs, *(name for name, value in text_arguments.items() if value is not None)]:
+            raise TypeError(
+                f"{', '.join(ignored)} would have no effect on images without input_ids. Leave it out; images are "
+                "classified with pixel_values, labels, interpolate_pos_encoding and return_dict. Hidden states and "
+                "attentions come from get_image_features."
             )
         if pixel_values is None:
             raise ValueError("Give pixel_values to classify images, or pixel_values and input_ids as for CLIPModel.")
-        return_dict = kwargs.pop("return_dict", True)
         classes, text = self._classes_and_kept_text()
         if labels is not None:
+            if isinstance(labels, (list, tuple)):
+                labels = torch.tensor(labels, device=pixel_values.device)
             _check_labels(labels, classes)
         if text is None:
             text = self.text_embeds(classes, shard=self.training and self.anprompt_state.shards)
-        images = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding, **kwargs}
         kind = self.logits_kind(classes)
         with_frozen = (labels is not None or kind == "ensemble") and not self.head.disable_adapters
-        seen = image_features(self, images, with_frozen)
+        seen = image_features(self, pixel_values, interpolate_pos_encoding, with_frozen)
         scores = self.score(text, seen, self.clean_text(classes) if kind == "ensemble" else None)
         rephrased = self._rephrased(classes) if labels is not None and self.training else None
         terms = {} if labels is None else self._loss_terms(scores, classes, text, seen, labels, rephrased)
+        loss = total_loss(terms) if terms else None
+        if labels is None and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            warnings.warn(
+                "Called in training mode without labels: none of ANPrompt's losses is computed. Trainer keeps labels "
+                "from the model with label_smoothing_factor or compute_loss_func; ANPromptTrainer smooths them in the "
+                "model's own losses.",
+                stacklevel=2,
+            )
+        if loss is not None and self.training and torch.is_grad_enabled() and not loss.requires_grad:
+            raise ValueError(
+                f"No weight of the adapter {self.head.adapter!r} is to be trained: it was loaded for inference. Load "
+                "it with PeftModel.from_pretrained(clip, name, is_trainable=True), or call eval() to measure its loss."
+            )
         output = ANPromptOutput(
-            loss=total_loss(terms) if terms else None,
+            loss=loss,
             logits=getattr(scores, f"logits_{kind}"),
             loss_terms={name: term.value.detach() for name, term in terms.items()} or None,
             **vars(scores),
@@ -217,6 +262,19 @@ class PromptedCLIPModel(CLIPModel):
         self.anprompt_state.class_weights.pop(owner, None)
         if weights is not None:
             self.anprompt_state.class_weights[owner] = weights
+
+    def set_label_smoothing(self, factor: float) -> None:
+        """Smooth the labels of both cross entropies, as `F.cross_entropy(label_smoothing=...)` does.
+
+        Args:
+            factor (`float`): 0, the default, to 1, with which labels count nothing.
+
+        Raises:
+            ValueError: for any other factor.
+        """
+        if not 0 <= factor <= 1:
+            raise ValueError(f"label smoothing must lie between 0 and 1, got {factor!r}.")
+        self.anprompt_state.label_smoothing = factor
 
     def shard_class_texts(self, shard: bool = True) -> None:
         """Share the encoding of many class texts among the processes of a data-parallel training.
@@ -450,7 +508,10 @@ class PromptedCLIPModel(CLIPModel):
             weights = self.anprompt_state.class_weights.get(ASKED if self.asked_classes else self.head.adapter)
             if weights is not None:
                 weights = weights.to(text)
-            return loss_terms(scores, text, labels, frozen, self._scale(), self.active_config, weights, rephrased)
+            smoothing = self.anprompt_state.label_smoothing
+            return loss_terms(
+                scores, text, labels, frozen, self._scale(), self.active_config, weights, rephrased, smoothing
+            )
 
     @torch.compiler.disable
     def clean_text(self, classes: ClassSet) -> Tensor:
@@ -477,12 +538,13 @@ class PromptedCLIPModel(CLIPModel):
 def _check_labels(labels: Tensor, classes: ClassSet) -> None:
     """Raise on labels that are no class numbers; on a GPU, where a look would wait, only their type is checked."""
     count = len(classes.names)
-    if labels.dtype != torch.int64 or labels.dim() != 1:
-        raise ValueError(
-            f"labels must be one class number per image, torch.int64 of shape [B], got {labels.dtype} of shape "
-            f"{list(labels.shape)}."
-        )
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+        got = f"{labels.dtype} of shape {list(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
+        raise ValueError(f"labels must be one class number per image, torch.int64 of shape [B], got {got}.")
     if labels.device.type != "cpu" or not labels.numel() or torch.compiler.is_compiling():
         return
-    if labels.min() < 0 or labels.max() >= count:
-        raise ValueError(f"labels must lie between 0 and {count - 1} for {count} classes, got {labels.tolist()}.")
+    if (((labels < 0) & (labels != IGNORED)) | (labels >= count)).any():
+        raise ValueError(
+            f"labels must lie between 0 and {count - 1} for {count} classes, or be {IGNORED} for images to leave out, "
+            f"got {labels.tolist()}."
+        )

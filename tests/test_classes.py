@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from anprompt_peft.method.features import evaluating
@@ -162,6 +163,35 @@ def test_losses_for_other_classes(
     assert set(terms) == set(same)
     for name, term in terms.items():
         torch.testing.assert_close(term, same[name])
+
+
+def test_images_and_labels_as_other_classifiers_take_them(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """Images in the first place, labels as a list, and -100 for images without one."""
+    model = adapt(clip, tokenizer)
+    expected = model(pixel_values=pixels, labels=LABELS)
+    assert torch.equal(model(pixels).logits, expected.logits)
+    assert torch.equal(model(pixels, labels=LABELS.tolist()).loss, expected.loss)
+    some = model(pixel_values=pixels, labels=[0, -100, 1])
+    cross_entropy = F.cross_entropy(expected.logits_class[[0, 2]], LABELS[[0, 2]])
+    torch.testing.assert_close(some.loss_terms["cross_entropy_class"], cross_entropy.detach())
+
+
+@pytest.mark.parametrize("name", ["label", "lables", "output_attentions", "output_hidden_states", "return_loss"])
+def test_arguments_without_effect_are_refused(
+    name: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    with pytest.raises(TypeError, match=f"{name} would have no effect on images without input_ids"):
+        adapt(clip, tokenizer)(pixel_values=pixels, **{name: True})
+
+
+@pytest.mark.parametrize("labels", [[0.5, 0.25, 0.25], [[1.0, 0, 0]] * 3, "abc"])
+def test_labels_that_are_no_class_numbers(
+    labels: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    with pytest.raises(ValueError, match=r"labels must be one class number per image, .*got"):
+        adapt(clip, tokenizer)(pixel_values=pixels, labels=labels)
 
 
 def test_labels_are_checked(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
 import reference
 from anprompt_peft.evaluation.robustness import texts as measured
@@ -151,6 +151,12 @@ def test_other_classes_are_rephrased_too(
     model.set_classes(["small fish", "red bird"])
     model(pixel_values=pixels[:1], labels=torch.tensor([1]))
     assert names == [tuple(CLASSES), ("small fish", "red bird")]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_rephrased_texts(count: int, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapt(clip, tokenizer, rephrased_weight=1.0, rephrased_texts=count).train()
+    assert model(pixel_values=pixels, labels=torch.tensor([0, 1, 2])).loss_terms["similarity_rephrased"] > 0
 
 
 def test_rephrased_texts_name_their_class_and_vary() -> None:

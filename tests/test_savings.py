@@ -248,7 +248,7 @@ def test_layers_that_are_called_in_another_way_are_found_when_the_adapter_is_cre
     torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, expected)
 
 
-@pytest.mark.parametrize("way", ["attention dropout", "output_attentions", "hook"])
+@pytest.mark.parametrize("way", ["attention dropout", "hook"])
 def test_what_needs_clips_own_forward_gets_it(
     way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +270,7 @@ def test_what_needs_clips_own_forward_gets_it(
         assert len(runs) == 4
         calls = count_calls(model.vision_model.encoder.layers[-1].get_base_layer())
     model.train()
-    model(pixel_values=pixels, labels=LABELS, **({"output_attentions": True} if way == "output_attentions" else {}))
+    model(pixel_values=pixels, labels=LABELS)
     assert len(runs) == (4 if way == "hook" else 2)
     assert way != "hook" or calls == [3, 3]
 

@@ -7,13 +7,14 @@ import json
 import math
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from transformers import (
     CLIPTokenizer,
     EarlyStoppingCallback,
+    EvalPrediction,
     HfArgumentParser,
     Trainer,
     TrainerCallback,
@@ -36,7 +38,7 @@ from anprompt_peft.training import (
     warmup_cosine,
 )
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import LABELS, adapt, logits, make_config, scatter, trainable
+from helpers import CLASSES, LABELS, adapt, logits, make_config, scatter, trainable
 
 TERMS = ["cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss"]
 
@@ -689,9 +691,251 @@ def test_early_stopping_restores_the_best(
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses))
 
 
+@pytest.mark.parametrize("trainer_class", [Trainer, ANPromptTrainer])
+@pytest.mark.parametrize("asked", [None, ["cow", "red bird"]])
+def test_predictions_are_the_logits(
+    asked: list[str] | None,
+    trainer_class: type[Trainer],
+    make_clip: MakeClip,
+    tokenizer: CLIPTokenizer,
+    data: Dataset,
+    tmp_path: Path,
+) -> None:
+    """As a compute_metrics of any image classification script takes them, also for classes asked for."""
+    seen: list[EvalPrediction] = []
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        seen.append(prediction)
+        return {"right": float((np.argmax(prediction.predictions, axis=1) == prediction.label_ids).mean())}
+
+    model = adapt(make_clip(), tokenizer)
+    model.set_classes(asked)
+    data = data.remove_columns("labels").add_column("labels", [0, 1] * 6).with_format("torch")
+    settings = arguments(tmp_path, include_for_metrics=["inputs"], per_device_eval_batch_size=5)
+    trainer = trainer_class(model, settings, eval_dataset=data, compute_metrics=compute_metrics)
+    assert "eval_right" in trainer.evaluate()
+    expected = logits(model, data["pixel_values"][:]).numpy()
+    np.testing.assert_allclose(seen[0].predictions, expected, rtol=1e-5, atol=1e-5)
+    assert seen[0].inputs.shape == (12, 3, IMAGE_SIZE, IMAGE_SIZE)
+    np.testing.assert_allclose(trainer.predict(data).predictions, expected, rtol=1e-5, atol=1e-5)
+    model.unload()
+    assert not hasattr(model.get_base_model().config, "keys_to_ignore_at_inference")
+
+
+@pytest.mark.parametrize("settings", [{"batch_eval_metrics": True}, {"eval_do_concat_batches": False}])
+def test_the_default_metric_under_trainers_switches(
+    settings: dict[str, Any], make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    trainer = ANPromptTrainer(
+        adapt(make_clip(), tokenizer), arguments(tmp_path, per_device_eval_batch_size=5, **settings), eval_dataset=data
+    )
+    expected = ANPromptTrainer(trainer.model, arguments(tmp_path), eval_dataset=data).evaluate()["eval_accuracy"]
+    for _ in range(2):
+        assert trainer.evaluate()["eval_accuracy"] == pytest.approx(expected)
+
+
+def test_label_smoothing_is_that_of_the_models_cross_entropies(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    model = adapt(make_clip(), tokenizer)
+    settings = arguments(tmp_path, label_smoothing_factor=0.2, per_device_eval_batch_size=12)
+    trainer = ANPromptTrainer(model, settings, train_dataset=data, eval_dataset=data)
+    logs = trainer.evaluate()
+    model.set_label_smoothing(0.0)
+    plain = model(pixel_values=data["pixel_values"][:], labels=data["labels"][:])
+    for name in ("class", "prototype"):
+        expected = F.cross_entropy(plain[f"logits_{name}"], data["labels"][:], label_smoothing=0.2)
+        assert logs[f"eval_cross_entropy_{name}"] == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name in ("similarity_image", "similarity_text", "waloss"):
+        assert logs[f"eval_{name}"] == pytest.approx(float(plain.loss_terms[name]), rel=1e-5)
+    trainer.train()
+    assert set(TERMS) <= trainer.state.log_history[-2].keys()
+    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.5"):
+        model.set_label_smoothing(1.5)
+
+
+def test_stock_trainer_that_takes_the_labels_away_is_detected(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    trainer = Trainer(
+        adapt(make_clip(), tokenizer), arguments(tmp_path, label_smoothing_factor=0.2), train_dataset=data
+    )
+    with pytest.warns(UserWarning, match="without labels: none of ANPrompt's losses is computed.*label_smoothing"):
+        trainer.train()
+
+
+def test_what_the_arguments_say_holds_for_a_model_that_trainer_makes(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    data = data.select(range(11))  # unequal classes
+    made: list[Any] = []
+
+    def make() -> Any:
+        made.append(adapt(make_clip(), tokenizer))
+        return made[-1]
+
+    settings = method_arguments(
+        tmp_path, num_train_epochs=1, class_weights="balanced", precision="bf16", label_smoothing_factor=0.1
+    )
+    trainer = ANPromptTrainer(model_init=make, args=settings, train_dataset=data)
+    trainer.train()
+    assert trainer.model is made[-1]
+    assert len(made) > 1
+    for model in made[1:]:
+        assert model.get_base_model().text_projection.weight.dtype == torch.bfloat16
+        state = model.anprompt_state
+        assert state.class_weights["default"].tolist() == pytest.approx([11 / 12, 11 / 12, 11 / 9])
+        assert state.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize(
+    ("names", "outcome"),
+    [
+        (CLASSES, "same"),
+        ([name.replace(" ", "_") for name in CLASSES], "same"),
+        (CLASSES[::-1], "order"),
+        (["a", "b", "c"], "warned"),
+        ([*CLASSES, "cow"], "warned"),
+    ],
+)
+@pytest.mark.parametrize("part", ["train", "eval", "evals", "evaluate", "predict", "torchvision"])
+def test_data_that_number_the_classes_otherwise(
+    part: str,
+    names: list[str],
+    outcome: str,
+    make_clip: MakeClip,
+    tokenizer: CLIPTokenizer,
+    data: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = data.cast_column("labels", ClassLabel(names=[*CLASSES]))
+    theirs: Any = data.cast_column("labels", ClassLabel(names=names))
+    if part == "torchvision":
+        theirs = [data[row] for row in range(12)]
+        theirs = type("Folder", (list,), {"classes": names})(theirs)
+    settings = arguments(tmp_path, max_steps=1)
+    given: dict[str, Any] = {
+        "train": {"train_dataset": theirs},
+        "torchvision": {"train_dataset": theirs},
+        "eval": {"train_dataset": data, "eval_dataset": theirs},
+        "evals": {"train_dataset": data, "eval_dataset": {"own": data, "theirs": theirs}},
+    }.get(part, {})
+    trainer = ANPromptTrainer(adapt(make_clip(), tokenizer), settings, **given)
+    run = {"evaluate": lambda: trainer.evaluate(theirs), "predict": lambda: trainer.predict(theirs)}.get(
+        part, trainer.train
+    )
+    if outcome == "order":
+        with pytest.raises(ValueError, match="same names in another order") as raised:
+            run()
+        assert str(CLASSES) in str(raised.value)
+        assert str(CLASSES[::-1]) in str(raised.value)
+        assert trainer.state.global_step == 0
+        return
+    run()
+    assert ("The data number" in caplog.text) == (outcome == "warned")
+    assert (str(names) in caplog.text) == (outcome == "warned")
+
+
+def test_one_of_several_gpus_is_used(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = arguments(tmp_path)
+    settings._n_gpu = 2
+    trainer = ANPromptTrainer(adapt(make_clip(), tokenizer), settings, train_dataset=data)
+    assert trainer.args.n_gpu == 1
+    assert "2 GPUs are visible and one is used" in caplog.text
+
+
+def test_data_parallel_is_refused(make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset) -> None:
+    replica = adapt(make_clip(), tokenizer).get_base_model()._replicate_for_data_parallel()
+    with pytest.raises(NotImplementedError, match=r"DataParallel.*accelerate launch or torchrun"):
+        replica(pixel_values=data["pixel_values"][:2])
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, ANPromptTrainer, None])
+def test_an_adapter_loaded_for_inference_is_not_trained(
+    trainer_class: type[Trainer] | None, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    adapt(make_clip(), tokenizer).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(make_clip(), tmp_path)
+    batch = {"pixel_values": data["pixel_values"][:3], "labels": data["labels"][:3]}
+    assert model(**batch).loss > 0
+    train: Any = partial(model.train(), **batch)
+    if trainer_class is not None:
+        train = trainer_class(model, arguments(tmp_path), train_dataset=data).train
+    with pytest.raises(ValueError, match=r"loaded for inference.*is_trainable=True"):
+        train()
+
+
+@pytest.mark.parametrize("cast", [{"fp16_full_eval": True}, {"bf16_full_eval": True}])
+def test_full_half_precision_ends_with_the_evaluation(
+    cast: dict[str, bool], make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    model = adapt(make_clip(), tokenizer)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = ANPromptTrainer(model, arguments(tmp_path, **cast), train_dataset=data, eval_dataset=data)
+    full = trainer.evaluate()
+    assert full["eval_loss"] > 0
+    trainer.predict(data)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(tensor.dtype == before[name].dtype for name, tensor in model.state_dict().items())
+
+
+class Cropped(torch.utils.data.Dataset):
+    """Images with a random shift, as a crop has it."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.rows = [data[row] for row in range(len(data))]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        shift = int(torch.randint(4, ()))
+        return {**self.rows[row], "pixel_values": self.rows[row]["pixel_values"].roll(shift, -1)}
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_workers_that_live_on_change_nothing(
+    evaluates: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    """Neither the weights, nor those of a run resumed from an earlier checkpoint."""
+
+    def run(folder: Path, workers: dict[str, Any], resume: str | None = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = get_peft_model(make_clip(), make_config(tokenizer, rephrased_weight=1.0, rephrased_texts=4))
+        settings = method_arguments(
+            folder, num_train_epochs=3, save_strategy="epoch", eval_strategy="epoch" if evaluates else "no", **workers
+        )
+        trainer = ANPromptTrainer(model, settings, train_dataset=Cropped(data), eval_dataset=data)
+        trainer.train(resume_from_checkpoint=resume)
+        return {name: weight.detach().clone() for name, weight in trainable(model).items()}
+
+    persistent = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    expected = run(tmp_path / "none", {})
+    for weights in (
+        run(tmp_path / "persistent", persistent),
+        run(tmp_path / "persistent", persistent, str(tmp_path / "persistent" / "checkpoint-3")),
+    ):
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_checkpoint_without_optimizer_is_told(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = method_arguments(tmp_path, num_train_epochs=2, save_strategy="epoch", save_only_model=True)
+    for resume in (None, str(tmp_path / "checkpoint-3")):
+        assert not caplog.text
+        ANPromptTrainer(adapt(make_clip(), tokenizer), settings, train_dataset=data).train(resume)
+    assert "checkpoint-3 holds no optimizer state" in caplog.text
+
+
 def test_accuracy_takes_what_plain_trainer_gives() -> None:
     scores = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]]).numpy()
     labels = torch.tensor([0, 1, 1]).numpy()
     for predictions in (scores, (scores, {"waloss": 1.0})):
         prediction: Any = type("Prediction", (), {"predictions": predictions, "label_ids": labels})
         assert accuracy(prediction) == {"accuracy": pytest.approx(2 / 3)}
+    left_out: Any = EvalPrediction(scores, np.array([0, -100, -100]))
+    assert accuracy(left_out) == {"accuracy": 1.0}

@@ -100,7 +100,7 @@ def training_arguments(options: TrainOptions, settings: Mapping[str, Any]) -> AN
     on_cpu, in_float16 = device.type == "cpu", options.precision == TrainingPrecision.FP16
     if in_float16 and on_cpu:
         raise ValueError("--precision fp16 needs a GPU. On a CPU use fp32 or bf16.")
-    arguments = ANPromptTrainingArguments(
+    return ANPromptTrainingArguments(
         output_dir=str(options.output),
         seed=options.seed,
         use_cpu=on_cpu,
@@ -109,8 +109,6 @@ def training_arguments(options: TrainOptions, settings: Mapping[str, Any]) -> AN
         label_names=["labels"],
         **{"dataloader_pin_memory": not on_cpu, **_defaults(options), **settings["training"]},
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # no DataParallel
-    return arguments
 
 
 def draw_images(options: TrainOptions, evaluates: bool) -> Images:

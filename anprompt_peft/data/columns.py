@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,11 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset
 
 from ..method.class_texts import composed
 from .images import IMAGE, LABEL, STREAM_BATCH, RGBImage
+from .names import readable
 
 UNLABELLED = -1
+
+logger = logging.getLogger(__name__)
 
 
 def class_names_of(dataset: Dataset | IterableDataset) -> list[str]:
@@ -52,3 +56,36 @@ def map_stream(stream: IterableDataset, image: str, function: Any, names: Sequen
     raw = stream.decode(False).cast_column(image, RGBImage(decode=False))
     mapped = raw.map(function, batched=True, batch_size=STREAM_BATCH, remove_columns=list(stream.features))
     return mapped.cast(Features({IMAGE: RGBImage(), LABEL: ClassLabel(names=list(names))}))
+
+
+def check_same_classes(dataset: Any, class_names: Sequence[str]) -> None:
+    """Compare the classes that a data set numbers with the model's.
+
+    They are those of its `ClassLabel` column `label` or `labels`, or torchvision's attribute `classes`. Where they are
+    other names, a warning shows both.
+
+    Args:
+        dataset: any; one that names no classes is not checked.
+        class_names (sequence of `str`): the model's.
+
+    Raises:
+        ValueError: if they are the same names in another order.
+    """
+    while not (features := getattr(dataset, "features", None)) and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    columns = [feature for name in (LABEL, "labels") if isinstance(feature := (features or {}).get(name), ClassLabel)]
+    names = columns[0].names if columns else getattr(dataset, "classes", None)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return
+    theirs, ours = list(map(readable, names)), list(map(readable, class_names))
+    if theirs == ours:
+        return
+    both = f"The data number {list(names)}, and the adapter's classes are {list(class_names)}"
+    if sorted(theirs) == sorted(ours):
+        raise ValueError(
+            f"{both}: the same names in another order. Give the adapter class_names in the order of the data, or "
+            "reorder these: anprompt_peft.data.select_classes(dataset, model.class_names)."
+        )
+    logger.warning(
+        "%s: label 0 counts as %r, and so on. If these are not the same classes, it is wrong.", both, ours[0]
+    )

@@ -40,17 +40,20 @@ class ImageFeatures:
     frozen: Tensor | None
 
 
-def image_features(clip: CLIPModel, images: dict[str, Any], with_frozen: bool) -> ImageFeatures:
+def image_features(
+    clip: CLIPModel, pixel_values: Tensor, interpolate_pos_encoding: bool, with_frozen: bool
+) -> ImageFeatures:
     """Return image features with the active adapter's prompts in, if it is on.
 
     Args:
         clip (`CLIPModel`): the adapted model.
-        images (`dict`): `pixel_values` `[B, 3, H, W]`, and further arguments of CLIP's vision encoder.
+        pixel_values (`Tensor`): `[B, 3, H, W]`.
+        interpolate_pos_encoding (`bool`): allow other image sizes.
         with_frozen (`bool`): whether the frozen features are wanted.
     """
-    further = images.keys() - {"pixel_values", "interpolate_pos_encoding"}
-    if not further and runs_decomposed(clip):
-        return _encode_images(clip, **images, with_frozen=with_frozen)
+    if runs_decomposed(clip):
+        return _encode_images(clip, pixel_values, with_frozen, interpolate_pos_encoding)
+    images: Any = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate_pos_encoding}
     context = PromptContext()
     features = clip.get_image_features(prompt_context=context, **images).pooler_output
     frozen = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -62,3 +65,17 @@ def set_precision(model: nn.Module, precision: str = AUTO) -> str:
         if not (PREFIX in name or weight.requires_grad or name.endswith("logit_scale")):
             weight.data = weight.data.to(DTYPES[chosen])
     return chosen
+
+
+@contextmanager
+def restored_precision(model: nn.Module) -> Iterator[None]:
+    """Give a model its weights and buffers back as they were, whatever a block casts them to."""
+    weights = [(weight, weight.data) for weight in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for weight, data in weights:
+            weight.data = data
+        for module, former in buffers:
+            module._buffers.update(former)

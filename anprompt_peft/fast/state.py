@@ -33,6 +33,7 @@ class State:
         classes (`ClassSet`, *optional*): the classes asked for; `None` means those of the active adapter.
         class_weights (`dict[str, Tensor]`): `[C]` each, of the cross entropies over an adapter's classes by the
             adapter's name, and over the classes asked for by `ASKED`.
+        label_smoothing (`float`): of the cross entropies.
         shards (`bool`): whether processes share the encoding of class texts.
         cards (`dict[Path, str]`): model cards as last written.
         pushed (`set[Path]`): folders that Trainer pushes to the Hub.
@@ -45,6 +46,7 @@ class State:
     image_cache: ImageCache | None = None
     classes: ClassSet | None = None
     class_weights: dict[str, Tensor] = field(default_factory=dict)
+    label_smoothing: float = 0.0
     shards: bool = False
     cards: dict[Path, str] = field(default_factory=dict)
     pushed: set[Path] = field(default_factory=set)

@@ -144,7 +144,7 @@ def tokenize(
         ValueError: if a text is longer than the context, or the tokenizer does not fit the backbone.
     """
     context = config.text_config.max_position_embeddings
-    rows = [tokenizer(text)["input_ids"] for text in texts]
+    rows = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
     if truncate:
         rows = [row if len(row) <= context else row[: context - 1] + row[-1:] for row in rows]
     for text, row in zip(texts, rows, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -69,6 +70,7 @@ def loss_terms(
     config: ANPromptConfig,
     class_weights: Tensor | None = None,
     rephrased: tuple[Tensor, Tensor] | None = None,
+    label_smoothing: float = 0.0,
 ) -> dict[str, Term]:
     """Return the terms by name; without prompts alpha plays no part.
 
@@ -82,10 +84,12 @@ def loss_terms(
         class_weights (`Tensor`, *optional*): `[C]`, of both cross entropies, as in `F.cross_entropy`.
         rephrased (`tuple[Tensor, Tensor]`, *optional*): normalised features `[m, d]` of rephrased texts with prompts
             in, and the frozen CLIP's of what they rephrase.
+        label_smoothing (`float`): of both cross entropies, as in `F.cross_entropy`.
     """
+    cross_entropy = partial(F.cross_entropy, target=labels, weight=class_weights, label_smoothing=label_smoothing)
     prototype, logits_prototype = scores.prototype_embeds, scores.logits_prototype
     share = config.alpha if frozen is not None and prototype is not None else 1.0
-    terms = {"cross_entropy_class": Term(F.cross_entropy(scores.logits_class, labels, class_weights), share)}
+    terms = {"cross_entropy_class": Term(cross_entropy(scores.logits_class), share)}
     if frozen is None:
         return terms
     terms["similarity_image"] = Term(similarity_loss(scores.image_embeds, frozen.image), config.similarity_weight)
@@ -93,8 +97,7 @@ def loss_terms(
     if rephrased is not None:
         terms["similarity_rephrased"] = Term(similarity_loss(*rephrased), config.rephrased_weight)
     if prototype is not None and logits_prototype is not None:
-        cross_entropy = F.cross_entropy(logits_prototype, labels, class_weights)
-        terms["cross_entropy_prototype"] = Term(cross_entropy, 1 - config.alpha)
+        terms["cross_entropy_prototype"] = Term(cross_entropy(logits_prototype), 1 - config.alpha)
         logits_perturbed = clip_logits(prototype, frozen.perturbed, scale)
         terms["waloss"] = Term(waloss(scores.logits_class, logits_perturbed), config.waloss_weight)
     return terms

@@ -41,7 +41,7 @@ class Rephrased(NamedTuple):
 def draw_rephrased(
     names: Sequence[str], templates: Sequence[str], words: Sequence[str], count: int, rng: random.Random
 ) -> Rephrased:
-    """Draw rephrased texts of classes, drawn too, and half as many texts of one or two words.
+    """Draw rephrased texts of classes, drawn too, and half as many texts of one or two words, at least one.
 
     Args:
         names (`Sequence[str]`): the C class names.
@@ -52,7 +52,7 @@ def draw_rephrased(
     """
     classes = rng.choices(range(len(names)), k=count)
     texts = [rephrase(names[at], rng.choice(templates), rng) for at in classes]
-    about = [" ".join(rng.sample(words, rng.choice((1, 2)))) for _ in range(count // 2)]
+    about = [" ".join(rng.sample(words, rng.choice((1, 2)))) for _ in range(max(1, count // 2))]
     return Rephrased(texts, classes, [rng.choice(templates).replace("{}", each) for each in about])
 
 

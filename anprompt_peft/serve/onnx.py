@@ -52,7 +52,7 @@ class ImageSide(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits `[B, C]` and the normalised image features `[B, d]` of images `[B, 3, H, W]`."""
-        seen = image_features(self.clip, {"pixel_values": pixel_values}, with_frozen=self.clean_text is not None)
+        seen = image_features(self.clip, pixel_values, False, with_frozen=self.clean_text is not None)
         scores = self.clip.score(self.text_embeds, seen, self.clean_text)
         return getattr(scores, f"logits_{self.logits}"), scores.image_embeds
 

@@ -4,9 +4,10 @@ from ..fast.sharding import refuse_weight_sharding
 from ..publish.finite import NonFiniteError, check_finite
 from .checkpoint import clear, keep_adapter_only, newest, save_newest
 from .lock import alone_in
+from .metrics import Accuracy, accuracy
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES, Recipe, warmup_cosine
 from .repeatable import RepeatableRows, TellEpoch
-from .trainer import ANPromptTrainer, ANPromptTrainingArguments, accuracy, balanced_class_weights
+from .trainer import ANPromptTrainer, ANPromptTrainingArguments, balanced_class_weights
 
 __all__ = [
     "BATCH_SIZE",
@@ -15,6 +16,7 @@ __all__ = [
     "RECIPES",
     "ANPromptTrainer",
     "ANPromptTrainingArguments",
+    "Accuracy",
     "NonFiniteError",
     "Recipe",
     "RepeatableRows",

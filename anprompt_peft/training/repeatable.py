@@ -64,3 +64,13 @@ class TellEpoch(TrainerCallback):
     ) -> None:
         """Set the number of the epoch."""
         self.rows.epoch.fill_(int(state.epoch or 0))
+        draw_as_new(kwargs.get("train_dataloader"))
+
+
+def draw_as_new(loader: Any) -> None:
+    """Draw what a loader draws each time it starts its workers, if `loader` has persistent ones that run already.
+
+    What a training step draws from torch's random numbers afterwards, class texts for example, is then the same.
+    """
+    if getattr(loader, "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections import defaultdict
@@ -11,26 +12,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
+from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from ..data.columns import label_column
+from ..data.columns import check_same_classes, label_column
 from ..data.images import LABEL
-from ..fast.precision import PRECISIONS, choose_precision, set_precision
+from ..fast.precision import PRECISIONS, choose_precision, restored_precision, set_precision
 from ..fast.sharding import refuse_weight_sharding
 from ..files import sync, sync_folder
 from ..publish.finite import NonFiniteError, check_finite
 from ..publish.hub import CardCallback
+from ..tuner import adapted_clip
 from .checkpoint import newest_whole, resume_point
 from .lock import alone_in
+from .metrics import Accuracy
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES
-from .repeatable import ROW, RepeatableRows, TellEpoch
+from .repeatable import ROW, RepeatableRows, TellEpoch, draw_as_new
 
 AUTO, BALANCED = "auto", "balanced"
 
@@ -155,21 +158,40 @@ class ANPromptTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         refuse_weight_sharding()
-        kwargs.setdefault("compute_metrics", accuracy)
+        given = inspect.signature(Trainer.__init__).bind_partial(self, *args, **kwargs).arguments
+        if given.get("compute_metrics") is None:
+            kwargs["compute_metrics"] = Accuracy()
+        if arguments := given.get("args"):
+            _use_one_gpu(arguments)
+        self._is_made = False
         super().__init__(*args, **kwargs)
-        if precision := getattr(self.args, "precision", None):
-            set_precision(self.model, precision)
-            logger.info("CLIP's frozen weights are in %s.", precision)
+        self.label_smoother = None  # it would take the labels away: the model's cross entropies do it
+        self._is_made = True
+        self._set_up(self.model)
         self.add_callback(CardCallback)
-        if getattr(self.args, "class_weights", None) and self.train_dataset is not None:
-            weights = balanced_class_weights(_labels(self.train_dataset), self.model.class_names)
-            self.model.set_class_weights(weights)
         if self.train_dataset is not None and not self.args.remove_unused_columns and _has_rows(self.train_dataset):
             self.train_dataset = RepeatableRows(self.train_dataset, self.args.seed)
             self.add_callback(TellEpoch(self.train_dataset))
         self._sums: dict[str, dict[str, Tensor]] = {"": {}, "eval_": {}}
         self._images: dict[str, int] = defaultdict(int)
         self._resumed = False
+
+    def _set_up(self, model: Any) -> None:
+        """Let a model do what the arguments say."""
+        if precision := getattr(self.args, "precision", None):
+            set_precision(model, precision)
+            logger.info("CLIP's frozen weights are in %s.", precision)
+        if getattr(self.args, "class_weights", None) and self.train_dataset is not None:
+            images = getattr(self.train_dataset, "dataset", self.train_dataset)
+            model.set_class_weights(balanced_class_weights(_labels(images), model.class_names))
+        adapted_clip(model).set_label_smoothing(self.args.label_smoothing_factor)
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """Make a model as Trainer does, for each training and trial, and set it up as the arguments say."""
+        model = super().call_model_init(trial)
+        if self._is_made:
+            self._set_up(model)
+        return model
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -237,12 +259,21 @@ class ANPromptTrainer(Trainer):
             OSError: if a file of a checkpoint cannot be read.
             ValueError: with `True`, if there is no checkpoint, or none that is whole.
         """
+        adapter = adapted_clip(self.model)
+        for dataset in (self.train_dataset, *_datasets(self.eval_dataset)):
+            check_same_classes(dataset, adapter.class_names)
         folder = Path(self.args.output_dir)
         saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
         with alone_in(folder) if saves else nullcontext():
             if str(resume_from_checkpoint).lower() == "true":
                 resume_from_checkpoint = self._newest_checkpoint(folder)
             self._resumed = bool(resume_from_checkpoint)
+            if self._resumed and not Path(str(resume_from_checkpoint), OPTIMIZER_NAME).is_file():
+                logger.warning(
+                    "%s holds no optimizer state, as save_only_model=True leaves it: the optimizer and its schedule "
+                    "start again, and the result differs from that of an uninterrupted run.",
+                    resume_from_checkpoint,
+                )
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         if isinstance(self.model, PeftModel):
             check_finite(self.model, self.model.active_adapter)
@@ -288,18 +319,17 @@ class ANPromptTrainer(Trainer):
         self._images[phase] += images
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Evaluate a batch; of the outputs only `logits` are kept, unless `ignore_keys` says otherwise."""
-        if ignore_keys is None:
-            ignore_keys = ["loss_terms", "logits_class", "logits_prototype", "logits_fused"]
-            ignore_keys += ["image_embeds", "prototype_embeds"]
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or predict as Trainer does; `fp16_full_eval` and `bf16_full_eval` end with it.
+
+        Raises:
+            ValueError: if the data number the model's classes otherwise.
+        """
+        check_same_classes(dataloader.dataset, adapted_clip(self.model).class_names)
+        draw_as_new(dataloader)
+        casts = (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_in_train
+        with restored_precision(self.model) if casts else nullcontext():
+            return super().evaluation_loop(dataloader, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the loss terms of this phase to what is logged."""
@@ -354,14 +384,15 @@ def _has_rows(dataset: Any) -> bool:
     return isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset)
 
 
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the share of images whose most likely class is the right one, for Trainer's `compute_metrics`.
+def _use_one_gpu(arguments: TrainingArguments) -> None:
+    if arguments.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are visible and one is used: an adapter does not work in torch.nn.DataParallel. For several "
+            "start the script with accelerate launch or torchrun.",
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
 
-    Raises:
-        NonFiniteError: if a logit is NaN or infinite.
-    """
-    logits = prediction.predictions
-    logits = logits[0] if isinstance(logits, tuple) else logits
-    if not np.isfinite(logits).all():
-        raise NonFiniteError("The model's logits hold NaN or infinity, so there is no accuracy.")
-    return {"accuracy": float(np.mean(logits.argmax(axis=-1) == prediction.label_ids))}
+
+def _datasets(given: Any) -> list[Any]:
+    return list(given.values()) if isinstance(given, dict) else [given]
