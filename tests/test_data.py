@@ -539,9 +539,15 @@ def test_few_shots_without_decoding(undecodable: Dataset) -> None:
         few_shot(undecodable, 11, seed=0)
     with pytest.raises(ShotsError, match="shots=0"):
         few_shot(undecodable, 0, seed=0)
+    some = few_shot(undecodable, 11, seed=0, fewer=True)
+    assert Counter(some["label"][:]) == {0: 11, 1: 11, 2: 10}
+    few = few_shot(undecodable, 10, seed=0)
+    assert paths(few_shot(undecodable, 10, seed=0, fewer=True)) == paths(few)
     without_zebras = undecodable.select(np.flatnonzero(np.array(undecodable["label"][:]) != 2))
     with pytest.raises(ShotsError, match=r"\{'zebra': 0\}"):
         few_shot(without_zebras, 1, seed=0)
+    with pytest.raises(ShotsError, match=r"\{'zebra': 0\}. Leave these classes out with select_classes\.$"):
+        few_shot(without_zebras, 1, seed=0, fewer=True)
     with pytest.raises(TypeError, match="streaming=False"):
         few_shot(undecodable.to_iterable_dataset(), 1, seed=0)
 
@@ -569,8 +575,22 @@ def test_shares_must_leave_something(undecodable: Dataset, validation: float, te
 
 def test_a_class_too_small_to_split(tmp_path: Path) -> None:
     data = load_image_data(broken_folder(tmp_path / "data", {"ant": 9, "bee": 1}), "train")
-    with pytest.raises(ValueError, match="least populated class"):
+    with pytest.raises(ValueError, match=r"train, test needs .* fewer images than that: \{'bee': 1\}"):
         split_data(data, test=0.5, seed=0)
+    with pytest.raises(ValueError, match=r"test=0.9 of 10 images leave less than one .* Use at most 0.8 in all"):
+        split_data(load_image_data(broken_folder(tmp_path / "more", {"ant": 8, "bee": 2}), "train"), test=0.9, seed=0)
+    with pytest.raises(ValueError, match=r"test=0.1 of 10 images is 1, less than one .* 2 classes. Use at least 0.2"):
+        split_data(load_image_data(tmp_path / "more", "train"), test=0.1, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_split_has_every_class(tmp_path: Path, seed: int) -> None:
+    """Also where a class has less than half an image in a share, or would be all in it."""
+    data = load_image_data(broken_folder(tmp_path / "data", {"ant": 40, "bee": 3}), "train")
+    for shares in ({"test": 0.05}, {"test": 0.9}, {"validation": 0.5, "test": 0.45}):
+        parts = split_data(data, **shares, seed=seed)
+        assert all(set(part["label"][:]) == {0, 1} for part in parts.values())
+        assert sorted(path for part in parts.values() for path in paths(part)) == sorted(paths(data))
 
 
 def test_classes_are_selected_by_name(undecodable: Dataset) -> None:

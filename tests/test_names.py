@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anprompt_peft.data import ClassHalves, halves, readable, readable_names
+from anprompt_peft.data.names import codes
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,11 @@ from anprompt_peft.data import ClassHalves, halves, readable, readable_names
 )
 def test_readable(raw: str, clean: str) -> None:
     assert readable(raw) == clean
+
+
+def test_names_that_are_codes() -> None:
+    found = ["0", "12", "n01440764", "class_3", "Label-2", "c0"]
+    assert codes([*found, "A", "class", "707 320 jet", "Boeing 737", "zero", "чай 2", "3D printer"]) == found
 
 
 @given(st.text(alphabet="aBz9._- é", min_size=1))

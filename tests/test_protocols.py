@@ -207,6 +207,10 @@ def test_wrong_tasks_are_refused(processor: CLIPImageProcessorPil) -> None:
         make_task(data, processor, "zero-shot", 1, 1)
     with pytest.raises(ValueError, match="halves='first' must be one of order, random"):
         make_task(data, processor, "base-to-new", 1, 1, halves="first")
+    three = make_data(train=[0, 1, 2], test=[0, 1, 2], names=NAMES[:3])
+    for how in ("order", "random"):
+        with pytest.raises(ValueError, match=r"each half needs two classes, got base .* and new "):
+            make_task(three, processor, "base-to-new", 1, 1, halves=how)
     with pytest.raises(ValueError, match="sampling='dassl' must be one of coop, seeded"):
         make_task(data, processor, "base-to-new", 1, 1, sampling="dassl")
     with pytest.raises(ValueError, match="the protocol cross-data needs targets"):

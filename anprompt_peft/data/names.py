@@ -13,6 +13,9 @@ from pathlib import Path
 from ..files import read_json, to_json, whole_file
 from ..method.class_texts import check_class_names, composed
 
+PLACEHOLDERS = {"category", "class", "cls", "id", "label", "no", "nr"}
+"""Words of class names that say nothing about the class."""
+
 
 def readable(name: str) -> str:
     """Return a class name as people write it: `"001.Black_footed_Albatross"` becomes `"Black footed Albatross"`.
@@ -40,6 +43,15 @@ def readable_names(names: Sequence[str]) -> list[str]:
     return list(alike)
 
 
+def codes(names: Sequence[str]) -> list[str]:
+    """Return the names with a number and no word in them, such as `"3"`, `"n01440764"` or `"class 2"`."""
+    return [name for name in names if re.search(r"\d", name) and not _words(name)]
+
+
+def _words(name: str) -> set[str]:
+    return {word for word in re.findall(r"[^\W\d_]+", name.lower()) if len(word) > 1} - PLACEHOLDERS
+
+
 @dataclass(frozen=True)
 class ClassHalves:
     """The classes to tune on and those to keep unseen, by name: numbers change with the classes that are loaded.
@@ -61,6 +73,11 @@ class ClassHalves:
             raise ValueError(f"each half needs a class, got base={self.base} and new={self.new}.")
         object.__setattr__(self, "base", names[: len(self.base)])
         object.__setattr__(self, "new", names[len(self.base) :])
+
+    def check_sizes(self) -> None:
+        """Raise `ValueError` unless each half has two classes or more, to choose between."""
+        if min(len(self.base), len(self.new)) < 2:
+            raise ValueError(f"each half needs two classes, got base {list(self.base)} and new {list(self.new)}.")
 
     def to_json(self) -> str:
         """Return the halves as JSON text."""

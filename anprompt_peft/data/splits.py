@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,26 +48,39 @@ def sample_shots(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> l
     return sorted(chosen)
 
 
-def few_shot(dataset: Dataset, shots: int, seed: int) -> Dataset:
+def few_shot(dataset: Dataset, shots: int, seed: int, *, fewer: bool = False) -> Dataset:
     """Return `shots` examples of every class, drawn by [`sample_shots`]; no image is decoded.
 
+    Args:
+        dataset (`Dataset`): with labels.
+        shots (`int`): examples per class.
+        seed (`int`): names the draw.
+        fewer (`bool`): take all examples of a class that has fewer, instead of raising an error.
+
     Raises:
-        ShotsError: if `shots` is below 1 or a class has fewer examples.
+        ShotsError: if `shots` is below 1, or a class has fewer examples; with `fewer`, if it has none.
         ValueError: if an example is unlabelled.
         TypeError: for a stream.
     """
     labels, names = labels_of(dataset), class_names_of(dataset)
     counts = np.bincount(labels, minlength=len(names))
-    if short := {name: int(count) for name, count in zip(names, counts, strict=True) if count < shots}:
-        raise ShotsError(
-            f"shots={shots} asks for more examples than these classes have: {short}. Use at most {counts.min()}, or "
-            "leave the classes out with select_classes."
-        )
-    return dataset.select(sample_shots(labels, shots, seed))
+    needed = 1 if fewer else shots
+    if short := {name: int(count) for name, count in zip(names, counts, strict=True) if count < needed}:
+        cure = f"Use at most {counts.min()}" if counts.min() else "Leave these classes out with select_classes"
+        up_to = "" if fewer else f", or take up to {shots} of each class with fewer=True"
+        raise ShotsError(f"shots={shots} asks for more examples than these classes have: {short}. {cure}{up_to}.")
+    if not fewer:
+        return dataset.select(sample_shots(labels, shots, seed))
+    rows = [np.flatnonzero(labels == label) for label in np.flatnonzero(counts <= shots)]
+    many = np.flatnonzero(counts[labels] > shots)
+    drawn = many[sample_shots(labels[many], shots, seed)]
+    return dataset.select(np.sort(np.concatenate([*rows, drawn])))
 
 
 def split_data(dataset: Dataset, *, validation: float = 0.0, test: float = 0.0, seed: int) -> DatasetDict:
     """Split one data set at random, each class in the same proportions; no image is decoded.
+
+    A class whose share is less than half an example has one in each split.
 
     Args:
         dataset (`Dataset`): with labels.
@@ -78,18 +92,54 @@ def split_data(dataset: Dataset, *, validation: float = 0.0, test: float = 0.0, 
         `DatasetDict`: `train`, and those of `validation` and `test` that were asked for.
 
     Raises:
-        ValueError: if the shares do not leave something to train on, or a class is too small to be in every split.
+        ValueError: if a share is less than one example per class, the shares do not leave so many to train on, or a
+            class has too few examples to be in every split.
         TypeError: for a stream.
     """
-    shares = {"validation": validation, "test": test}
-    if min(shares.values()) < 0 or not 0 < sum(shares.values()) < 1:
+    shares = {name: share for name, share in {"validation": validation, "test": test}.items() if share}
+    if not shares or min(shares.values()) < 0 or not 0 < sum(shares.values()) < 1:
         raise ValueError(f"validation={validation} and test={test} must be shares with a sum between 0 and 1.")
     labels = labels_of(dataset)
+    _check_sizes(labels, class_names_of(dataset), shares)
     rest, parts = np.arange(len(labels)), {}
-    for name in [name for name, share in shares.items() if share]:
-        size = round(shares[name] * len(labels))
-        rest, parts[name] = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=seed)
+    for after, (name, share) in enumerate(shares.items()):
+        rest, part = train_test_split(
+            rest, test_size=round(share * len(labels)), stratify=labels[rest], random_state=seed
+        )
+        part, rest = _at_least(1, part, rest, labels)
+        rest, parts[name] = _at_least(len(shares) - after, rest, part, labels)
     return DatasetDict({name: dataset.select(np.sort(rows)) for name, rows in {"train": rest, **parts}.items()})
+
+
+def _check_sizes(labels: np.ndarray, names: Sequence[str], shares: Mapping[str, float]) -> None:
+    counts = {names[label]: int(count) for label, count in zip(*np.unique(labels, return_counts=True), strict=True)}
+    if short := {name: count for name, count in counts.items() if count <= len(shares)}:
+        raise ValueError(
+            f"each of the splits train, {', '.join(shares)} needs an image of every class, and these have fewer "
+            f"images than that: {short}. Add images, or leave the classes out."
+        )
+    least = math.ceil(100 * len(counts) / len(labels)) / 100
+    for name, share in shares.items():
+        if round(share * len(labels)) < len(counts):
+            raise ValueError(
+                f"{name}={share} of {len(labels)} images is {round(share * len(labels))}, less than one image of each "
+                f"of the {len(counts)} classes. Use at least {least}."
+            )
+    if len(labels) - sum(round(share * len(labels)) for share in shares.values()) < len(counts):
+        given = " and ".join(f"{name}={share}" for name, share in shares.items())
+        raise ValueError(
+            f"{given} of {len(labels)} images leave less than one image of each of the {len(counts)} classes to train "
+            f"on. Use at most {round(1 - least, 2)} in all."
+        )
+
+
+def _at_least(count: int, rows: np.ndarray, others: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return `rows` with `count` examples or more of every class, those that it lacks taken from `others`."""
+    for label in np.unique(labels):
+        lacking = max(0, count - np.count_nonzero(labels[rows] == label))
+        moved = others[labels[others] == label][:lacking]
+        rows, others = np.concatenate([rows, moved]), others[~np.isin(others, moved)]
+    return rows, others
 
 
 def select_classes(dataset: Dataset | IterableDataset, names: Sequence[str]) -> Dataset | IterableDataset:

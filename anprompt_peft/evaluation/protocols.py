@@ -60,7 +60,7 @@ def make_task(
 
     Raises:
         ShotsError: if there are not enough images to draw.
-        ValueError: for an unknown protocol, half or sampling, or targets that do not fit.
+        ValueError: for an unknown protocol, half or sampling, halves of one class, or targets that do not fit.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} must be one of {', '.join(PROTOCOLS)}.")
@@ -76,6 +76,7 @@ def make_task(
         ]
         return Task(images.shots(data, drawn, names), data.texts(), tuple(parts))
     both = class_halves(names, seed, halves)
+    both.check_sizes()
     groups = {"base": both.base, "new": both.new}
     parts = [images.part(name, data, own if protocol == BASE_TO_NEW else names, own) for name, own in groups.items()]
     return Task(images.shots(data, drawn, both.base), data.texts(both.base), tuple(parts))
