@@ -16,6 +16,7 @@ from peft import AutoPeftModel
 from PIL import Image
 from transformers import CLIPProcessor
 
+from anprompt_peft.extras import extra
 from anprompt_peft.serve import predict  # also registers the method
 
 Shares = dict[str, float]
@@ -62,7 +63,8 @@ class Demo:
 
     def page(self) -> Any:
         """The page, as gradio's `Blocks`."""
-        import gradio
+        with extra("demo"):
+            import gradio
 
         def classify(image: Source | None, classes: str) -> tuple[Shares, Shares]:
             try:

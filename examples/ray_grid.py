@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import ray
 from tqdm import tqdm
 
 from anprompt_peft.evaluation.grid import Cell, Failed, Place, Setup, is_done, make_cells, run_cell
 from anprompt_peft.evaluation.peers import make_method
+from anprompt_peft.extras import extra
+
+with extra("ray"):
+    import ray
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

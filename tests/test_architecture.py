@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "anprompt_peft"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem not in {"__init__"})
 MAY_IMPORT = {
     "method": set(),
+    "extras": set(),
     "files": set(),
     "text": set(),
     "moved": set(),
@@ -25,9 +26,9 @@ MAY_IMPORT = {
     "tuner": {"method", "fast", "clip", "publish", "files"},
     "trust": {"method", "fast", "publish", "tuner", "files"},
     "data": {"method", "files", "text"},
-    "training": {"method", "fast", "clip", "publish", "tuner", "data", "files", "text"},
+    "training": {"method", "fast", "clip", "publish", "tuner", "data", "extras", "files", "text"},
     "evaluation": {"method", "clip", "tuner", "data", "training", "files", "provenance", "termination", "text"},
-    "serve": {"method", "fast", "clip", "tuner", "data", "files", "provenance"},
+    "serve": {"method", "fast", "clip", "tuner", "data", "extras", "files", "provenance"},
     "report": {"tuner", "evaluation", "publish", "files"},
     "__main__": set(),
 }

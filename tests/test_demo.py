@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,12 @@ def test_a_file_is_opened_as_predict_opens_it(demo: Demo, image: Image.Image, tm
 def test_no_image(demo: Demo) -> None:
     with pytest.raises(ValueError, match="upload one"):
         demo.classify(None, "cat, dog")
+
+
+def test_gradio_is_missing(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs gradio, .* pip install 'anprompt-peft\[demo\]'"):
+        demo.page()
 
 
 def test_the_page_over_http(demo: Demo, image: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import anprompt_peft
+from anprompt_peft.extras import extra
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -121,6 +124,38 @@ def test_constraints_fit_the_lower_bounds() -> None:
             if (pin := pins.get(canonicalize_name(each.name))) and Version(pin) not in each.specifier
         ]
         assert refused == [], name
+
+
+def test_optional_packages_are_told_with_their_extra() -> None:
+    """Wherever the package or an example imports one, a missing one names the extra that has it."""
+    extras: dict[str, Any] = load_project()["optional-dependencies"]
+    modules = {
+        name: {Requirement(each).name.lower() for each in extras[name] if "anprompt-peft" not in each}
+        for name in ("onnx", "demo", "examples", "embedded", "ray")
+    }
+    optional = set.union(*modules.values()) - {"scipy"}  # of the core as well
+    for path in (*(ROOT / "examples").rglob("*.py"), *(ROOT / "anprompt_peft").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        told: dict[str, str] = {}
+        for block in (node for node in ast.walk(tree) if isinstance(node, ast.With)):
+            call = ast.unparse(block.items[0].context_expr)
+            told |= {name: call for each in block.body for name in imported(each)}
+        for module in {name for node in ast.walk(tree) for name in imported(node)} & optional:
+            named = {f"extra('{name}')" for name, have in modules.items() if module in have}
+            assert told.get(module, "") in named, path
+
+
+def imported(node: ast.AST) -> list[str]:
+    """The packages that a statement imports."""
+    if isinstance(node, ast.Import):
+        return [each.name.split(".")[0] for each in node.names]
+    return [node.module.split(".")[0]] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+
+
+def test_a_missing_package_is_told_with_its_extra() -> None:
+    wanted = r"This needs nowhere_at_all, .* pip install 'anprompt-peft\[demo\]'"
+    with pytest.raises(ModuleNotFoundError, match=wanted), extra("demo"):
+        importlib.import_module("nowhere_at_all.sub")
 
 
 def test_makefile() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from ..data.processor import check_processor
+from ..extras import missing
 from ..fast import Savings
 from ..fast.encoders import image_features
 from ..files import hub_id, whole_file
@@ -92,8 +93,8 @@ def export_onnx(
             pixels or does anything but resize, crop, rescale and normalise, or `opset` is out of range.
         IsADirectoryError: if `path` is a folder.
     """
-    if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
-        raise ImportError(f"The ONNX export needs {missing}. Install them with: pip install 'anprompt-peft[onnx]'.")
+    if absent := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
+        raise ImportError(missing(" and ".join(absent), "onnx"))
     if opset is not None and opset not in OPSETS:
         raise ValueError(f"opset={opset!r} must lie between {OPSETS.start} and {OPSETS.stop - 1}, or be None.")
     path = Path(path)

@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ..data.columns import check_same_classes, label_column
 from ..data.images import LABEL
+from ..extras import missing
 from ..fast.precision import PRECISIONS, choose_precision, restored_precision, set_precision
 from ..fast.sharding import refuse_weight_sharding
 from ..files import sync, sync_folder
@@ -125,7 +126,7 @@ class ANPromptTrainingArguments(TrainingArguments):
         if self.precision is not None:
             self.precision = choose_precision(self.precision, self.device)
         if "tensorboard" in self.report_to and not is_tensorboard_available():
-            raise ValueError("report_to='tensorboard' needs a package that is missing: pip install tensorboard.")
+            raise ValueError(f"report_to='tensorboard': {missing('tensorboard', 'examples')}")
         if self.warmup_epochs is None:
             return
         if self.warmup_epochs != AUTO:

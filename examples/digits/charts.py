@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from anprompt_peft.evaluation import BaseToNew
+from anprompt_peft.extras import extra
 from anprompt_peft.report.curves import TERMS
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+with extra("examples"):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
 
 MEASURES = {"base": "base", "new": "new", "harmonic_mean": "harmonic mean"}
 COLOURS = {"zero-shot CLIP": "#7d8996", "ANPrompt": "#1f6fb2"}

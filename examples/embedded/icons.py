@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from anprompt_peft.extras import missing
+
 SIZE = 32  # pixels, side of a finished icon
 MARGIN = 2  # pixels left free around it
 PEN = 128  # points, the size that a glyph is drawn in before it is scaled down
@@ -113,7 +115,7 @@ def fonts_folder() -> Path:
     """
     found = find_spec("qtawesome")
     if found is None or not found.submodule_search_locations:
-        raise ImportError("the icons are read from QtAwesome's files: run pip install 'anprompt-peft[embedded]'")
+        raise ImportError(missing("QtAwesome", "embedded"))
     return Path(found.submodule_search_locations[0]) / "fonts"
 
 
