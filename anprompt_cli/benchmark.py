@@ -9,6 +9,7 @@ import typer
 from .errors import FAILED
 from .grid_file import choose_methods, parse_seeds
 from .options import BenchmarkOptions, BenchmarkReportOptions, command
+from .wording import in_options
 
 benchmark = typer.Typer(no_args_is_help=True, invoke_without_command=True)
 
@@ -35,7 +36,7 @@ def run(context: typer.Context, options: BenchmarkOptions) -> None:
     from .jobs.benchmark import run_benchmark
 
     if failed := run_benchmark(options, methods, seeds):
-        print(*failed, sep="\n", file=sys.stderr)
+        print(*(in_options(line, options) for line in failed), sep="\n", file=sys.stderr)
         raise typer.Exit(FAILED)
     print(f"Done: `anprompt benchmark report {options.output}` shows the tables.", file=sys.stderr)
 

@@ -19,6 +19,7 @@ from typer import Argument, Option
 from .config_file import use_file
 from .grid_file import use_grid
 from .text import escaped_output
+from .wording import worded
 
 DATA, CLASSES, TRAINING, RUN, OUTPUT = "Data", "Classes", "Training", "Running", "Output"
 ROBUSTNESS = "Robustness"
@@ -59,7 +60,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a typer command of a function whose parameter `options` is a dataclass of options.
 
     typer sees the fields in place of that parameter: their names, `Annotated` types and defaults. All that the command
-    prints is escaped.
+    prints is escaped, and an error about a value names the option instead of Python's argument.
     """
     record = get_type_hints(function)["options"]
     hints = get_type_hints(record, include_extras=True)
@@ -68,8 +69,9 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def call(**values: Any) -> None:
         given = {each.name: values.pop(each.name) for each in others}
-        with escaped_output():
-            function(**given, options=record(**values))
+        options = record(**values)
+        with escaped_output(), worded(options):
+            function(**given, options=options)
 
     options = [
         Parameter(
@@ -201,6 +203,10 @@ class TrainOptions(RunOptions, DataOptions):
     )
     shots: Annotated[
         int | None, _unset("Images per class, drawn with --seed. Default: all.", DATA, metavar="N", min=1)
+    ] = None
+    shots_up_to: Annotated[
+        int | None,
+        _unset("The same, and all images of a class that has fewer than N.", DATA, metavar="N", min=1),
     ] = None
     train_split: Annotated[str, Option(help="Split to train on.", rich_help_panel=DATA)] = "train"
     eval_split: Annotated[

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 from .adapters import check_folder, check_repo
 from .options import PushOptions, command
 
@@ -17,13 +21,15 @@ def push(options: PushOptions) -> None:
     """
     check_repo(options.repo)
     check_folder(options.folder)
+    settings: dict[str, Any] = {"private": options.private, "revision": options.revision}
+    print(upload(options.folder, options.repo, commit_message=options.message, **settings))
+
+
+def upload(folder: Path, repo: str, **settings: Any) -> Any:
+    """Push the adapter in a folder, say where to before, and return the commit."""
+    from huggingface_hub import constants
+
     from anprompt_peft.publish import push_folder
 
-    url = push_folder(
-        options.folder,
-        options.repo,
-        private=options.private,
-        revision=options.revision,
-        commit_message=options.message,
-    )
-    print(url)
+    print(f"Uploading {folder} to {constants.ENDPOINT}/{repo}.", file=sys.stderr)
+    return push_folder(folder, repo, **settings)

@@ -16,6 +16,7 @@ from .adapters import check_data, check_repo
 from .config_file import RECORD, RESULTS, effective
 from .errors import Interrupted
 from .options import TrainOptions, command
+from .push import upload
 from .text import printable
 
 NOT_RECORDED = ("config", "output", "resume", "push_to_hub", "device")
@@ -67,9 +68,7 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     pushed = []
     try:
         if options.push_to_hub:
-            from anprompt_peft.publish import push_folder
-
-            pushed.append(push_folder(output, options.push_to_hub))
+            pushed.append(upload(output, options.push_to_hub))
     finally:  # what nobody may read any more comes last
         print(measured.summary() if measured else NOT_MEASURED)
         print(
@@ -80,7 +79,7 @@ def train(context: typer.Context, options: TrainOptions) -> None:
 def _check(options: TrainOptions) -> None:
     """Raise for what can be told before anything is loaded: the folder, the names, and options that exclude others."""
     _check_folder(options)
-    for pair in (("halves", "base_only"), ("class_names", "classes_file")):
+    for pair in (("shots", "shots_up_to"), ("halves", "base_only"), ("class_names", "classes_file")):
         if all(getattr(options, name) for name in pair):
             raise ValueError("{} and {} exclude each other.".format(*(f"--{name.replace('_', '-')}" for name in pair)))
     if options.image_cache and options.augment:

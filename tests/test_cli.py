@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,7 +39,9 @@ from anprompt_cli.config_file import SHORTCUTS
 from anprompt_cli.errors import Failure
 from anprompt_cli.jobs import measuring
 from anprompt_cli.jobs import train as training_job
+from anprompt_cli.options import BenchmarkOptions, EvaluateOptions, TrainOptions
 from anprompt_cli.records import read_record
+from anprompt_cli.wording import in_options
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import few_shot, load_image_data, select_classes
 from anprompt_peft.evaluation import Predictions
@@ -145,7 +147,7 @@ def test_a_run_leaves_all_that_the_result_needs(trained: tuple[Path, Answer]) ->
     assert answer.code == 0
     files = {path.name for path in folder.iterdir() if path.is_file()}
     card, report = "README.md", "report.html"
-    described = {"run.yaml", "results.json", "base-new.json", card, report}
+    described = {"run.yaml", "results.json", "base-new.json", "images.json", card, report}
     processor = {"processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert files == {WEIGHTS, "adapter_config.json", *described, *processor}
     saved, base = (CLIPProcessor.from_pretrained(place) for place in (folder, TINY_CLIP))
@@ -272,13 +274,13 @@ def test_the_device_chooses_the_precision_and_is_told(
     monkeypatch.setattr(precision, "multiplies_bfloat16", lambda device: native)
     said = f"Computing in {chosen}: this CPU {'multiplies' if native else 'does not multiply'} bfloat16 natively"
     output = tmp_path / "out"
-    assert said in train(output, "--precision", "auto", "--epochs", 1).err
+    assert train(output, "--precision", "auto", "--epochs", 1).err.count(said) == 1
     assert yaml.safe_load((output / "run.yaml").read_text())["precision"] == chosen
     assert json.loads((output / "results.json").read_text())["config"]["precision"] == chosen
     image = next((digits / "test").rglob("*.png"))
-    assert said in call("predict", output, image).err
-    assert said in call("evaluate", output, digits).err
-    assert "Computing in" not in call("predict", output, image, "--precision", chosen).err
+    for command in (("predict", output, image), ("evaluate", output, digits)):
+        answer = call(*command)
+        assert (answer.code, "Computing in" in answer.err) == (0, False)
 
 
 def test_the_image_cache_holds_the_training_images(train: Train, tmp_path: Path) -> None:
@@ -528,6 +530,29 @@ def test_classes_are_trained_on_only_with_images(digits: Path, tmp_path: Path) -
     assert answer.code == 0, answer.err
 
 
+def test_the_same_images_in_both_splits_are_told(digits: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(digits, tmp_path / "data")
+    shutil.copy(data / "train" / "one" / "000.png", data / "test" / "one" / "copy.png")
+    settings = ("train", data, "--model", TINY_CLIP, "--epochs", 1)
+    said = "The adapter was trained on {} of the {} images that it is measured on"
+    answer = call(*settings, "--output", tmp_path / "out")
+    assert f"{said.format(1, 10 * LIMIT + 1)}, so the figures do not tell" in answer.err
+    assert "Remove what is in both splits from one of them." in answer.err
+    answer = call(*settings, "--output", tmp_path / "own", "--eval-split", "train", "--shots", 1)
+    assert said.format(10, 10 * LIMIT) in answer.err
+
+
+def test_up_to_so_many_shots(digits: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(digits / "train", tmp_path / "data")
+    for name in ("000.png", "001.png", "002.png", "003.png", "004.png"):
+        (data / "one" / name).unlink()
+    output = tmp_path / "out"
+    assert call("train", data, "--output", output, "--model", TINY_CLIP, "--epochs", 1, "--shots-up-to", 2).code == 0
+    record = json.loads((output / "results.json").read_text())
+    assert record["train_images"] == {**dict.fromkeys(NAMES, 2), "one": 1}
+    assert "up to 2" in (output / "README.md").read_text()
+
+
 def test_corrupt_images_stop_the_run_or_are_counted(digits: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(digits, data)
@@ -579,7 +604,8 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(
     assert {path.name for path in output.iterdir()} == {f"checkpoint-{step}", "run.yaml"}
     broken = shutil.copytree(output / f"checkpoint-{step}", output / f"checkpoint-{step + 1}")
     (broken / "trainer_state.json").unlink()
-    assert call("train", "--output", output, "--resume").code == 0
+    answer = call("train", "--output", output, "--resume")
+    assert (answer.code, f"Resuming from checkpoint-{step} of {output}." in answer.err) == (0, True)
     assert same(load_file(output / WEIGHTS), whole)
     history = json.loads((output / "results.json").read_text())["history"]
     assert [entry["epoch"] for entry in history if "loss" in entry] == [1, 2]
@@ -602,7 +628,8 @@ def test_the_second_interrupt_quits_at_once(
         assert train(tmp_path / "out").code == code
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"run.yaml"}
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert train(tmp_path / "out", "--resume").code == 0
+    answer = train(tmp_path / "out", "--resume")
+    assert (answer.code, "There is no checkpoint in" in answer.err) == (0, True)
     assert same(load_file(tmp_path / "out" / WEIGHTS), whole)
 
 
@@ -694,6 +721,99 @@ def test_evaluation_finds_what_training_found(adapter: Path, digits: Path, tmp_p
     assert found["accuracy_percent"] == trained["accuracy_percent"]
     assert found["classes"] == trained["classes"]
     assert "confusion" in report.read_text().lower()
+
+
+@pytest.fixture(scope="module")
+def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of classes without splits, and a run that held a third of it out."""
+    root = tmp_path_factory.mktemp("plain")
+    photos = shutil.copytree(digits / "train", root / "photos")
+    settings = ("--model", os.path.relpath(TINY_CLIP), "--shots", 2, "--epochs", 1, "--test-share", 0.34)
+    assert call("train", photos, "--output", root / "adapter", *settings).code == 0
+    return photos, root / "adapter"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_evaluation_measures_what_training_held_out(moved: bool, plain: tuple[Path, Path], tmp_path: Path) -> None:
+    """The very images, also where the folder was moved and has more images since."""
+    photos, adapter = plain
+    if moved:
+        photos = shutil.copytree(photos, tmp_path / "moved")
+        Image.new("RGB", (16, 16), "red").save(photos / "eight" / "00-new.png")
+    answer = call("evaluate", adapter, photos, "--json")
+    assert answer.code == 0
+    found, trained = json.loads(answer.out), json.loads((adapter / "results.json").read_text())
+    assert found["classes"] == trained["classes"]
+    assert found["accuracy_percent"]["ANPrompt"] == trained["accuracy_percent"]["ANPrompt"]
+    assert found["trained_images"] == 0
+    said = "Measured on 20 images that training held out as the split test (--test-share 0.34 in run.yaml)."
+    assert (said in answer.err, "trained on" in answer.err) == (True, False)
+
+
+def test_evaluation_tells_what_was_trained_on(plain: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
+    """Images that were not drawn as shots are not meant, nor others that are called alike."""
+    photos, held_out = plain
+    answer = call("evaluate", held_out, photos, "--split", "train")
+    said = "The adapter was trained on 20 of the 60 images that it is measured on"
+    assert answer.code == 0
+    assert f"{said}, so the figures do not tell how it does on new ones. --split test measures others." in answer.err
+    others = tmp_path / "others"
+    for path in sorted(photos.rglob("*.png")):
+        (others / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(path).rotate(90).save(others / path.parent.name / path.name)
+    assert "trained on" not in call("evaluate", held_out, others, "--split", "train").err
+    line = refused("evaluate", held_out, others)
+    assert "Training held images of" in line
+    assert "none of them is in these data. Measure other images with --split train." in line
+
+
+def test_what_was_trained_on_may_not_be_known(plain: tuple[Path, Path], tmp_path: Path) -> None:
+    photos, adapter = plain
+    copy = shutil.copytree(adapter, tmp_path / "copy")
+    (copy / "images.json").write_text('{"trained_on": "all"}')
+    assert "images.json was not written by anprompt train: trained_on: " in refused("evaluate", copy, photos)
+    (copy / "images.json").unlink()
+    assert "without images.json beside the adapter it is not known which" in refused("evaluate", copy, photos)
+    answer = call("evaluate", copy, photos, "--split", "train")
+    assert "Whether the adapter was trained on these images is not known: there is no images.json" in answer.err
+    (copy / "run.yaml").write_text("data: [")
+    assert "run.yaml cannot be read: " in refused("evaluate", copy, photos)
+    (copy / "run.yaml").unlink()
+    answer = call("evaluate", copy, photos, "--split", "train", "--json")
+    assert "is not known: there is no run.yaml beside it." in answer.err
+    assert json.loads(answer.out)["trained_images"] is None
+
+
+def test_evaluation_reads_the_same_data_as_training_did(digits: Path, tmp_path: Path) -> None:
+    """With the class names that the run gave them."""
+    data = tmp_path / "codes"
+    for label, name in enumerate(NAMES[:4]):
+        shutil.copytree(digits / "train" / name, data / f"n{label:08}")
+    names = [part for name in NAMES[:4] for part in ("--class-names", name)]
+    model, output = ("--model", TINY_CLIP), tmp_path / "out"
+    answer = call("train", data, "--output", output, *model, *names, "--shots", 2, "--epochs", 1, "--test-share", 0.5)
+    assert (answer.code, "CLIP reads class names" in answer.err) == (0, False)
+    answer = call("evaluate", output, data)
+    assert (answer.code, "read as in training, with --class-names of run.yaml" in answer.err) == (0, True)
+    assert sorted(line.split()[0] for line in answer.out.splitlines()[-4:]) == sorted(NAMES[:4])
+    answer = call("train", data, "--output", tmp_path / "hint", *model, "--shots", 2, "--epochs", 1)
+    assert "Classes are called n00000000, n00000001, n00000002, n00000003: CLIP reads class names" in answer.err
+
+
+def test_the_base_model_is_found_from_another_folder(
+    plain: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained with a relative path; where an adapter has one, what is missing is said with where it was written."""
+    photos, adapter = plain
+    monkeypatch.chdir(tmp_path)
+    assert call("predict", adapter, photos / "one").code == 0
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == config["tokenizer_name_or_path"] == str(TINY_CLIP)
+    copy = shutil.copytree(adapter, tmp_path / "copy")
+    (copy / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "clip"}))
+    line = refused("predict", copy, photos / "one")
+    assert f"{copy}/adapter_config.json names the base model 'clip' (base_model_name_or_path)" in line
+    assert f"there is no such folder in {tmp_path}." in line
 
 
 def test_zero_shot_is_the_untouched_clip(adapter: Path, digits: Path) -> None:
@@ -1098,20 +1218,23 @@ def test_dates_and_equal_signs_are_text(tmp_path: Path) -> None:
     ("options", "wanted"),
     [
         (["--shots", 0], "Invalid value for '--shots': Input should be greater than or equal to 1, not '0'. See"),
-        (["--shots", 50], "shots=50 asks for more examples than these classes have: {'eight': 6,"),
+        (["--shots", 50], "--shots 50 asks for more examples than these classes have: {'eight': 6,"),
+        (["--shots", 50], "Use at most 6, or take up to 50 of each class with --shots-up-to."),
+        (["--shots", 2, "--shots-up-to", 2], "--shots and --shots-up-to exclude each other."),
         (["--precision", "fp64"], "'fp64' is not one of 'auto', 'fp32', 'bf16', 'fp16'. See anprompt train --help."),
         (["--precision", "fp16", "--device", "cpu"], "--precision fp16 needs a GPU."),
         (["--train-split", "dev"], "--train-split dev: the data have no such split, only train, test."),
         (["--eval-split", "dev"], "--eval-split dev: the data have no such split, only train, test."),
         (["--test-share", "0.5"], "--test-share 0.5: the data have a split test already."),
         (["--template", "no place"], "template 'no place' must contain {} exactly once"),
-        (["--class-names", "a", "--class-names", "b"], "class_names lists 2 names for 10 classes"),
+        (["--class-names", "a", "--class-names", "b"], "--class-names lists 2 names for 10 classes"),
         (["--warmup-epochs", -1], "Invalid value for '--warmup-epochs': Input should be greater than or equal to 0"),
         (["--config", "nowhere.yaml"], "file 'nowhere.yaml' does not exist."),
         (["--halves", TINY_CLIP / "config.json"], "does not hold two halves of classes"),
         (["--halves", TINY_CLIP / "config.json", "--base-only"], "--halves and --base-only exclude each other."),
-        (["--recipe", "papr"], "recipe='papr' is unknown. Choose one of: default, paper."),
-        (["--class-weights", "equal"], "class_weights='equal' must be 'balanced' or None."),
+        (["--recipe", "papr"], "--recipe papr is unknown. Choose one of: default, paper."),
+        (["--class-weights", "equal"], "--class-weights equal must be 'balanced' or None."),
+        (["--label-column", "kind"], "there is no column kind, only image, label."),
         (["--early-stopping", 2], "Hold one out with --validation-share 0.1."),
         (["--push-to-hub", "mine"], "'mine' is no repository's name on the Hub. It is namespace/name: my-name/"),
         (["--image-cache", "cache"], "needs images that are seen again, and every epoch has new crops. Add --no-"),
@@ -1125,6 +1248,27 @@ def test_wrong_options_are_refused(options: list[Any], wanted: str, digits: Path
     output = tmp_path / "out"
     assert wanted in refused("train", digits, "--output", output, "--model", TINY_CLIP, *options)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "wanted"),
+    [
+        (TrainOptions, "front, back could be meant: give image_column.", "give --image-column."),
+        (TrainOptions, "report_to='tensorboard': it needs it.", "--report-to tensorboard: it needs it."),
+        (TrainOptions, "num_train_epochs=-1.", "--epochs -1."),
+        (TrainOptions, "class_names [['Cat', 'cat']] become", "--class-names [['Cat', 'cat']] become"),
+        (TrainOptions, "read alike. Use class_names={name: better name}.", 'a JSON file {"name": "better name"}.'),
+        (TrainOptions, "halves/class_names/shots=2 has no seed", "halves/class_names/shots=2 has no seed"),
+        (TrainOptions, "adapter.class_names: 'seed=1'", "adapter.class_names: 'seed=1'"),
+        (EvaluateOptions, "class_names lists 2 names", "--classes-file lists 2 names"),
+        (BenchmarkOptions, "halves='x' and shots=16 ask", "--halves x and --shots 16 ask"),
+    ],
+)
+def test_errors_name_options_and_not_arguments(options: type[Any], text: str, wanted: str) -> None:
+    values: dict[str, Any] = {each.name: None for each in fields(options)}
+    assert in_options(text, options(**values)).endswith(wanted)
+    asked = EvaluateOptions(adapter="adapter", data="photos", classes=["a"])
+    assert in_options("class_names needs two", asked) == "--classes needs two"
 
 
 def test_wrong_folders_are_refused(adapter: Path, digits: Path, tmp_path: Path) -> None:
@@ -1297,6 +1441,8 @@ def test_from_images_to_a_published_adapter(digits: Path, tmp_path: Path) -> Non
     for name in ("train", "push", "info", "evaluate", "predict"):
         assert answers[name].code == 0, answers[name].err
     assert "alice/digits" in answers["train"].out.splitlines()[-1]
+    for name, repo in {"train": "digits", "push": "again"}.items():
+        assert f"Uploading {tmp_path / 'out'} to {hub.url}/alice/{repo}." in answers[name].err
     assert json.loads(answers["info"].out)["base_model"] == "alice/tiny"
     trained = json.loads((tmp_path / "out" / "results.json").read_text())
     del trained["accuracy_percent"]["linear probe"]  # it needs the training images

@@ -24,6 +24,7 @@ from anprompt_peft.data import (
 from anprompt_peft.data.columns import label_column
 from anprompt_peft.data.folders import some
 from anprompt_peft.data.images import IMAGE
+from anprompt_peft.data.names import codes
 from anprompt_peft.files import hub_id, read_json
 
 from ..errors import Failure
@@ -166,6 +167,17 @@ def read_names(path: str | Path | None) -> Any:
             f"{path} must hold a list of class names, or an object from names in the data to better ones."
         )
     return names
+
+
+def names_hint(names: Sequence[str]) -> str | None:
+    """Return what to do about class names that are codes, `None` if there are none."""
+    if not (found := codes(names)):
+        return None
+    shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+    return (
+        f"Classes are called {shown}: CLIP reads class names, and these do not say what is in the images. Name them "
+        "with --class-names or --classes-file."
+    )
 
 
 def sources(dataset: Dataset) -> list[str]:

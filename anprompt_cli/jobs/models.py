@@ -78,7 +78,7 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
 
 
 def precision_for(asked: str, device: torch.device) -> str:
-    """Return the precision to compute in; if the device decides it, say which on standard error."""
+    """Return the precision to train in; if the device decides it, say which on standard error."""
     chosen = choose_precision(str(asked), device)
     if asked == Precision.AUTO:
         kind = "GPU" if device.type == "cuda" else device.type.upper()
@@ -114,10 +114,16 @@ def load_adapter(
         raise ValueError(f"{name} names no base model. Give the CLIP that it was trained with: --model ID-OR-FOLDER.")
     if model is None and hub_id(base) is not None:
         print(printable(f"Loading the base model {base}, which the adapter names."), file=sys.stderr)
+    elif not (model or Path(base).is_dir()):
+        raise ValueError(
+            f"{folder / CONFIG} names the base model {base!r} (base_model_name_or_path), and there is no such folder"
+            f"{'' if Path(base).is_absolute() else f' in {Path.cwd()}'}. Put the model there, or say where it is: "
+            "--model ID-OR-FOLDER."
+        )
     clip, processor = load_clip(model) if model else load_clip(base, config.revision)
     place = choose_device(device)
     adapted = PeftModel.from_pretrained(clip, folder).eval().to(place)
-    set_precision(adapted, precision_for(precision, place))
+    set_precision(adapted, choose_precision(str(precision), place))
     if any((folder / file).is_file() for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         return adapted, load_image_processor(folder, clip.config.vision_config.image_size)
     return adapted, processor.image_processor

@@ -29,6 +29,7 @@ from .labelled import (
     without_images,
 )
 from .models import choose_device, precision_for
+from .seen import Seen, digests
 
 HALVES = "base-new.json"
 MEASURED_SPLITS = ("test", "validation")
@@ -52,6 +53,7 @@ class Images:
         split (`str`, *optional*): the split to measure on afterwards.
         measure (`dict[str, Dataset]`): its images: one part, or those of base and of new classes.
         halves (`ClassHalves`, *optional*): the classes trained on, and those kept unseen.
+        held_out (`dict[str, Dataset]`): what the shares hold out, by the name of the split.
         corrupt (`list[str]`): a line for every image that was left out.
     """
 
@@ -60,12 +62,21 @@ class Images:
     split: str | None
     measure: dict[str, Any]
     halves: ClassHalves | None
+    held_out: dict[str, Any] = field(default_factory=dict)
     corrupt: list[str] = field(default_factory=list)
 
     @property
     def class_names(self) -> list[str]:
         """The classes to train on, in the order of the labels."""
         return class_names_of(self.train)
+
+    def seen(self, chooses: bool) -> Seen:
+        """Return which images are trained on, and with `chooses` which the best checkpoint is chosen on."""
+        return Seen(
+            digests(self.train),
+            digests(self.evaluate) if chooses and self.evaluate is not None else [],
+            {name: digests(part) for name, part in self.held_out.items()},
+        )
 
     def check(self, on_corrupt: str) -> None:
         """Decode all images once, and leave out those that cannot be read.
@@ -123,6 +134,7 @@ def draw_images(options: TrainOptions, evaluates: bool) -> Images:
         Failure: if the data cannot be loaded.
     """
     splits = load_splits(options, options.class_names)
+    parts: dict[str, Any] = {}
     pool = choose_split(splits, options.train_split, "--train-split")
     shares = {"test": options.test_share, "validation": options.validation_share}
     if held_out := {name: share for name, share in shares.items() if share}:
@@ -130,14 +142,15 @@ def draw_images(options: TrainOptions, evaluates: bool) -> Images:
             raise ValueError(
                 " ".join(f"--{name}-share {held_out[name]}: the data have a split {name} already." for name in present)
             )
-        parts = split_data(pool, **held_out, seed=HELD_OUT_SEED)
-        pool, splits = parts["train"], {**splits, **parts}
+        parts = dict(split_data(pool, **held_out, seed=HELD_OUT_SEED))
+        splits = {**splits, **parts}
+        pool = parts.pop("train")
     half = _halves(options, class_names_of(pool))
     classes = list(half.base) if half else class_names_of(pool)
     train: Any = select_classes(pool, classes)
     _check_classes(train, splits, options.train_split)
-    if options.shots:
-        train = few_shot(train, options.shots, options.seed)
+    if shots := options.shots or options.shots_up_to:
+        train = few_shot(train, shots, options.seed, fewer=options.shots is None)
     evaluate = None
     if evaluates:
         if "validation" not in splits:
@@ -150,12 +163,12 @@ def draw_images(options: TrainOptions, evaluates: bool) -> Images:
         tell_missing("validation", evaluate)
     split = options.eval_split or next((name for name in MEASURED_SPLITS if name in splits), None)
     if split is None:
-        return Images(train, evaluate, split, {}, half)
+        return Images(train, evaluate, split, {}, half, parts)
     groups = {"base": half.base, "new": half.new} if half else {split: classes}
     measure = select_parts(choose_split(splits, split, "--eval-split"), groups)
     for part in measure.values():
         tell_missing(split, part)
-    return Images(train, evaluate, split, measure, half)
+    return Images(train, evaluate, split, measure, half, parts)
 
 
 def adapter_config(settings: Mapping[str, Any], class_names: Sequence[str]) -> ANPromptConfig:
@@ -207,11 +220,10 @@ def _halves(options: TrainOptions, names: list[str]) -> ClassHalves | None:
     if not (options.halves or options.base_only):
         return None
     half = ClassHalves.load(options.halves) if options.halves else halves(names)
-    if min(len(half.base), len(half.new)) < 2:
-        option = "--halves" if options.halves else "--base-only"
-        raise ValueError(
-            f"{option}: each half needs two classes, got base {list(half.base)} and new {list(half.new)}."
-        )
+    try:
+        half.check_sizes()
+    except ValueError as error:
+        raise ValueError(f"{'--halves' if options.halves else '--base-only'}: {error}") from None
     return half
 
 

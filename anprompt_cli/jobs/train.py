@@ -34,10 +34,11 @@ from ..config_file import RESULTS
 from ..errors import Interrupted
 from ..options import TrainOptions
 from .interrupt import Interruption
-from .labelled import count_by_class, left_out, public_name
+from .labelled import count_by_class, left_out, names_hint, public_name
 from .measuring import ADAPTED, ZERO_SHOT, Measured, describe, measure
 from .models import load_clip, quieten
 from .plan import Images, adapter_config, begin, draw_images, training_arguments
+from .seen import HOLD_OUT, IMAGES, Seen
 
 REPORT = "report.html"
 
@@ -90,19 +91,25 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
     settings = {**settings, "precision": arguments.precision or str(options.precision)}
     images = draw_images(options, evaluates=arguments.eval_strategy != "no")
     config = adapter_config(settings, images.class_names)
-    clip, processor = load_clip(options.model, config.revision)
+    if hint := names_hint(images.class_names):
+        print(hint, file=sys.stderr)
+    clip, processor = load_clip(settings["model"], config.revision)
     images.check(options.on_corrupt)
     set_seed(options.seed)
     trainer = _trainer(get_peft_model(clip, config), arguments, images, processor, options)
     record = begin(options, settings, config, images)
-    _train(trainer, resume_point(options.output))
+    checkpoint = resume_point(options.output)
+    if options.resume:
+        print(_origin(checkpoint, options.output), file=sys.stderr)
+    _train(trainer, checkpoint)
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False).eval()
     model.set_image_cache(None)  # images to measure on are seen once
     batches = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
     measured = measure(model, images.measure, processor, *batches, images.train) if images.split else None
     facts = _facts(options, arguments, images, measured)
     model.describe_training(facts)
-    notes = _notes(arguments, images, measured)
+    seen = images.seen(chooses=arguments.load_best_model_at_end)
+    notes = _notes(options, images, measured, seen)
     made = {
         "notes": notes,
         "history": trainer.state.log_history,
@@ -110,7 +117,7 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
         **provenance(),
     }
     report = _report(f"ANPrompt on {public_name(options.data)}", model, measured, facts, made)
-    _write(options.output, model, processor, {**_results(record, images, measured), **made}, report)
+    _write(options.output, model, processor, {**_results(record, images, measured), **made}, seen, report)
     return measured, notes
 
 
@@ -141,6 +148,12 @@ def _train(trainer: ANPromptTrainer, checkpoint: Path | None) -> None:
         state = trainer.state
         note = f"Interrupted after step {state.global_step} of {state.max_steps}; a checkpoint is kept."
         raise Interrupted(note, interruption.received)
+
+
+def _origin(checkpoint: Path | None, output: Path) -> str:
+    if checkpoint is None:
+        return f"There is no checkpoint in {output}: training starts from the beginning."
+    return f"Resuming from {checkpoint.name} of {output}."
 
 
 def _close_bars(trainer: ANPromptTrainer) -> None:
@@ -177,12 +190,11 @@ def _report(
     )
 
 
-def _notes(arguments: ANPromptTrainingArguments, images: Images, measured: Measured | None) -> list[str]:
+def _notes(options: TrainOptions, images: Images, measured: Measured | None, seen: Seen) -> list[str]:
     """Return what a reader of the figures must know."""
     notes = [*(measured.notes() if measured else ()), *left_out(images.corrupt)]
-    if arguments.load_best_model_at_end and images.split == "validation":
-        notes.append("The best checkpoint was chosen on the images that the figures come from.")
-    return notes
+    cure = HOLD_OUT if images.split == options.train_split else "Remove what is in both splits from one of them."
+    return [*notes, *seen.notes(images.measure, cure)]
 
 
 def _facts(
@@ -208,7 +220,7 @@ def _facts(
         training_data=f"{trained_on} from {data}, split {options.train_split}.",
         datasets=[data] if hub_id(options.data) else [],
         arguments={
-            "shots": options.shots,
+            "shots": f"up to {options.shots_up_to}" if options.shots_up_to else options.shots,
             "seed": seed,
             "recipe": arguments.recipe,
             "epochs": arguments.num_train_epochs,
@@ -224,7 +236,7 @@ def _facts(
     )
 
 
-def _write(output: Path, model: Any, processor: Any, results: dict[str, Any], report: ReportData) -> None:
+def _write(output: Path, model: Any, processor: Any, results: dict[str, Any], seen: Seen, report: ReportData) -> None:
     """Write all files to a temporary folder, then move them, the results last: if they are there, the rest is."""
     with TemporaryDirectory(dir=output, prefix=".new-") as scratch:
         folder = Path(scratch)
@@ -232,6 +244,7 @@ def _write(output: Path, model: Any, processor: Any, results: dict[str, Any], re
         processor.save_pretrained(scratch)
         processor.image_processor.save_pretrained(scratch)  # a file of its own, which version 0.1.0 reads
         write_report(report, folder / REPORT)
+        (folder / IMAGES).write_text(to_json(asdict(seen)), encoding="utf-8")
         (folder / RESULTS).write_text(to_json(results), encoding="utf-8")
         sync(folder)
         for path in folder.iterdir():

@@ -233,7 +233,10 @@ def _card_to_push(api: HfApi, path: Path, repo_id: str, revision: str | None, ta
     model_card.name_repository(card, repo_id)
     card.data.license = card.data.license or _base_license(api, card.data.base_model)
     if card.data.license is None:
-        logger.warning("The card states no licence. Add one with describe_training(TrainingFacts(license=...)).")
+        logger.warning(
+            "The card states no licence. Add `license: mit`, say, to the head of its README.md, or describe_training("
+            "TrainingFacts(license='mit')) before saving."
+        )
     if card.data.base_model is None:
         logger.warning(NO_BASE)
     return card

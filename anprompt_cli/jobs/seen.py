@@ -1,0 +1,147 @@
+"""Which images a run was trained on and which it held out: kept beside the adapter, for `anprompt evaluate`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets import Dataset
+from pydantic import TypeAdapter, ValidationError
+
+from anprompt_peft.data import RGBImage
+from anprompt_peft.data.images import IMAGE
+from anprompt_peft.files import read_json
+
+from ..config_file import RECORD
+from ..records import read_record
+
+IMAGES = "images.json"
+HOLD_OUT = "`anprompt train --test-share 0.2` holds a fifth of the images out."
+
+_hash = partial(blake2b, digest_size=8)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Digests of images, by what a run did with them.
+
+    Attributes:
+        trained_on (`list[str]`): the images that the adapter was trained on.
+        chosen_on (`list[str]`): those that the best checkpoint was chosen on.
+        held_out (`dict[str, list[str]]`): those that a share held out, by the name of their split.
+    """
+
+    trained_on: list[str]
+    chosen_on: list[str] = field(default_factory=list)
+    held_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def count_trained(self, parts: Mapping[str, Dataset]) -> int:
+        """Return how many images of some data sets were trained on."""
+        return _count(parts, self.trained_on)
+
+    def select_held_out(self, pool: Dataset, split: str) -> Dataset:
+        """Return the images of `pool` that were held out as `split`."""
+        wanted, rows = Counter(self.held_out.get(split, ())), []
+        for row, digest in enumerate(digests(pool)):
+            if digest and wanted[digest]:
+                wanted[digest] -= 1
+                rows.append(row)
+        return pool.select(rows)
+
+    def notes(self, parts: Mapping[str, Dataset], cure: str) -> list[str]:
+        """Return what a reader of figures on these images must know, with what to do about it."""
+        images, notes = sum(map(len, parts.values())), []
+        if trained := self.count_trained(parts):
+            notes.append(
+                f"The adapter was trained on {trained} of the {images} images that it is measured on, so the figures "
+                f"do not tell how it does on new ones. {cure}"
+            )
+        if _count(parts, self.chosen_on):
+            notes.append("The best checkpoint was chosen on the images that the figures come from.")
+        return notes
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `run.yaml` says about the data of a run."""
+
+    data: str
+    train_split: str = "train"
+    test_share: float | None = None
+    validation_share: float | None = None
+    data_config: str | None = None
+    data_revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    class_names: list[str] | None = None
+    classes_file: Path | None = None
+
+    def is_of(self, data: str) -> bool:
+        """Whether the run was one on these data."""
+        path = Path(data).expanduser()
+        return self.data == (str(path.resolve()) if path.exists() else data)
+
+
+def digests(dataset: Dataset) -> list[str]:
+    """Return a digest of the encoded bytes of every image; none is decoded."""
+    raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
+    return [_digest(example[IMAGE] or {}) for example in raw]
+
+
+def read_run(folder: Path) -> Run | None:
+    """Return what a folder's `run.yaml` says about the data, `None` if there is none.
+
+    Raises:
+        ValueError: if it is not the record of a run.
+    """
+    path = folder / RECORD
+    return _checked(path, Run, read_record) if path.is_file() else None
+
+
+def read_seen(folder: Path) -> Seen | None:
+    """Return which images the run in a folder has seen, `None` if it has not told.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    path = folder / IMAGES
+    return _checked(path, Seen, read_json) if path.is_file() else None
+
+
+def _checked(path: Path, kind: Any, read: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(read(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path} was not written by anprompt train: {where}: {first['msg']}.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _digest(image: Mapping[str, Any]) -> str:
+    """Return the digest of an image, an empty text if it cannot be read."""
+    content, path = image.get("bytes"), image.get("path")
+    if content is None and "://" in (path or ""):
+        feature = RGBImage(decode=False)
+        content = feature.embed_storage(pa.array([image], feature.pa_type))[0]["bytes"].as_py()
+    if content is not None:
+        return _hash(content).hexdigest()
+    try:
+        if path is None or not Path(path).is_file():
+            return ""
+        with open(path, "rb") as file:
+            return file_digest(file, _hash).hexdigest()
+    except OSError:
+        return ""
+
+
+def _count(parts: Mapping[str, Dataset], known: Iterable[str]) -> int:
+    wanted = set(known) - {""}
+    return sum(digest in wanted for part in parts.values() for digest in digests(part)) if wanted else 0
