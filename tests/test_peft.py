@@ -58,7 +58,7 @@ def test_a_cell_that_is_run_again_leaves_nothing_of_the_first(
     assert trainable(model).keys() == trainable(fresh).keys()
     scatter(model)(pixel_values=pixels, labels=LABELS).loss.backward()
     assert model.class_names == CLASSES
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(str(tmp_path))
     again = PeftModel.from_pretrained(make_clip(), tmp_path)
     assert torch.equal(logits(again.eval(), pixels), logits(model.eval(), pixels))
 

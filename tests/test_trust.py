@@ -627,9 +627,9 @@ def test_pickles_are_refused_with_the_cure(
 def test_no_pickle_is_saved(sound: Path, make_clip: MakeClip, tmp_path: Path) -> None:
     model = PeftModel.from_pretrained(make_clip(), sound)
     with pytest.raises(ValueError, match=r"safe_serialization=False would write a pickle.*Leave it out"):
-        model.save_pretrained(tmp_path / "new", safe_serialization=False)
+        model.save_pretrained(str(tmp_path / "new"), safe_serialization=False)
     with pytest.raises(ValueError, match="would write a pickle"):
-        model.save_pretrained(tmp_path / "new", False)
+        model.save_pretrained(str(tmp_path / "new"), False)
     assert not (tmp_path / "new").exists()
 
 

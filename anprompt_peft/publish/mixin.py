@@ -79,7 +79,7 @@ def hand_over(tuner_cls: type[Any]) -> None:
     stock_save = PeftModel.save_pretrained
 
     def save_pretrained(
-        self: Any, save_directory: str | Path, safe_serialization: bool = True, *args: Any, **kwargs: Any
+        self: Any, save_directory: Any, safe_serialization: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         _refuse_pickles(safe_serialization)
         for adapter in kwargs.get("selected_adapters") or self.peft_config:
