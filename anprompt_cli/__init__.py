@@ -25,7 +25,7 @@ from .info import info
 from .predict import predict
 from .push import push
 from .signals import sigterm_interrupts
-from .text import closable_output, escaped_output
+from .streams import closable_output, escaped_output
 from .train import train
 
 __all__ = ["app", "main"]

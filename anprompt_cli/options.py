@@ -18,7 +18,7 @@ from typer import Argument, Option
 
 from .config_file import use_file
 from .grid_file import use_grid
-from .text import escaped_output
+from .streams import escaped_output
 from .wording import worded
 
 DATA, CLASSES, TRAINING, RUN, OUTPUT = "Data", "Classes", "Training", "Running", "Output"

@@ -1,20 +1,13 @@
-"""Text for terminals and files, and streams that may be closed."""
+"""Text for terminals and files."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Sequence
 from typing import Any
 
-from .errors import Failure, OutputClosed
-
 JOINERS = "\u200c\u200d"  # parts of words in Persian and Hindi, and of emoji
-CURSOR_UP = re.compile(r"(\x1b\[A|\n)+")
 
 
 def printable(text: str) -> str:
@@ -27,90 +20,6 @@ def as_json(record: Any, indent: int | None = 2) -> str:
     """Return a record as JSON text; NaN and infinity, which JSON lacks, are null."""
     finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
     return json.dumps(finite, indent=indent, ensure_ascii=False)
-
-
-@contextmanager
-def closable_output() -> Iterator[None]:
-    """Let no closed stream end what runs within a block, but for results that nobody reads any more.
-
-    Progress and errors are then dropped.
-
-    Raises:
-        OutputClosed: if the reader of standard output is gone.
-        Failure: if standard output cannot be written for another reason, such as a full disk.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # it was closed; another file would get its number
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process runs
-    out: Any = _Closable(sys.stdout, needed=True)
-    err: Any = _Closable(sys.stderr, needed=False)
-    with redirect_stdout(out), redirect_stderr(err):
-        yield
-
-
-@contextmanager
-def escaped_output() -> Iterator[None]:
-    """Escape within a block all that is printed, logged or warned of, line by line.
-
-    Names, paths and messages may come from strangers. What progress bars need passes: a carriage return at the ends
-    of a text, and steps to the line above that are a text of their own.
-    """
-    out: Any = _Escaping(sys.stdout)
-    err: Any = _Escaping(sys.stderr)
-    with redirect_stdout(out), redirect_stderr(err):
-        yield
-
-
-class _Closable:
-    """A stream that may be closed while it is written to, and is otherwise the given one."""
-
-    def __init__(self, stream: Any, needed: bool) -> None:
-        self._stream, self._needed = stream, needed
-
-    def write(self, text: str) -> int:
-        """Write a text."""
-        with self._open():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Write what is held back."""
-        with self._open():
-            self._stream.flush()
-
-    @contextmanager
-    def _open(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            _discard(self._stream)
-            if self._needed:
-                gone = isinstance(error, BrokenPipeError)
-                raise (OutputClosed("") if gone else Failure(f"Standard output cannot be written: {error}")) from None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class _Escaping:
-    """A stream that escapes what is written to it, and is otherwise the given one."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write a text, escaped."""
-        self._stream.write(text if CURSOR_UP.fullmatch(text) else self._escape(text))
-        return len(text)
-
-    def _escape(self, text: str) -> str:
-        inner = text.strip("\r")
-        lines = "\n".join("\t".join(map(printable, line.split("\t"))) for line in inner.split("\n"))
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        return text.replace(inner, lines, 1).encode(encoding, "backslashreplace").decode(encoding)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def short(value: Any) -> str:
@@ -128,14 +37,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
-
-
-def _discard(stream: Any) -> None:
-    """Let what a stream holds, and all that is written to it, go nowhere."""
-    with suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
 
 
 def _escaped(char: str) -> str:

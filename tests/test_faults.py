@@ -35,7 +35,8 @@ from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 import distributed_worker as worker
 from anprompt_cli import main, text
 from anprompt_cli.jobs import models
-from anprompt_cli.text import aligned, as_json, escaped_output
+from anprompt_cli.streams import escaped_output
+from anprompt_cli.text import aligned, as_json
 from anprompt_peft import Metric, TrainingFacts
 from anprompt_peft.data import ClipTransform, CorruptImageError, RGBImage, check_images, images
 from anprompt_peft.data.images import FORMATS, MAX_PIXELS, open_image

@@ -356,7 +356,7 @@ def make_trainer(folder: Path, data: Any, names: list[str], **settings: Any) -> 
         TrainingArguments(**{**defaults, **settings}),
         train_dataset=data,
         eval_dataset=data,
-        compute_metrics=lambda p: {"accuracy": float((p.predictions[0].argmax(-1) == p.label_ids).mean())},
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
     )
 
 

@@ -39,7 +39,7 @@ def strings_of(path: Path) -> Iterator[str]:
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else VALUE for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
+            yield node.value.replace("%s", VALUE)
 
 
 @pytest.mark.parametrize("message", [message for message in quoted() if message not in FOREIGN])
