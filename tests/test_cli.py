@@ -490,7 +490,7 @@ def test_what_was_read_is_told_before_training(digits: Path, tmp_path: Path) -> 
         f"Read {data}: train 5 images of 2 classes (one 2, two 3); test 2 images of 2 classes (1 each).",
     ]
     answer = call("evaluate", tmp_path / "run", data)
-    assert answer.err.splitlines()[1:4] == lines
+    assert answer.err.splitlines()[:3] == lines
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["class_names"] == ["one", "two"]
 
 
@@ -586,7 +586,7 @@ class Interrupt(training_job.Progress):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **kwargs)
         for _ in range(self.times if state.global_step == self.step else 0):
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number)  # to this thread, and so before the next one
 
 
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH - 2, STEPS_PER_EPOCH])

@@ -37,7 +37,7 @@ from test_data_hub import DatasetHandler
 TINY_CLIP = ROOT / "examples" / "embedded" / "tiny_clip"
 PAGES = documented.pages()
 SHELL = ("", "bash", "sh", "console")
-CLASSES = ("cat", "dog", "rabbit")
+CLASSES = ("cat", "dog", "horse", "rabbit")
 
 # What a page takes as given; everything else, imports included, it must bring itself.
 ASSUMED = {
