@@ -38,7 +38,7 @@ from anprompt_peft.training import (
     warmup_cosine,
 )
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, LABELS, adapt, logits, make_config, scatter, trainable
+from helpers import CLASSES, LABELS, adapt, logits, make_config, needs_add_adapter, scatter, trainable
 
 TERMS = ["cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss"]
 
@@ -689,6 +689,80 @@ def test_early_stopping_restores_the_best(
     for name, weight in trainable(model).items():
         assert torch.equal(weight, best[name.replace(".default", "")])
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses))
+
+
+HOLDERS = ["default", "named", "named beside default", pytest.param("add_adapter", marks=needs_add_adapter)]
+
+
+def holder(way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> Any:
+    """A model whose adapter PEFT saves in another place each."""
+    clip, config = make_clip(), make_config(tokenizer)
+    if way == "add_adapter":
+        clip.add_adapter(config, "flowers")
+        return clip
+    model = get_peft_model(clip, config, adapter_name="flowers" if way == "named" else "default")
+    if way == "named beside default":
+        model.add_adapter("flowers", config)
+        model.set_adapter("flowers")
+    return model
+
+
+@pytest.mark.parametrize("way", HOLDERS)
+def test_the_best_weights_and_a_resumed_run_are_the_trained_adapters(
+    way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    """The second of three epochs is the best, and a run resumed from the first ends as this one would have."""
+    weights: list[dict[str, torch.Tensor]] = []
+
+    class Remember(TrainerCallback):
+        def on_save(self, *args: Any, model: Any, **kwargs: Any) -> None:
+            weights.append({name: weight.detach().clone() for name, weight in trainable(model).items()})
+
+    def run(**settings: Any) -> Any:
+        scores = iter((0.1, 0.9, 0.2))
+        trainer = ANPromptTrainer(
+            holder(way, make_clip, tokenizer),
+            arguments(tmp_path, num_train_epochs=3, eval_strategy="epoch", save_strategy="epoch", **settings),
+            train_dataset=data,
+            eval_dataset=data,
+            compute_metrics=lambda prediction: {"score": next(scores)},
+            callbacks=[Remember()],
+        )
+        return trainer
+
+    best = run(load_best_model_at_end=True, metric_for_best_model="score")
+    best.train()
+    assert best.state.best_model_checkpoint == str(tmp_path / "checkpoint-6")
+    found = dict(best.model.named_parameters())
+    assert all(torch.equal(found[name], weight) for name, weight in weights[1].items())
+    resumed = run()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    found = dict(resumed.model.named_parameters())
+    assert all(torch.equal(found[name], weight) for name, weight in weights[2].items())
+
+
+def test_a_best_checkpoint_without_the_adapter_is_told(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = ANPromptTrainer(holder("named beside default", make_clip, tokenizer), arguments(tmp_path))
+    trainer.state.best_model_checkpoint = str(tmp_path)
+    trainer.save_model(str(tmp_path))
+    (tmp_path / "flowers" / "adapter_model.safetensors").unlink()
+    scatter(trainer.model)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    trainer._load_best_model()
+    assert str(tmp_path / "flowers" / "adapter_model.safetensors") in caplog.text
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.state_dict().items())
+
+
+def test_a_checkpoint_of_another_adapter_is_not_resumed(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    settings = arguments(tmp_path, save_strategy="epoch")
+    ANPromptTrainer(holder("named", make_clip, tokenizer), settings, train_dataset=data).train()
+    other = ANPromptTrainer(holder("default", make_clip, tokenizer), settings, train_dataset=data)
+    with pytest.raises(ValueError, match=r"holds the adapters \['flowers'\], and 'default' is to be trained"):
+        other.train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("trainer_class", [Trainer, ANPromptTrainer])

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
@@ -290,6 +291,52 @@ class ANPromptTrainer(Trainer):
         if self.args.should_save:
             resume_point(folder)
         return str(found)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the adapters of a checkpoint, at least the one that is trained."""
+        checkpoint, adapter = Path(resume_from_checkpoint), self._trained_adapter()
+        named = {path.parent.name for path in checkpoint.glob(f"*/{CONFIG_NAME}")}
+        others = named - {adapter}
+        if others and not self._saved(checkpoint).is_file():
+            raise ValueError(
+                f"{checkpoint} holds the adapters {sorted(others)}, and {adapter!r} is to be trained. Resume with one "
+                "of them: get_peft_model(clip, config, adapter_name=...)."
+            )
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load_trained(checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the weights that the adapter which was trained had in the best checkpoint."""
+        checkpoint = Path(self.state.best_model_checkpoint)
+        if not self._saved(checkpoint).is_file():
+            logger.warning(
+                "%s is not there, so the model keeps its last weights, not the best ones. On several machines without a "
+                "common disk set save_on_each_node=True.",
+                self._saved(checkpoint),
+            )
+            return
+        logger.info("Loading the best weights, from %s (score: %s).", checkpoint, self.state.best_metric)
+        self._load_trained(checkpoint)
+
+    def _load_trained(self, checkpoint: Path) -> None:
+        folder, adapter = str(self._saved(checkpoint).parent), self._trained_adapter()
+        if isinstance(self.model, PeftModel):
+            self.model.load_adapter(folder, adapter)
+            return
+        weights = load_peft_weights(folder, device="cpu")
+        weights = {name.removeprefix("base_model.model."): weight for name, weight in weights.items()}
+        set_peft_model_state_dict(self.model, weights, adapter_name=adapter)
+
+    def _saved(self, checkpoint: Path) -> Path:
+        """Return the file of the trained adapter's weights: PEFT has a sub-folder for each but `default`."""
+        adapter = self._trained_adapter()
+        top = adapter == "default" or not isinstance(self.model, PeftModel)
+        return (checkpoint if top else checkpoint / adapter) / SAFETENSORS_WEIGHTS_NAME
+
+    def _trained_adapter(self) -> str:
+        return adapted_clip(self.model).visual_projection.active_adapters[0]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the batches of a step: none where the checkpoint that is resumed was a run's last."""
