@@ -95,12 +95,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _check(folder: Path, name: str) -> None:
     if not (folder / CONFIG).is_file():
-        raise ValueError(f"{name} holds no adapter: there is no {CONFIG} in it.")
+        raise ValueError(f"{name} holds no adapter: there is no {CONFIG} in it.{_sub_folders(folder, name)}")
     if (method := read_config(folder).get("peft_type")) != METHOD:
         raise ValueError(f"{name} holds an adapter of the method {method!r}, not {METHOD!r}.")
     if not (folder / WEIGHTS).is_file():
         pickled = f" {PICKLE} is a pickle, which can run code when it is read." if (folder / PICKLE).exists() else ""
         raise ValueError(f"{name} holds no {WEIGHTS}.{pickled} Save the adapter with save_pretrained.")
+
+
+def _sub_folders(folder: Path, name: str) -> str:
+    """Return which sub-folders hold adapters, and how to name one: PEFT saves all but `default` in them."""
+    names = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if not names:
+        return ""
+    if folder == Path(name).expanduser():
+        cure = f"Give {folder / names[0]}."
+    else:
+        cure = f"Download it with `hf download {name} --local-dir FOLDER`, and give FOLDER/{names[0]}."
+    return f" Its sub-folders hold adapters: {', '.join(names)}. {cure}"
 
 
 def _is_hub_id(name: str) -> bool:

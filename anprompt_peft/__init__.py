@@ -7,7 +7,7 @@ from .moved import keep_old_paths
 from .publish import Metric, TrainingFacts
 from .publish.mixin import hand_over
 from .trust.doors import guard
-from .tuner import ANPromptCLIPModel, ANPromptModel, give_input_embeddings
+from .tuner import ANPromptCLIPModel, ANPromptModel, give_input_embeddings, join_pipelines
 
 __version__ = "0.1.0"
 
@@ -25,4 +25,5 @@ register(ANPromptConfig, ANPromptModel)
 hand_over(ANPromptModel)
 guard()
 give_input_embeddings()
+join_pipelines()
 keep_old_paths()

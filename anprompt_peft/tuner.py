@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, delete_adapter
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
 
 from .clip import NOT_PREDICTIONS, PromptedCLIPModel
 from .fast.blocks import decomposes
@@ -250,6 +251,13 @@ def give_input_embeddings() -> None:
     """
     if CLIPModel.get_input_embeddings is PreTrainedModel.get_input_embeddings:
         CLIPModel.get_input_embeddings = lambda clip: clip.text_model.embeddings.token_embedding
+
+
+def join_pipelines() -> None:
+    """Put adapted models on the lists of transformers' pipelines, which log an error about any other class."""
+    for task in ("image-classification", "zero-shot-image-classification"):
+        known = SUPPORTED_PEFT_TASKS.setdefault(task, [])
+        known.extend(each.__name__ for each in (ANPromptCLIPModel, PeftModel) if each.__name__ not in known)
 
 
 def check_backbone(model: Any) -> None:

@@ -1286,6 +1286,11 @@ def test_wrong_folders_are_refused(adapter: Path, digits: Path, tmp_path: Path) 
     assert "Missing option '--output'" in refused("train", digits)
     assert "Missing argument 'DATA'" in refused("train", "--output", tmp_path / "out")
     assert "holds no adapter" in refused("evaluate", empty, digits)
+    for name in ("roses", "tulips"):
+        shutil.copytree(adapter, tmp_path / "out" / name, ignore=shutil.ignore_patterns("checkpoint-*"))
+    for command in (("info",), ("predict", digits), ("evaluate", digits)):
+        line = refused(command[0], tmp_path / "out", *command[1:])
+        assert f"sub-folders hold adapters: roses, tulips. Give {tmp_path / 'out' / 'roses'}." in line
     assert "--split dev" in refused("evaluate", adapter, digits, "--split", "dev")
     assert "unknown classes ['cat', 'dog']" in refused(
         "evaluate", adapter, digits, "--classes", "cat", "--classes", "dog"

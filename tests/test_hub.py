@@ -29,6 +29,7 @@ from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor, Trainer, TrainingArguments
 
+from anprompt_cli.adapters import locate
 from anprompt_peft import ANPromptConfig, Metric, TrainingFacts
 from anprompt_peft.publish import CardCallback, push_folder
 from anprompt_peft.publish.card import BEGIN, END, GENERATED, SUMMARY
@@ -153,15 +154,19 @@ def test_push_is_one_commit_with_our_card(hub: HubServer, client: Run) -> None:
     assert np.array_equal(client(load, "alice/one"), expected)
 
 
-def load_automatically(repo_id: str) -> np.ndarray:
-    """Let PEFT find the base model as well, and find the facts again."""
-    model = AutoPeftModel.from_pretrained(repo_id).eval()
-    assert model.peft_config["default"].training_facts["metrics"][0]["value"] == 0.5
-    return answers(model)
+def load_automatically(repo_id: str, **settings: Any) -> np.ndarray:
+    """Let PEFT find the base model as well."""
+    return answers(AutoPeftModel.from_pretrained(repo_id, **settings).eval())
+
+
+def facts(repo_id: str) -> Any:
+    """What the adapter says about its training."""
+    return AutoPeftModel.from_pretrained(repo_id).peft_config["default"].training_facts
 
 
 def test_auto_model_finds_the_base_on_the_hub(client: Run, pets: Repo) -> None:
     assert np.array_equal(client(load_automatically, pets.name), client(load, pets.name))
+    assert client(facts, pets.name)["metrics"][0]["value"] == 0.5
 
 
 def test_revisions(hub: HubServer, client: Run) -> None:
@@ -174,7 +179,8 @@ def test_revisions(hub: HubServer, client: Run) -> None:
     assert np.array_equal(client(load, repo.name), first)
     assert np.array_equal(client(load, repo.name, revision="next"), second)
     third = client(publish_adapter, repo.name, seed=4)
-    assert np.array_equal(client(load, repo.name, revision="v1"), first)
+    for way in (load, load_automatically):  # the base model has no such revision
+        assert np.array_equal(client(way, repo.name, revision="v1"), first)
     assert np.array_equal(client(load, repo.name, revision=repo.refs["next"]), second)
     assert np.array_equal(client(load, repo.name), third)
 
@@ -345,7 +351,30 @@ def test_two_adapters(hub: HubServer, client: Run) -> None:
     assert len(repo.commits) == 2
     assert "Classes (3)" in card_of(repo).text
     assert np.array_equal(client(load, repo.name), first)
-    assert np.array_equal(client(load, repo.name, subfolder="second"), second)
+    for way in (load, load_automatically):  # the base model has no such sub-folder
+        assert np.array_equal(client(way, repo.name, subfolder="second"), second)
+
+
+def push_named(repo_id: str) -> None:
+    """Push a model whose one adapter is not called default."""
+    config = ANPromptConfig(class_names=CLASSES, text_layers=1, vision_layers=1)
+    get_peft_model(CLIPModel.from_pretrained(BASE), config, adapter_name="flowers").push_to_hub(repo_id)
+
+
+def find(repo_id: str) -> str:
+    """What the command line says about a repository without an adapter at its top."""
+    with pytest.raises(ValueError, match="holds no adapter") as caught:
+        locate(repo_id)
+    return str(caught.value)
+
+
+def test_an_adapter_in_a_sub_folder_is_named(client: Run) -> None:
+    client(push_named, "alice/named")
+    said = client(find, "alice/named")
+    assert (
+        "hold adapters: flowers. Download it with `hf download alice/named --local-dir FOLDER`, and give FOLDER/f"
+        in said
+    )
 
 
 def test_text_written_on_the_hub_is_kept(hub: HubServer, client: Run) -> None:

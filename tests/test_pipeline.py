@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,10 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import AutoPeftModel, get_peft_model
+from peft import AutoPeftModel, LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedModel, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPPreTrainedModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedModel,
+    pipeline,
+)
 
 from anprompt_peft import ANPromptConfig, tuner
 from conftest import MakeClip
@@ -165,6 +177,43 @@ def test_fixed_classes(
     assert [each["label"] for each in classifier(images[0], top_k=1)] == [CLASSES[int(expected[0].argmax())]]
 
 
+@pytest.mark.parametrize("task", [FIXED, TASK])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_pipeline_logs_nothing(
+    way: str,
+    task: str,
+    adapted: Any,
+    folder: Path,
+    processor: CLIPProcessor,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither a report on weights that a class without prompts would need, nor that the task is not supported."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    build(way, adapted, folder, processor, tmp_path, task)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("cls", [AutoModelForImageClassification, CLIPVisionModel])
+def test_an_adapter_enters_no_other_class_of_clip(
+    cls: Any, folder: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error comes before the base model is loaded; base models, and adapters of other methods, load as before."""
+    assert cls.from_pretrained(clip_folder).config is not None
+    assert CLIPVisionModel.from_pretrained(None, config=CLIPVisionConfig(num_hidden_layers=1), state_dict={})
+    monkeypatch.setattr(CLIPPreTrainedModel, "_load_pretrained_model", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(TypeError, match=r"is an ANPrompt adapter.*CLIPModel\.from_pretrained\('"):
+        cls.from_pretrained(str(folder))
+
+
+@needs_add_adapter
+def test_an_adapter_of_another_method_enters_clips_other_classes(clip_folder: Path, tmp_path: Path) -> None:
+    lora = LoraConfig(target_modules=["q_proj"])
+    get_peft_model(CLIPVisionModel.from_pretrained(clip_folder), lora).save_pretrained(tmp_path)
+    assert CLIPVisionModel.from_pretrained(str(tmp_path)).active_adapters() == ["default"]
+
+
 def test_fixed_classes_in_half_precision(folder: Path, images: list[Image.Image]) -> None:
     exact = pipeline(FIXED, model=str(folder), device="cpu")(images)
     for rows, reference in zip(
@@ -298,9 +347,13 @@ from transformers import pipeline
 classifier = pipeline({TASK!r}, model="user/adapter", device="cpu")
 assert type(classifier.model).__name__ == "ANPromptCLIPModel"
 assert len(classifier(Image.new("RGB", (16, 16)), candidate_labels={UNSEEN})) == 3
+assert type(pipeline({FIXED!r}, model="user/adapter", device="cpu").model).__name__ == "ANPromptCLIPModel"
 """
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert "MISSING" not in done.stderr
 
 
 def cached(cache: Path, repository: str, files: Path, commit: str) -> Path:

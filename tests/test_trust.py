@@ -609,6 +609,37 @@ class Evil:
 
 
 @pytest.mark.parametrize("door", WITH_FILES)
+def test_adapters_in_sub_folders_are_named(door: str, make_clip: MakeClip, sound: Path, broken: Path) -> None:
+    for name in ("roses", "tulips"):
+        shutil.copytree(sound, broken / name)
+    (broken / CONFIG).unlink()
+    prepare, load = DOORS[door]
+    with pytest.raises(ValueError, match=rf"Can't find .* sub-folders roses, tulips: load '{broken / 'roses'}'"):
+        load(prepare(make_clip(), sound), broken)
+    with pytest.raises(ValueError, match=r"lilies'\. There are adapters in the sub-folders roses, tulips"):
+        PeftModel.from_pretrained(make_clip(), broken, subfolder="lilies")
+
+
+def test_arguments_of_the_adapter_alone_leave_the_base_model_alone(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = CLIPModel.from_pretrained(clip_folder)
+    model = get_peft_model(clip, ANPromptConfig(class_names=CLASSES), adapter_name="flowers").eval()
+    model.save_pretrained(tmp_path)
+    asked: list[dict[str, Any]] = []
+    stock = CLIPModel.from_pretrained
+    monkeypatch.setattr(
+        CLIPModel, "from_pretrained", lambda name, **given: (asked.append(given), stock(name, **given))[1]
+    )
+    of_both = {"cache_dir": str(tmp_path), "local_files_only": True, "token": "t", "dtype": torch.float32}
+    of_the_adapter = {"subfolder": "flowers", "import_allowlist": ["transformers"], "autocast_adapter_dtype": False}
+    loaded = AutoPeftModel.from_pretrained(tmp_path, **of_both, **of_the_adapter).eval()
+    assert asked == [{"revision": None, **of_both}]
+    pixels = torch.randn(2, 3, 16, 16)
+    assert torch.equal(logits(loaded, pixels), logits(model, pixels))
+
+
+@pytest.mark.parametrize("door", WITH_FILES)
 def test_pickles_are_refused_with_the_cure(
     door: str, make_clip: MakeClip, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

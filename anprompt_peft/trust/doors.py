@@ -16,8 +16,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from peft import AutoPeftModel, PeftConfig, PeftModel
 from peft.config import PeftConfigMixin
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from transformers import CLIPModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers import CLIPModel, CLIPPreTrainedModel
 
 from ..files import hub_id
 from ..method.config import ANPromptConfig
@@ -29,6 +29,8 @@ from .rollback import restored_on_error
 from .tensors import check_file, check_tensors
 
 HUB = set(inspect.signature(hf_hub_download).parameters) - {"repo_id", "filename", "subfolder"}
+OF_THE_ADAPTER = {"subfolder", "autocast_adapter_dtype", "ephemeral_gpu_offload"}
+"""Arguments of `AutoPeftModel` that are not the base model's, besides the named ones."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ def guard() -> None:
     _wrap(PeftModel, "from_pretrained", _from_pretrained)
     _wrap(PeftModel, "load_adapter", _load_adapter)
     _wrap(CLIPModel, "load_adapter", _native_load_adapter)
+    _wrap(CLIPPreTrainedModel, "from_pretrained", _clip_from_pretrained)
     _wrap(AutoPeftModel, "from_pretrained", _auto_from_pretrained)
 
 
@@ -168,6 +171,26 @@ def _native_load_adapter(stock: Callable[..., Any]) -> Callable[..., Any]:
     return load_adapter
 
 
+def _clip_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def from_pretrained(
+        cls: type[CLIPPreTrainedModel], pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Refuse another class for an adapter before the base model is loaded into it, as pipelines try."""
+        name = pretrained_model_name_or_path
+        if name is not None and not issubclass(cls, CLIPModel):
+            found = dict(kwargs.get("adapter_kwargs") or {})  # by transformers' auto classes
+            adapter = found.pop("_adapter_model_path", name)
+            is_one = adapter is not name or Path(name, CONFIG_NAME).is_file()
+            if is_one and _read_config(adapter, **found) is not None:
+                raise TypeError(
+                    f"{adapter} is an ANPrompt adapter: it works in both towers of transformers' CLIPModel, and not "
+                    f"in {cls.__name__}. Load it with CLIPModel.from_pretrained({str(adapter)!r})."
+                )
+        return stock(cls, pretrained_model_name_or_path, *args, **kwargs)
+
+    return from_pretrained
+
+
 def _auto_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
     def from_pretrained(
         cls: type[AutoPeftModel],
@@ -176,14 +199,21 @@ def _auto_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
         is_trainable: bool = False,
         config: Any = None,
         revision: str | None = None,
-        *args: Any,
+        import_allowlist: list[str] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Load the `CLIPModel` that the adapter names, and no tokenizer: this method never resizes embeddings."""
         found = _read_config(pretrained_model_name_or_path, revision=revision, **kwargs)
         if not isinstance(found, ANPromptConfig):
             return stock(
-                cls, pretrained_model_name_or_path, adapter_name, is_trainable, config, revision, *args, **kwargs
+                cls,
+                pretrained_model_name_or_path,
+                adapter_name,
+                is_trainable,
+                config,
+                revision,
+                import_allowlist,
+                **kwargs,
             )
         base = found.base_model_name_or_path
         if not base:
@@ -194,7 +224,8 @@ def _auto_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
         if hub_id(base) is not None:
             logger.warning("Loading the base model %r, which the adapter names.", base)
         try:
-            clip = CLIPModel.from_pretrained(base, revision=found.revision, **kwargs)
+            of_both = {name: value for name, value in kwargs.items() if name not in OF_THE_ADAPTER}
+            clip = CLIPModel.from_pretrained(base, revision=found.revision, **of_both)
         except OSError as error:
             raise FileNotFoundError(
                 f"{base!r}, the base model that {pretrained_model_name_or_path} names, cannot be loaded: {error} Load "
@@ -216,9 +247,20 @@ def _auto_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
 def _read_config(model_id: Any, **kwargs: Any) -> Any:
     """Return the configuration of an adapter if it is one of this method, else `None`."""
     hub = _hub(kwargs)
+    _check_folder(Path(model_id), hub.get("subfolder", ""))
     with _noise_prompts_from_weights():
         method = PeftConfig._get_peft_type(model_id, **hub)
         return ANPromptConfig.from_pretrained(model_id, **hub) if method == NAME else None
+
+
+def _check_folder(folder: Path, subfolder: str) -> None:
+    """Raise `ValueError` if adapters lie in other sub-folders than the one that was asked for, or none was."""
+    names = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
+    if names and not (folder / subfolder / CONFIG_NAME).is_file():
+        raise ValueError(
+            f"Can't find {CONFIG_NAME!r} at {str(folder / subfolder)!r}. There are adapters in the sub-folders "
+            f"{', '.join(names)}: load {str(folder / names[0])!r}."
+        )
 
 
 @contextmanager
