@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,17 @@ def test_a_text_may_fill_the_context_and_no_more(tokenizer: CLIPTokenizer, confi
     assert tokenize([words + "cat", "a"], tokenizer, config, truncate=True)[0].tolist() == full
     with pytest.raises(ValueError, match=rf"red cat' has {len(longer)} tokens, more than the {CONTEXT} of CLIP's"):
         tokenize(["a", words + "cat"], tokenizer, config)
+
+
+def test_a_text_that_is_cut_leaves_nothing_in_the_log(
+    tokenizer: CLIPTokenizer, config: CLIPConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers tells once per tokenizer that a text is too long, which here is handled, or an error."""
+    fresh = copy.deepcopy(tokenizer)
+    fresh.deprecation_warnings = {}
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert tokenize(["red " * CONTEXT], fresh, config, truncate=True).shape == (1, CONTEXT)
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("settings", [{"vocab_size": 10}, {"eos_token_id": 5}])

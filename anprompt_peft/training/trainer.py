@@ -312,8 +312,8 @@ class ANPromptTrainer(Trainer):
         checkpoint = Path(self.state.best_model_checkpoint)
         if not self._saved(checkpoint).is_file():
             logger.warning(
-                "%s is not there, so the model keeps its last weights, not the best ones. On several machines without a "
-                "common disk set save_on_each_node=True.",
+                "%s is not there, so the model keeps its last weights, not the best ones. On several machines without "
+                "a common disk set save_on_each_node=True.",
                 self._saved(checkpoint),
             )
             return
