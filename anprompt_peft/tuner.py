@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, delete_adapter
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
-from transformers.pipelines.base import SUPPORTED_PEFT_TASKS
+from transformers.pipelines import base as pipelines
 
 from .clip import NOT_PREDICTIONS, PromptedCLIPModel
 from .fast.blocks import decomposes
@@ -255,8 +255,9 @@ def give_input_embeddings() -> None:
 
 def join_pipelines() -> None:
     """Put adapted models on the lists of transformers' pipelines, which log an error about any other class."""
+    tasks: dict[str, list[str]] = getattr(pipelines, "SUPPORTED_PEFT_TASKS", {})
     for task in ("image-classification", "zero-shot-image-classification"):
-        known = SUPPORTED_PEFT_TASKS.setdefault(task, [])
+        known = tasks.setdefault(task, [])
         known.extend(each.__name__ for each in (ANPromptCLIPModel, PeftModel) if each.__name__ not in known)
 
 

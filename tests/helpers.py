@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +68,15 @@ def assert_exact(ours: Tensor, expected: Tensor, name: str = "") -> None:
 def logits(model: Any, pixels: Tensor) -> Tensor:
     """The model's logits for images."""
     return model(pixel_values=pixels).logits
+
+
+def cached(cache: Path, repository: str, files: Path, commit: str) -> Path:
+    """Lay a repository out as `huggingface_hub` keeps it after a download."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(files, root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text(commit)
+    return root / "snapshots" / commit
 
 
 def count_calls(module: torch.nn.Module) -> list[int]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
+import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ from anprompt_peft.fast.savings import Savings
 from anprompt_peft.method import registration
 from anprompt_peft.method.layer import ANPromptHead, ANPromptLayer, grow_mask
 from conftest import MakeClip
-from helpers import CLASSES, adapt, logits, make_config, needs_add_adapter, scatter, trainable
+from helpers import CLASSES, adapt, cached, logits, make_config, needs_add_adapter, scatter, trainable
 
 LABELS = torch.tensor([0, 2, 1])
 ANPROMPT = PeftType["ANPROMPT"]
@@ -73,6 +77,47 @@ def test_a_second_adapter_that_fails_leaves_the_first(
     assert torch.equal(logits(model, pixels), before)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(clip, tmp_path), pixels), before)
+
+
+@pytest.mark.slow
+def test_pefts_own_tests(clip_folder: Path, tmp_path: Path) -> None:
+    """Of the installed version; `peft_suite.py` says which do not apply, and which must fail."""
+    cached(tmp_path / "hub", "user/clip", clip_folder, "a" * 40)
+    environment = {
+        "PEFT_TESTS": str(pefts_tests(tmp_path)), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "", Path(__file__).parent / "peft_suite.py"]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\b3\d passed, \d+ skipped, 3 xfailed", done.stdout), done.stdout
+
+
+def pefts_tests(folder: Path) -> Path:
+    """Where PEFT's tests lie: `PEFT_TESTS`, or its source distribution from the package index."""
+    if given := os.environ.get("PEFT_TESTS"):
+        return Path(given)
+    wanted = f"peft=={metadata.version('peft')}"
+    download = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--no-binary",
+        "peft",
+        "-d",
+        folder,
+        wanted,
+    ]
+    done = subprocess.run(download, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"{wanted} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
+    (archive,) = folder.glob("peft-*.tar.gz")
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="data")
+    return folder / archive.name.removesuffix(".tar.gz") / "tests"
 
 
 @pytest.mark.parametrize("load", [False, True], ids=["get_peft_model", "from_pretrained"])

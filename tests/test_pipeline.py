@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ from transformers import (
 
 from anprompt_peft import ANPromptConfig, tuner
 from conftest import MakeClip
-from helpers import CLASSES, adapt, make_config, needs_add_adapter, scatter
+from helpers import CLASSES, adapt, cached, make_config, needs_add_adapter, scatter
 
 TASK = "zero-shot-image-classification"
 FIXED = "image-classification"
@@ -354,12 +353,3 @@ assert type(pipeline({FIXED!r}, model="user/adapter", device="cpu").model).__nam
         [sys.executable, "-c", program], check=True, env=environment, stderr=subprocess.PIPE, text=True
     )
     assert "MISSING" not in done.stderr
-
-
-def cached(cache: Path, repository: str, files: Path, commit: str) -> Path:
-    """Lay a repository out as `huggingface_hub` keeps it after a download."""
-    root = cache / f"models--{repository.replace('/', '--')}"
-    shutil.copytree(files, root / "snapshots" / commit)
-    (root / "refs").mkdir()
-    (root / "refs" / "main").write_text(commit)
-    return root / "snapshots" / commit

@@ -77,7 +77,7 @@ def _from_json_file(stock: Callable[..., Any]) -> Callable[..., Any]:
             attributes = stock(cls, path_json_file, **kwargs)
         except (RecursionError, ValueError, TypeError) as error:
             raise ValueError(f"{path_json_file} is no JSON object that can be read: {error}") from error
-        return _for_loading(check_attributes(str(path_json_file), attributes))
+        return _for_loading(check_attributes(str(path_json_file), attributes, cls))
 
     return from_json_file
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 from huggingface_hub.dataclasses import type_validator
+from peft.config import MIN_EXPECTED_CONFIG_KEYS
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ..files import check_plain, short
@@ -43,7 +44,7 @@ ANSWERS = (
 logger = logging.getLogger(__name__)
 
 
-def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
+def check_attributes(path: str, attributes: Any, config_class: type[Any]) -> dict[str, Any]:
     """Return what a configuration file holds, for use.
 
     Only that of this method's adapters is looked into.
@@ -51,13 +52,20 @@ def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
     Args:
         path (`str`): the file, for messages.
         attributes: its JSON value.
+        config_class (`type`): the class that reads it, for messages.
 
     Raises:
-        ValueError: if it is no PEFT configuration, was saved in a newer format, or a field has a wrong value.
+        TypeError: if it has no `peft_type`.
+        ValueError: if it is of no method, was saved in a newer format, or a field has a wrong value.
     """
     if not isinstance(attributes, dict):
         raise ValueError(f"{path} must hold an object, not {type(attributes).__name__}.")
-    method = attributes.get("peft_type")
+    if not attributes.keys() >= MIN_EXPECTED_CONFIG_KEYS:
+        raise TypeError(
+            f"The {config_class.__name__} config that is trying to be loaded is missing required keys: "
+            f"{MIN_EXPECTED_CONFIG_KEYS}. {path} is no adapter's configuration."
+        )
+    method = attributes["peft_type"]
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(f"{path}: peft_type={short(method)} is no method of the installed PEFT.")
     if method != NAME:
@@ -74,12 +82,13 @@ def check_attributes(path: str, attributes: Any) -> dict[str, Any]:
 
 
 def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields that this version knows; one warning names the others."""
-    if unknown := [name for name in attributes if name not in KNOWN]:
+    """Return the fields that this version knows; one warning, in PEFT's words, names the others."""
+    if unknown := sorted(name for name in attributes if name not in KNOWN):
         names = ", ".join(map(short, unknown[:SHOWN])) + (", ..." if len(unknown) > SHOWN else "")
         warnings.warn(
-            f"The adapter's configuration has {len(unknown)} field(s) that this version of anprompt-peft does not "
-            f"know and ignores: {names}. A newer version may use them.",
+            f"Unexpected keyword arguments [{names}] for class {ANPromptConfig.__name__}, these are ignored. This "
+            "probably means that you're loading a configuration file that was saved using a higher version of the "
+            "library. It is highly recommended to upgrade it before continuing: `pip install -U anprompt-peft`.",
             stacklevel=2,
         )
     meant: dict[str, Any] = MEANT.get(attributes.get("format_version", 1), {})
