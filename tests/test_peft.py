@@ -87,7 +87,7 @@ def test_pefts_own_tests(clip_folder: Path, tmp_path: Path) -> None:
         "PEFT_TESTS": str(pefts_tests(tmp_path)), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "", Path(__file__).parent / "peft_suite.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "", str(Path(__file__).parent / "peft_suite.py")]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert re.search(r"\b3\d passed, \d+ skipped, 3 xfailed", done.stdout), done.stdout
@@ -98,20 +98,8 @@ def pefts_tests(folder: Path) -> Path:
     if given := os.environ.get("PEFT_TESTS"):
         return Path(given)
     wanted = f"peft=={metadata.version('peft')}"
-    download = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--no-binary",
-        "peft",
-        "-d",
-        folder,
-        wanted,
-    ]
-    done = subprocess.run(download, capture_output=True, text=True)
+    download = ["-m", "pip", "download", "-q", "--no-deps", "--no-binary", "peft", "-d", str(folder), wanted]
+    done = subprocess.run([sys.executable, *download], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"{wanted} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
     (archive,) = folder.glob("peft-*.tar.gz")

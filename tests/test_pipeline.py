@@ -209,7 +209,7 @@ def test_an_adapter_enters_no_other_class_of_clip(
 @needs_add_adapter
 def test_an_adapter_of_another_method_enters_clips_other_classes(clip_folder: Path, tmp_path: Path) -> None:
     lora = LoraConfig(target_modules=["q_proj"])
-    get_peft_model(CLIPVisionModel.from_pretrained(clip_folder), lora).save_pretrained(tmp_path)
+    get_peft_model(CLIPVisionModel.from_pretrained(clip_folder), lora).save_pretrained(str(tmp_path))
     assert CLIPVisionModel.from_pretrained(str(tmp_path)).active_adapters() == ["default"]
 
 

@@ -640,16 +640,24 @@ def test_arguments_of_the_adapter_alone_leave_the_base_model_alone(
     clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = CLIPModel.from_pretrained(clip_folder)
-    model = get_peft_model(clip, ANPromptConfig(class_names=CLASSES), adapter_name="flowers").eval()
+    model: Any = get_peft_model(clip, ANPromptConfig(class_names=CLASSES), adapter_name="flowers").eval()
     model.save_pretrained(tmp_path)
     asked: list[dict[str, Any]] = []
+
+    def load(name: str, **settings: Any) -> CLIPModel:
+        asked.append(settings)
+        return stock(name, **settings)
+
     stock = CLIPModel.from_pretrained
-    monkeypatch.setattr(
-        CLIPModel, "from_pretrained", lambda name, **given: (asked.append(given), stock(name, **given))[1]
-    )
-    of_both = {"cache_dir": str(tmp_path), "local_files_only": True, "token": "t", "dtype": torch.float32}
-    of_the_adapter = {"subfolder": "flowers", "import_allowlist": ["transformers"], "autocast_adapter_dtype": False}
-    loaded = AutoPeftModel.from_pretrained(tmp_path, **of_both, **of_the_adapter).eval()
+    monkeypatch.setattr(CLIPModel, "from_pretrained", load)
+    of_both: dict[str, Any] = {
+        "cache_dir": str(tmp_path),
+        "local_files_only": True,
+        "token": "t",
+        "dtype": torch.float32,
+    }
+    alone: dict[str, Any] = {"subfolder": "flowers", "import_allowlist": ["transformers"]}
+    loaded = AutoPeftModel.from_pretrained(str(tmp_path), autocast_adapter_dtype=False, **of_both, **alone).eval()
     assert asked == [{"revision": None, **of_both}]
     pixels = torch.randn(2, 3, 16, 16)
     assert torch.equal(logits(loaded, pixels), logits(model, pixels))
