@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForImageClassification,
     AutoTokenizer,
+    CLIPForImageClassification,
     CLIPModel,
     CLIPPreTrainedModel,
     CLIPProcessor,
@@ -194,12 +195,22 @@ def test_a_pipeline_logs_nothing(
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("cls", [AutoModelForImageClassification, CLIPVisionModel])
+def test_the_image_classifier_of_an_adapter_is_the_adapted_clip(
+    adapted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image]
+) -> None:
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    assert_labels(model, CLASSES)
+    pixels = processor(images=images, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model(**pixels).logits, adapted(**pixels).logits)
+
+
+@pytest.mark.parametrize("cls", [CLIPForImageClassification, CLIPVisionModel])
 def test_an_adapter_enters_no_other_class_of_clip(
     cls: Any, folder: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error comes before the base model is loaded; base models, and adapters of other methods, load as before."""
-    assert cls.from_pretrained(clip_folder).config is not None
+    """The error comes before the base model is loaded, and base models load as before."""
+    assert type(cls.from_pretrained(clip_folder)) is cls
     assert CLIPVisionModel.from_pretrained(None, config=CLIPVisionConfig(num_hidden_layers=1), state_dict={})
     monkeypatch.setattr(CLIPPreTrainedModel, "_load_pretrained_model", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(TypeError, match=r"is an ANPrompt adapter.*CLIPModel\.from_pretrained\('"):

@@ -17,7 +17,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from peft import AutoPeftModel, PeftConfig, PeftModel
 from peft.config import PeftConfigMixin
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from transformers import CLIPModel, CLIPPreTrainedModel
+from transformers import CLIPForImageClassification, CLIPModel, CLIPPreTrainedModel
 
 from ..files import hub_id
 from ..method.config import ANPromptConfig
@@ -175,16 +175,18 @@ def _clip_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
     def from_pretrained(
         cls: type[CLIPPreTrainedModel], pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Refuse another class for an adapter before the base model is loaded into it, as pipelines try."""
+        """Before the base model is loaded, take the adapted CLIP as the image classifier, or refuse another class."""
         name = pretrained_model_name_or_path
         if name is not None and not issubclass(cls, CLIPModel):
-            found = dict(kwargs.get("adapter_kwargs") or {})  # by transformers' auto classes
-            adapter = found.pop("_adapter_model_path", name)
-            is_one = adapter is not name or Path(name, CONFIG_NAME).is_file()
-            if is_one and _read_config(adapter, **found) is not None:
+            found = dict(kwargs.get("adapter_kwargs") or {})
+            adapter = found.pop("_adapter_model_path", None)  # from transformers' auto classes, and so its pipelines
+            is_one = adapter is not None or Path(name, CONFIG_NAME).is_file()
+            if is_one and _read_config(adapter or name, **found) is not None:
+                if cls is CLIPForImageClassification and adapter is not None:
+                    return CLIPModel.from_pretrained(name, *args, **kwargs)
                 raise TypeError(
-                    f"{adapter} is an ANPrompt adapter: it works in both towers of transformers' CLIPModel, and not "
-                    f"in {cls.__name__}. Load it with CLIPModel.from_pretrained({str(adapter)!r})."
+                    f"{adapter or name} is an ANPrompt adapter, which works in transformers' CLIPModel, with both "
+                    f"towers, and not in {cls.__name__}. Load it with CLIPModel.from_pretrained({str(adapter or name)!r})."
                 )
         return stock(cls, pretrained_model_name_or_path, *args, **kwargs)
 
