@@ -180,13 +180,14 @@ def _clip_from_pretrained(stock: Callable[..., Any]) -> Callable[..., Any]:
         if name is not None and not issubclass(cls, CLIPModel):
             found = dict(kwargs.get("adapter_kwargs") or {})
             adapter = found.pop("_adapter_model_path", None)  # from transformers' auto classes, and so its pipelines
+            source = adapter or name
             is_one = adapter is not None or Path(name, CONFIG_NAME).is_file()
-            if is_one and _read_config(adapter or name, **found) is not None:
+            if is_one and _read_config(source, **found) is not None:
                 if cls is CLIPForImageClassification and adapter is not None:
                     return CLIPModel.from_pretrained(name, *args, **kwargs)
                 raise TypeError(
-                    f"{adapter or name} is an ANPrompt adapter, which works in transformers' CLIPModel, with both "
-                    f"towers, and not in {cls.__name__}. Load it with CLIPModel.from_pretrained({str(adapter or name)!r})."
+                    f"{source} is an ANPrompt adapter, which works in transformers' CLIPModel, with both towers, and "
+                    f"not in {cls.__name__}. Load it with CLIPModel.from_pretrained({str(source)!r})."
                 )
         return stock(cls, pretrained_model_name_or_path, *args, **kwargs)
 
