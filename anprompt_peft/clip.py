@@ -323,16 +323,17 @@ class PromptedCLIPModel(CLIPModel):
         return list(self.classes.names)
 
     def set_savings(self, savings: Savings) -> None:
-        """Choose which work a step leaves out. All of it is left out by default, and no result changes.
+        """Choose how a step runs: by default without all work that changes no result.
 
         Args:
-            savings (`Savings`): `Savings.none()` runs CLIP's own forward, layer by layer.
+            savings (`Savings`): `Savings(text_chunk=...)` bounds the memory of many classes; `Savings.none()` runs
+                CLIP's own forward, layer by layer, with the same results.
         """
         self.anprompt_state.savings = savings
 
     @property
     def savings(self) -> Savings:
-        """Which work a step leaves out."""
+        """How a step runs, as [`set_savings`] chose it."""
         return self.anprompt_state.savings
 
     def set_image_cache(self, folder: str | Path | None, max_bytes: int = DEFAULT_MAX_BYTES) -> None:

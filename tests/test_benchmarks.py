@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-import ablation
 import gpu
 import predict
 import processes
@@ -221,18 +220,6 @@ def test_a_step_of_a_way_sets_its_savings_first(way: str, expected: Savings) -> 
     assert model.mock_calls == [call.set_savings(expected), call.train_step()]
 
 
-def test_ablation_switches_off_one_saving_in_each_variant() -> None:
-    options, _ = ablation.parse(["--without", "last_layer", "text_end", "--plain-classes", "4"])
-    assert ablation.variants(4, options) == {
-        "all savings": Savings(),
-        "without last_layer": Savings(last_layer=False),
-        "without text_end": Savings(text_end=False),
-        "with an image cache": Savings(),
-        "plain": Savings.none(),
-    }
-    assert "plain" not in ablation.variants(5, options)
-
-
 def test_gpu_runs_on_a_cpu_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,21 +319,6 @@ def test_step(tmp_path: Path) -> None:
     assert record["versions"]["torch"] in printed
     assert printed.count("| 4, 1 ") == 8
     assert Image.open(tmp_path / "out" / "step.png").width > 1000
-
-
-@pytest.mark.slow
-def test_ablation(tmp_path: Path) -> None:
-    arguments = ("--sizes", "4x1", "--without", "vision_prefix", "--steps", "1", "--threads", "1")
-    record, printed = run("ablation", tmp_path / "out", *arguments)
-    (row,) = record["rows"]
-    assert set(row["seconds"]) == set(row["peak_memory_gb"]) == {
-        "all savings", "without vision_prefix", "with an image cache", "plain",
-    }  # fmt: skip
-    assert row["ratio"]["all savings"] == {"median": 1, "min": 1, "max": 1}
-    assert row["ratio"]["plain"]["median"] == pytest.approx(
-        row["all_seconds"]["plain"][0] / row["all_seconds"]["all savings"][0]
-    )
-    assert "without vision_prefix" in printed
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ WAYS = [
 @pytest.mark.parametrize(
     ("variant", "attention", "savings"),
     WAYS,
-    ids=["-".join((variant, way, *(() if saved.text_end else ("plain",)))) for variant, way, saved in WAYS],
+    ids=["-".join((variant, way, *(() if saved.decomposed else ("plain",)))) for variant, way, saved in WAYS],
 )
 def test_classes_and_losses(
     variant: str, attention: str, savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor

@@ -1,10 +1,10 @@
-"""Every saving, alone and with others, changes no result: loss and gradients against the plain reference."""
+"""All savings, chunks of texts and CLIP's own forward give one result: loss and gradients against the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,19 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from anprompt_peft.fast import Savings, encoders
+from anprompt_peft.fast import Savings, encoders, text
 from anprompt_peft.fast.blocks import attend, attend_first, queries_keys_values
 from conftest import IMAGE_SIZE, MakeClip
 from helpers import LABELS, adapt, assert_exact, count_calls, make_config, trainable
 from oracle import reference_adapter, reference_outputs
 
-SWITCHES = [each.name for each in fields(Savings) if each.name != "text_chunk"]
 FORMER: dict[str, Any] = {"text_update_rank": None}  # the first text layers stay frozen
 WORDS = ["cat", "dog", "red", "small", "bird", "fish", "drawing"]
 
 names = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
 some_layers = st.integers(1, 4) | st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True)
-savings = st.builds(Savings, **{name: st.booleans() for name in SWITCHES}, text_chunk=st.none() | st.integers(1, 5))
+savings = st.builds(Savings, text_chunk=st.none() | st.integers(1, 5)) | st.just(Savings.none())
 
 
 @st.composite
@@ -67,17 +66,21 @@ def expected_outputs(model: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, pixe
 @given(
     adapter=adapters(),
     chosen=savings,
+    packs=st.booleans(),
     images=st.integers(1, 4),
     checkpointing=st.booleans(),
 )
 def test_against_the_reference(
     adapter: dict[str, Any],
     chosen: Savings,
+    packs: bool,
     images: int,
     checkpointing: bool,
     make_clip: MakeClip,
     tokenizer: CLIPTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(text, "packs", lambda _: packs)
     model = adapt(make_clip(dtype=torch.float64), tokenizer, **adapter).train()
     model.set_savings(chosen)
     if checkpointing:
@@ -101,10 +104,9 @@ def test_against_the_reference(
                 assert mine is None or not mine.any(), name
 
 
-@pytest.mark.parametrize("switch", [*SWITCHES, "all", "none"])
-def test_float32(switch: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+@pytest.mark.parametrize("chosen", [Savings(), Savings(text_chunk=2), Savings.none()])
+def test_float32(chosen: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     model = adapt(make_clip(), tokenizer)
-    chosen = {"all": Savings(), "none": Savings.none()}.get(switch) or replace(Savings.none(), **{switch: True})
     exact = adapt(make_clip(dtype=torch.float64), tokenizer)
     exact.load_state_dict(model.state_dict())
     exact.set_savings(Savings.none())
@@ -154,7 +156,7 @@ CHANGES: dict[str, Any] = {
     "dtype": lambda model: model.to(torch.float64),
     "base weights": lambda model: torch.nn.init.ones_(model.text_model.embeddings.token_embedding.weight),
     "load_state_dict": lambda model: model.load_state_dict(model.state_dict()),
-    "savings": lambda model: model.set_savings(Savings(ragged_text=False)),
+    "savings": lambda model: model.set_savings(Savings(text_chunk=2)),
 }
 
 
@@ -180,7 +182,7 @@ def test_the_vision_prefix_serves_both_branches(make_clip: MakeClip, tokenizer: 
     layers = model.vision_model.encoder.layers
     first_prompted = layers[layers[-1].target_layers(model.peft_config["default"])[0] - 1].get_base_layer()
     before, queries = count_calls(layers[0]), count_calls(first_prompted.self_attn.q_proj)
-    for chosen, expected in ((Savings(), 1), (Savings(vision_prefix=False), 2), (Savings.none(), 2)):
+    for chosen, expected in ((Savings(), 1), (Savings.none(), 2)):
         before.clear()
         queries.clear()
         model.set_savings(chosen)
@@ -205,6 +207,24 @@ def test_trained_base_weights_get_their_gradients(
         gradients.append({name: weight.grad for name, weight in weights.items()})
     for name, gradient in gradients[0].items():
         assert_exact(gradient, gradients[1][name], name)
+
+
+def test_the_plain_path_pads_texts_to_the_end_of_the_context(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapt(make_clip(), tokenizer)
+    clip: Any = model.get_base_model()
+    lengths: list[int] = []
+    encode = clip.get_text_features
+
+    def counted(input_ids: Tensor) -> Any:
+        lengths.append(input_ids.shape[1])
+        return encode(input_ids=input_ids)
+
+    monkeypatch.setattr(clip, "get_text_features", counted)
+    model.set_savings(Savings.none())
+    model.encode_classes()
+    assert lengths == [clip.config.text_config.max_position_embeddings]
 
 
 def test_unknown_layers_run_clips_own_forward(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
@@ -361,20 +381,22 @@ class Launches(TorchDispatchMode):
 
 
 def test_whole_rows_take_no_more_launches_than_clips_own_forward(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accelerators compute texts so. Packed ones take several times as many, which only a CPU does not mind."""
-    model = adapt(make_clip(), tokenizer, class_names=["cat", "small fish", "red bird drawing", "dog"]).train()
-    counts = []
-    for chosen in (Savings(text_opening=False), Savings.none(), Savings()):
+
+    def launches(chosen: Savings, packs: bool) -> int:
+        monkeypatch.setattr(text, "packs", lambda _: packs)
+        model = adapt(make_clip(), tokenizer, class_names=["cat", "small fish", "red bird drawing", "dog"]).train()
         model.set_savings(chosen)
         train_step(model, pixels)
-        with Launches() as launches:
+        with Launches() as counted:
             train_step(model, pixels)
-        counts.append(launches.count)
-    whole, plain, packed = counts
-    assert whole <= plain
-    assert packed > 1.5 * plain
+        return counted.count
+
+    plain = launches(Savings.none(), packs=False)
+    assert launches(Savings(), packs=False) <= plain
+    assert launches(Savings(), packs=True) > 1.5 * plain
 
 
 @pytest.mark.slow
@@ -418,3 +440,8 @@ def test_gradient_checkpointing_keeps_the_savings(
 def test_wrong_chunks(wrong: Any) -> None:
     with pytest.raises(ValueError, match=f"text_chunk={wrong}"):
         Savings(text_chunk=wrong)
+
+
+def test_chunks_need_the_layers_decomposed() -> None:
+    with pytest.raises(ValueError, match=r"no effect in CLIP's own forward.*Use Savings\(text_chunk=5\)"):
+        replace(Savings.none(), text_chunk=5)

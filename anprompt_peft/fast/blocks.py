@@ -146,19 +146,20 @@ def attend_first(layer: CLIPEncoderLayer, hidden: Tensor, count: int) -> Tensor:
     return torch.einsum("bhmd,hed->bmhe", mixed, value_weight).flatten(2) + attention.v_proj.bias  # B, M, d
 
 
-def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, fused_activation: bool) -> Tensor:
+def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor) -> Tensor:
     """Return what leaves the layer `[..., d]`: attention's mixture and the MLP added to what entered it.
+
+    QuickGELU `x * sigmoid(1.702 x)` is the equal `silu(1.702 x) / 1.702`, whose scalings the products before and after
+    it do, and which keeps one tensor for the backward pass, not two.
 
     Args:
         layer (`CLIPEncoderLayer`): the layer.
         hidden (`Tensor`): `[..., d]`, what entered it.
         mixed (`Tensor`): `[..., d]`, as from [`attend`].
-        fused_activation (`bool`): QuickGELU `x * sigmoid(1.702 x)` as the equal `silu(1.702 x) / 1.702`, whose
-            scalings the products before and after it do, and which keeps one tensor for the backward pass, not two.
     """
     hidden = hidden + layer.self_attn.out_proj(mixed)
     normed, mlp = layer.layer_norm2(hidden), layer.mlp
-    apart = fused_activation and type(mlp.activation_fn) is QuickGELUActivation
+    apart = type(mlp.activation_fn) is QuickGELUActivation
     if not apart or is_hooked(mlp, mlp.activation_fn) or not _are_plain(mlp.fc1, mlp.fc2):
         return hidden + mlp(normed)
     rows = normed.flatten(0, -2)  # B * L, d
@@ -167,11 +168,11 @@ def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, fused_activat
     return hidden + _scaled_linear(mlp.fc2, activated, 1 / QUICK_GELU_SLOPE, mlp.fc2.bias).view_as(hidden)
 
 
-def run_whole(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, fused_activation: bool) -> Tensor:
+def run_whole(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
     """Return what leaves a layer without prompts, `[B, L, d]`; a layer with hooks is called as it is."""
     if is_hooked(layer, layer.self_attn):
         return _call(layer, hidden, causal)
-    return _run_parts(layer, hidden, causal, fused_activation)
+    return _run_parts(layer, hidden, causal)
 
 
 def is_hooked(*modules: nn.Module) -> bool:
@@ -206,7 +207,7 @@ def decomposes(layer: CLIPEncoderLayer) -> bool:
         for causal in (False, True):
             try:
                 expected = _call(layer, hidden, causal)
-                ours = checkpointed(layer, partial(_run_parts, layer, causal=causal, fused_activation=True), hidden)
+                ours = checkpointed(layer, partial(_run_parts, layer, causal=causal), hidden)
             except (AttributeError, TypeError, RuntimeError, ValueError):
                 return False
             if ours.shape != expected.shape or not torch.allclose(ours, expected, rtol=tolerance, atol=tolerance):
@@ -225,9 +226,8 @@ def _call(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
     return layer(hidden, mask, is_causal=True)
 
 
-def _run_parts(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, fused_activation: bool) -> Tensor:
-    mixed = attend(layer, *queries_keys_values(layer, hidden), causal=causal)
-    return finish(layer, hidden, mixed, fused_activation)
+def _run_parts(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
+    return finish(layer, hidden, attend(layer, *queries_keys_values(layer, hidden), causal=causal))
 
 
 def _heads(layer: CLIPEncoderLayer, projected: Tensor) -> Tensor:

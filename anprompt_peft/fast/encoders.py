@@ -73,7 +73,7 @@ def text_features(clip: CLIPModel, input_ids: Tensor, source: Tensor | None, tem
             without it no work is kept for the next call.
         templates (`int`): number T of templates, whose texts take turns.
     """
-    if not state_of(clip).savings.text_end:
+    if not state_of(clip).savings.decomposed:
         missing = clip.config.text_config.max_position_embeddings - input_ids.shape[1]
         input_ids = torch.cat([input_ids, input_ids[:, -1:].expand(-1, missing)], dim=1)
     if not runs_decomposed(clip):
@@ -92,7 +92,7 @@ def runs_decomposed(clip: CLIPModel) -> bool:
     dropout = clip.config.text_config.attention_dropout or clip.config.vision_config.attention_dropout
     return (
         state.decomposes
-        and state.savings.any_inside_layers
+        and state.savings.decomposed
         and config is not None
         and config.num_prompts > 0
         and not (clip.training and dropout)
@@ -105,7 +105,6 @@ def _encode_images(
     clip: CLIPModel, pixel_values: Tensor, with_frozen: bool, interpolate_pos_encoding: bool = False
 ) -> ImageFeatures:
     tower, state, mixing = clip.vision_model, state_of(clip), _config(clip).prompt_mixing
-    savings = state.savings
     before, prompted = _split(clip, "vision")
     blocks = [layer.get_base_layer() for layer in prompted]
 
@@ -113,12 +112,12 @@ def _encode_images(
         with _gradients_if(pixels, *_weights(tower.embeddings, tower.pre_layrnorm, *before)):
             hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=interpolate_pos_encoding))
             for layer in before:
-                hidden = run_whole(layer, hidden, causal=False, fused_activation=savings.activation)
+                hidden = run_whole(layer, hidden, causal=False)
         return hidden
 
     @torch.no_grad()
     def run_frozen(hidden: Tensor, opened: QueriesKeysValues | None = None) -> Tensor:  # B, L, d_v -> B, d
-        output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, savings, opened)
+        output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, opened)
         return clip.visual_projection(tower.post_layernorm(output))
 
     @torch.no_grad()
@@ -139,13 +138,11 @@ def _encode_images(
         hidden, frozen = kept["hidden"], kept["frozen"]
     else:
         hidden = run_prefix(pixel_values)
-        if with_frozen and savings.vision_prefix and len(blocks) > 1:
-            opened = queries_keys_values(blocks[0], hidden)
-    output, prompts = run_vision(blocks, hidden, _prompts(prompted, clip, hidden.dtype), mixing, savings, opened)
+        if with_frozen:
+            opened = queries_keys_values(blocks[0], hidden) if len(blocks) > 1 else None
+            frozen = run_frozen(hidden, opened)
+    output, prompts = run_vision(blocks, hidden, _prompts(prompted, clip, hidden.dtype), mixing, opened)
     features = clip.visual_projection(tower.post_layernorm(output))  # B, d_v -> B, d
-    if with_frozen and frozen is None:
-        with torch.no_grad():
-            frozen = run_frozen(hidden if savings.vision_prefix else run_prefix(pixel_values), opened)
     return ImageFeatures(features, prompts, frozen)
 
 
@@ -172,16 +169,15 @@ def _frozen_vision_digest(clip: CLIPModel) -> str:
 def _kept_prefixes(clip: CLIPModel, input_ids: Tensor, source: Tensor, templates: int) -> list[TextPrefix]:
     """Return the texts of every template as they enter the first layer with prompts, computed at most once."""
     state, before = state_of(clip), _split(clip, "text")[0]
-    savings = state.savings
     fingerprint = Fingerprint(
         (*_weights(clip.text_model.embeddings, *before), source),
-        (savings, templates, tuple(input_ids.shape), input_ids.storage_offset(), len(before)),
+        (state.savings, templates, tuple(input_ids.shape), input_ids.storage_offset(), len(before)),
         torch.is_inference_mode_enabled(),
         autocast_state(clip.device.type),
     )
 
     def are_frozen(prefixes: list[TextPrefix]) -> bool:
-        return savings.text_prefix and not any(prefix.chunks[0].hidden.requires_grad for prefix in prefixes)
+        return not any(prefix.chunks[0].hidden.requires_grad for prefix in prefixes)
 
     compute = partial(_text_prefixes, clip, input_ids, templates)
     return state.kept("text prefixes", fingerprint, compute, keep_if=are_frozen)
@@ -194,19 +190,19 @@ def _text_prefixes(clip: CLIPModel, input_ids: Tensor, templates: int) -> list[T
 
 
 def _text_prefix(clip: CLIPModel, before: list[CLIPEncoderLayer], input_ids: Tensor) -> TextPrefix:
-    tower, savings = clip.text_model, state_of(clip).savings
+    tower, size = clip.text_model, state_of(clip).savings.text_chunk
 
     def run(ids: Tensor) -> Tensor:  # n, L -> n, L, d_t
         hidden = tower.embeddings(input_ids=ids)
         for layer in before:
-            hidden = run_whole(layer, hidden, causal=True, fused_activation=savings.activation)
+            hidden = run_whole(layer, hidden, causal=True)
         return hidden
 
     with _gradients_if(*_weights(tower.embeddings, *before)):
         asked = input_ids.to(clip.device, non_blocking=True)
-        hidden = torch.cat([run(ids) for ids in asked.split(savings.text_chunk or len(asked))])
+        hidden = torch.cat([run(ids) for ids in asked.split(size or len(asked))])
     input_ids = input_ids.cpu()
-    return text_prefix(hidden, input_ids, end_of_text_positions(input_ids, clip.config), savings)
+    return text_prefix(hidden, input_ids, end_of_text_positions(input_ids, clip.config), size)
 
 
 def _encode_texts(clip: CLIPModel, prefix: TextPrefix) -> Tensor:
@@ -214,7 +210,7 @@ def _encode_texts(clip: CLIPModel, prefix: TextPrefix) -> Tensor:
     blocks = [layer.get_base_layer() for layer in prompted]
     updates: Updates = [partial(layer.update, adapter_name=head_of(clip).adapter) for layer in prompted]
     prompts = _prompts(prompted, clip, prefix.chunks[0].hidden.dtype)
-    output = run_text(blocks, prefix, prompts, updates, state_of(clip).savings)
+    output = run_text(blocks, prefix, prompts, updates, recompute=state_of(clip).savings.text_chunk is not None)
     return clip.text_projection(clip.text_model.final_layer_norm(output))  # n, d_t -> n, d
 
 

@@ -27,7 +27,7 @@ class State:
 
     Attributes:
         decomposes (`bool`): whether CLIP's layers are built as `blocks` takes them to be.
-        savings (`Savings`): which work to leave out.
+        savings (`Savings`): how a step runs.
         image_cache (`ImageCache`, *optional*): where the frozen work on images is cached.
         base_labels (`tuple`): `id2label` and `label2id` of the model's configuration before the first adapter.
         classes (`ClassSet`, *optional*): the classes asked for; `None` means those of the active adapter.

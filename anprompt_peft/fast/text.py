@@ -24,7 +24,6 @@ from .blocks import (
     queries_keys_values,
     queries_of,
 )
-from .savings import Savings
 
 PADDED = 2
 """How many times as long as a text another may be whose attention is computed with it, padded."""
@@ -80,7 +79,12 @@ class TextPrefix:
     chunks: list[Chunk]
 
 
-def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Savings) -> TextPrefix:
+def packs(device: torch.device) -> bool:
+    """Whether texts are cut and packed: accelerators take longer to launch so many small operations."""
+    return device.type == "cpu"
+
+
+def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, size: int | None) -> TextPrefix:
     """Cut texts into what all begin with and what each has of its own, or leave them whole.
 
     Packed chunks have the same mix of lengths: each then fits where the one before it was, and memory stays whole.
@@ -89,25 +93,24 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, savings: Saving
         hidden (`Tensor`): `[n, L, d]`, as they enter the first layer with prompts.
         input_ids (`Tensor`): int64 `[n, L]`, on the host.
         ends (`Tensor`): int64 `[n]`, positions of the end-of-text tokens, on the host.
-        savings (`Savings`): which work to leave out.
+        size (`int`, *optional*): most rows of a chunk.
     """
-    count, length = input_ids.shape
-    if not (savings.text_opening and hidden.device.type == "cpu"):
-        size, device = savings.text_chunk or count, hidden.device
+    count, device = len(input_ids), hidden.device
+    size = size or count
+    if not packs(device):
         parts = (torch.arange(count, device=device), hidden, ends.to(device, non_blocking=True))
         cut = zip(*(part.split(size) for part in parts), strict=True)
         return TextPrefix(None, [Chunk(rows, texts, last, []) for rows, texts, last in cut])
     opening = _common_opening(input_ids, ends)
-    own, own_ends = hidden[:, opening:], (ends - opening).tolist()
-    own_lengths = [end + 1 for end in own_ends] if savings.ragged_text else [length - opening] * count
-    order = sorted(range(count), key=own_lengths.__getitem__)
-    turns = -(-count // (savings.text_chunk or count))
-    chunks = [_chunk(order[turn::turns], own_lengths, own, own_ends) for turn in range(turns)]
+    lengths = (ends + 1 - opening).tolist()
+    order = sorted(range(count), key=lengths.__getitem__)
+    turns = -(-count // size)
+    chunks = [_chunk(order[turn::turns], lengths, hidden[:, opening:]) for turn in range(turns)]
     return TextPrefix(hidden[:1, :opening], chunks)
 
 
 def run_text(
-    layers: list[CLIPEncoderLayer], prefix: TextPrefix, prompts: NewPrompts, updates: Updates, savings: Savings
+    layers: list[CLIPEncoderLayer], prefix: TextPrefix, prompts: NewPrompts, updates: Updates, recompute: bool
 ) -> Tensor:
     """Return what leaves the last layer at the end-of-text tokens: `[n, d]`.
 
@@ -116,14 +119,14 @@ def run_text(
         prefix (`TextPrefix`): n texts.
         prompts (`NewPrompts`): for each of the layers.
         updates (`Updates`): for each of the layers.
-        savings (`Savings`): which work to leave out.
+        recompute (`bool`): compute each chunk again in the backward pass.
     """
     if prefix.opening is None:
-        run: Callable[[Chunk], Tensor] = partial(_run_whole_rows, layers, prompts, updates, savings)
+        run: Callable[[Chunk], Tensor] = partial(_run_whole_rows, layers, prompts, updates)
     else:
-        shared = list(_opening_keys(layers, prefix.opening, prompts, updates, savings))
-        run = partial(_run_packed, layers, shared, updates, savings)
-    if savings.text_chunk is not None and torch.is_grad_enabled():
+        shared = list(_opening_keys(layers, prefix.opening, prompts, updates))
+        run = partial(_run_packed, layers, shared, updates)
+    if recompute and torch.is_grad_enabled():
         outputs = [checkpoint(run, chunk, use_reentrant=False) for chunk in prefix.chunks]
     else:
         outputs = [run(chunk) for chunk in prefix.chunks]
@@ -136,18 +139,17 @@ def _common_opening(input_ids: Tensor, ends: Tensor) -> int:
     return max(1, min(int(same), int(ends.min())))
 
 
-def _chunk(rows: list[int], lengths: list[int], hidden: Tensor, ends: list[int]) -> Chunk:
+def _chunk(rows: list[int], lengths: list[int], hidden: Tensor) -> Chunk:
     buckets, packed, packed_ends = [], [], []
     start = token = 0
     for members in _groups(rows, lengths):
-        own, last = (torch.tensor([each[row] for row in members]) for each in (lengths, ends))  # b
+        own = torch.tensor([lengths[row] for row in members])  # b
         size, length, count = len(members), int(own.max()), int(own.sum())
-        there, seen = (torch.arange(length) < limit[:, None] for limit in (own, last + 1))  # b, length
-        places = None if there.all() else there.flatten().nonzero().flatten()
-        visible = None if seen.all() else seen[:, None, None]
+        there = torch.arange(length) < own[:, None]  # b, length
+        places, visible = (None, None) if there.all() else (there.flatten().nonzero().flatten(), there[:, None, None])
         buckets.append(Bucket(slice(start, start + size), slice(token, token + count), length, places, visible))
         packed.append(hidden[torch.tensor(members), :length][there])  # t, d
-        packed_ends.append(token + own.cumsum(0) - own + last)
+        packed_ends.append(token + own.cumsum(0) - 1)
         start, token = start + size, token + count
     return Chunk(torch.tensor(rows), torch.cat(packed), torch.cat(packed_ends), buckets)
 
@@ -164,76 +166,62 @@ def _groups(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
 
 
 def _opening_keys(
-    layers: list[CLIPEncoderLayer], opening: Tensor, prompts: NewPrompts, updates: Updates, savings: Savings
+    layers: list[CLIPEncoderLayer], opening: Tensor, prompts: NewPrompts, updates: Updates
 ) -> Iterator[KeysValues]:
     """Yield for each layer the keys and values `[1, s + p, h, e]` of all that precedes own tokens."""
     kept = opening[:, :0]
     for at, layer in enumerate(layers):
-        new, is_last = prompts[at], at == len(layers) - 1
+        new = prompts[at]
         kept = kept if new is None else new[None]
         count = kept.shape[1]
         hidden = updates[at](torch.cat([opening[:, :1], kept, opening[:, 1:]], dim=1))  # 1, s + p, d
-        if is_last and savings.last_layer:
+        if at == len(layers) - 1:
             yield keys_values(layer, hidden)
             return
         positions = torch.arange(hidden.shape[1], device=hidden.device)
-        unread = savings.prompt_keys and (is_last or prompts[at + 1] is not None)
+        unread = prompts[at + 1] is not None
         asking = torch.cat([positions[:1], positions[1 + count :]]) if unread else positions
         queries, keys, values = queries_keys_values(layer, hidden, asking)
         yield keys, values
         mixed = attend(layer, queries, keys, values, asking[:, None] >= positions)  # 1, M, d
-        hidden = finish(layer, hidden[:, asking], mixed, savings.activation)
+        hidden = finish(layer, hidden[:, asking], mixed)
         skipped = 0 if unread else count
         opening = torch.cat([hidden[:, :1], hidden[:, 1 + skipped :]], dim=1)
         kept = hidden[:, 1 : 1 + skipped]
 
 
-def _run_whole_rows(
-    layers: list[CLIPEncoderLayer], prompts: NewPrompts, updates: Updates, savings: Savings, chunk: Chunk
-) -> Tensor:
+def _run_whole_rows(layers: list[CLIPEncoderLayer], prompts: NewPrompts, updates: Updates, chunk: Chunk) -> Tensor:
     hidden, count = chunk.hidden, 0
     for at, layer in enumerate(layers):
-        new, ends_only = prompts[at], savings.last_layer and at == len(layers) - 1
+        new, is_last = prompts[at], at == len(layers) - 1
         if new is not None:
             brought = new.expand(hidden.shape[0], -1, -1)
             hidden = torch.cat([hidden[:, :1], brought, hidden[:, 1 + count :]], dim=1)  # R, L + p, d
             count = new.shape[0]
-        step = partial(_run_rows, layer, updates[at], chunk.ends + count if ends_only else None, savings.activation)
+        step = partial(_run_rows, layer, updates[at], chunk.ends + count if is_last else None)
         hidden = checkpointed(layer, step, hidden)
-    return hidden if savings.last_layer else hidden[_all_rows(hidden), chunk.ends + count]
+    return hidden
 
 
 def _run_rows(
-    layer: CLIPEncoderLayer,
-    update: Callable[[Tensor], Tensor],
-    ends: Tensor | None,
-    fused_activation: bool,
-    hidden: Tensor,
+    layer: CLIPEncoderLayer, update: Callable[[Tensor], Tensor], ends: Tensor | None, hidden: Tensor
 ) -> Tensor:
     """Return what leaves a layer, `[R, L, d]`, or `[R, d]` at the rows' ends."""
     hidden = update(hidden)
     if ends is None:
-        mixed = attend(layer, *queries_keys_values(layer, hidden), causal=True)
-        return finish(layer, hidden, mixed, fused_activation)
-    asking = hidden[_all_rows(hidden), ends][:, None]  # R, 1, d
+        return finish(layer, hidden, attend(layer, *queries_keys_values(layer, hidden), causal=True))
+    asking = hidden[torch.arange(len(hidden), device=hidden.device), ends][:, None]  # R, 1, d
     visible = torch.arange(hidden.shape[1], device=hidden.device) <= ends[:, None]  # R, L
     mixed = attend(layer, queries_of(layer, asking), *keys_values(layer, hidden), visible[:, None, None])
-    return finish(layer, asking, mixed, fused_activation)[:, 0]
+    return finish(layer, asking, mixed)[:, 0]
 
 
-def _all_rows(hidden: Tensor) -> Tensor:
-    return torch.arange(hidden.shape[0], device=hidden.device)
-
-
-def _run_packed(
-    layers: list[CLIPEncoderLayer], shared: list[KeysValues], updates: Updates, savings: Savings, chunk: Chunk
-) -> Tensor:
+def _run_packed(layers: list[CLIPEncoderLayer], shared: list[KeysValues], updates: Updates, chunk: Chunk) -> Tensor:
     hidden = chunk.hidden
     for at, (layer, opening) in enumerate(zip(layers, shared, strict=True)):
-        ends_only = savings.last_layer and at == len(layers) - 1
-        step = partial(_run_layer, layer, chunk, updates[at], ends_only, savings.activation)
+        step = partial(_run_layer, layer, chunk, updates[at], at == len(layers) - 1)
         hidden = checkpointed(layer, step, hidden, *opening)
-    return hidden if savings.last_layer else hidden[chunk.ends]
+    return hidden
 
 
 def _run_layer(
@@ -241,7 +229,6 @@ def _run_layer(
     chunk: Chunk,
     update: Callable[[Tensor], Tensor],
     ends_only: bool,
-    fused_activation: bool,
     hidden: Tensor,
     opening_keys: Tensor,
     opening_values: Tensor,
@@ -250,7 +237,7 @@ def _run_layer(
     queries, keys, values = queries_keys_values(layer, hidden, asking)  # T, h, e; queries R, h, e at the ends
     opening = opening_keys, opening_values
     mixed = [_attend_bucket(layer, queries, keys, values, opening, bucket, ends_only) for bucket in chunk.buckets]
-    return finish(layer, hidden[asking], torch.cat(mixed), fused_activation)
+    return finish(layer, hidden[asking], torch.cat(mixed))
 
 
 def _attend_bucket(

@@ -18,7 +18,6 @@ from .blocks import (
     finish,
     queries_keys_values,
 )
-from .savings import Savings
 
 
 def run_vision(
@@ -26,7 +25,6 @@ def run_vision(
     hidden: Tensor,
     prompts: NewPrompts,
     mixing: float,
-    savings: Savings,
     opened: QueriesKeysValues | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what leaves the last layer at the class token, `[B, d]`, and at the prompts, `[B, p, d]`.
@@ -36,19 +34,16 @@ def run_vision(
         hidden (`Tensor`): `[B, L, d]`, images as they enter the first of them.
         prompts (`NewPrompts`): for each of the layers; all `None` for CLIP without prompts.
         mixing (`float`): share of new prompts where they take the place of others.
-        savings (`Savings`): which work to leave out.
         opened (`QueriesKeysValues`, *optional*): the first layer's of `hidden`, for layers that are two or more.
     """
     kept = hidden[:, :0]
     for at, layer in enumerate(layers):
-        is_last = at == len(layers) - 1
         kept = _come_in(prompts[at], kept, mixing)
-        if is_last and savings.last_layer:
-            step = partial(_run_last, layer, fused_activation=savings.activation)
+        if at == len(layers) - 1:
+            step = partial(_run_last, layer)
         else:
-            unread = savings.prompt_keys and not is_last and prompts[at + 1] is not None and mixing == 1
-            of_hidden = None if at else opened
-            step = partial(_run_layer, layer, of_hidden, unread=unread, fused_activation=savings.activation)
+            unread = prompts[at + 1] is not None and mixing == 1
+            step = partial(_run_layer, layer, None if at else opened, unread=unread)
         hidden, kept = checkpointed(layer, step, hidden, kept)
     return hidden[:, 0], kept
 
@@ -59,7 +54,6 @@ def _run_layer(
     hidden: Tensor,
     kept: Tensor,
     unread: bool,
-    fused_activation: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return what leaves a layer at `hidden`, and at the prompts unless they are unread."""
     queries, keys, values = of_hidden or queries_keys_values(layer, hidden)
@@ -70,15 +64,15 @@ def _run_layer(
         )  # B, L + p, h, e; queries B, L, h, e if the prompts are unread
     tokens = hidden.shape[1]
     asked = hidden if unread else _with_prompts(hidden, kept)  # B, L or L + p, d
-    hidden = finish(layer, asked, attend(layer, queries, keys, values), fused_activation)
+    hidden = finish(layer, asked, attend(layer, queries, keys, values))
     return hidden[:, :tokens], hidden[:, tokens:]
 
 
-def _run_last(layer: CLIPEncoderLayer, hidden: Tensor, kept: Tensor, fused_activation: bool) -> tuple[Tensor, Tensor]:
+def _run_last(layer: CLIPEncoderLayer, hidden: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Return what leaves a layer at the class token, `[B, 1, d]`, and at the prompts."""
     asked = _with_prompts(hidden[:, :1], kept)  # B, 1 + p, d
     mixed = attend_first(layer, torch.cat([asked, hidden[:, 1:]], dim=1), asked.shape[1])
-    hidden = finish(layer, asked, mixed, fused_activation)
+    hidden = finish(layer, asked, mixed)
     return hidden[:, :1], hidden[:, 1:]
 
 
