@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub.dataclasses import type_validator
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from ..files import read_json, short
+from ..method.config import mismatch
 
 MAX_SIDE = 4096
 """Far beyond any CLIP; without it a small file could ask for much memory."""
@@ -26,9 +26,9 @@ FIELDS: dict[str, Any] = {
     "crop_size": int | dict[str, int],
     "default_to_square": bool | None,
     "resample": int,
-    "rescale_factor": int | float,
-    "image_mean": int | float | list[int | float],
-    "image_std": int | float | list[int | float],
+    "rescale_factor": float,
+    "image_mean": float | list[int | float],
+    "image_std": float | list[int | float],
 }
 """What transformers reads for a CLIP, with the types that a file may give it."""
 UNUSED = {
@@ -118,11 +118,8 @@ def _checked(settings: Any) -> dict[str, Any]:
         raise ValueError(f"image_processor_type={short(kind)} must be CLIPImageProcessor.")
     for name, value in settings.items():
         if name in FIELDS:
-            try:
-                type_validator(name, value, FIELDS[name])
-            except TypeError:
-                wanted = getattr(FIELDS[name], "__name__", None) or str(FIELDS[name])
-                raise ValueError(f"{name}={short(value)} must be of type {wanted}.") from None
+            if wrong := mismatch(value, FIELDS[name]):
+                raise ValueError(f"{name}={short(value)} {wrong}.")
         elif name in UNUSED and value not in UNUSED[name]:
             raise ValueError(f"{name}={short(value)} is nothing that CLIP's preprocessing does. Remove it.")
         elif name not in UNUSED and hasattr(CLIPImageProcessorPil, name):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Iterable
-from dataclasses import InitVar, dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import InitVar, dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from huggingface_hub.dataclasses import type_validator
 from peft.config import PeftConfig
 from transformers import CLIPConfig
 
@@ -23,6 +25,15 @@ InferenceLogits = Literal["auto", "fused", "class", "prototype", "ensemble"]
 DEFAULT_DEPTH, FINITE = 7 / 12, sys.float_info.max
 PAPER = {"similarity_weight": 0.5, "frozen_share": 0.0, "text_update_rank": None, "rephrased_weight": 0.0}
 FORMAT_VERSION = 3  # of a saved configuration: grows when an older version of this package would load it wrongly
+
+
+def _field(default: Any, text: str, **checks: Any) -> Any:
+    """Return a field with its help and checks: `least` and `most` are the range of its numbers.
+
+    The others are about saved configurations: `cap` is the largest number that is read, `saved` the type where it
+    differs, and `formerly` has, by format, what a configuration without the field means.
+    """
+    return field(default=default, metadata={"help": text, **checks})
 
 
 @dataclass
@@ -85,38 +96,42 @@ class ANPromptConfig(PeftConfig):
     """
 
     class_names: list[str] = field(default_factory=list, metadata={"help": "Classes to adapt to, in label order."})
-    template: str | list[str] = field(default="a photo of a {}.", metadata={"help": "Text(s) around a class name."})
-    tokenizer_name_or_path: Any = field(default=None, metadata={"help": "Tokenizer: Hub id, folder or object."})
-    num_virtual_tokens: int = field(default=5, metadata={"help": "Number N of learnable prompt tokens."})
-    num_noise_tokens: int = field(default=4, metadata={"help": "Number K of frozen noise prompts."})
-    latent_dim: int | None = field(default=None, metadata={"help": "Width of the latent prompt space."})
-    text_layers: int | list[int] | None = field(default=None, metadata={"help": "Text layers, or the last k."})
-    vision_layers: int | list[int] | None = field(default=None, metadata={"help": "Vision layers, or the last k."})
-    noise_integration: NoiseIntegration = field(default="concat", metadata={"help": "'concat', or 'add' (N = K)."})
-    noise_map: NoiseMap = field(default="fixed", metadata={"help": "Map into another latent_dim."})
-    projection_rank: int | None = field(default=None, metadata={"help": "Rank of residuals of a shared map."})
-    prototype_rank: int | None = field(default=None, metadata={"help": "Rank of the update of the visual projection."})
-    text_update_rank: int | None = field(default=8, metadata={"help": "Rank of the text layers' updates."})
-    prompt_mixing: float = field(default=1.0, metadata={"help": "Share of new prompts where they replace others."})
-    noise_source: NoiseSource | list[NoiseSource] | None = field(default=None, metadata={"help": "What perturbs."})
-    descriptions: dict[str, list[str]] | None = field(default=None, metadata={"help": "Sentences about each class."})
-    noise_scale: float = field(default=0.1, metadata={"help": "Weight of the perturbed feature in the fusion."})
-    noise_draws: int = field(default=4, metadata={"help": "Perturbed features per class and source."})
-    noise_seed: int = field(default=0, metadata={"help": "Seed of perturbation, KMeans and the fixed map."})
-    alpha: float = field(default=0.7, metadata={"help": "Weight of class logits against prototype logits."})
-    similarity_weight: float = field(default=3.0, metadata={"help": "Weight of the similarity loss."})
-    waloss_weight: float = field(default=1.0, metadata={"help": "Weight of the WALoss."})
-    rephrased_weight: float = field(default=10.0, metadata={"help": "Weight of rephrased texts' similarity."})
-    rephrased_texts: int = field(default=16, metadata={"help": "Rephrased class texts of a training step."})
-    inference_logits: InferenceLogits = field(default="auto", metadata={"help": "Which logits are returned."})
-    frozen_share: float = field(default=0.5, metadata={"help": "Share of the frozen CLIP in the ensemble."})
-    init_noise_prompts: bool = field(default=True, metadata={"help": "Compute the noise prompts on creation."})
-    training_facts: dict[str, Any] | None = field(default=None, metadata={"help": "Facts for the model card."})
+    template: str | list[str] = _field("a photo of a {}.", "Text(s) around a class name.")
+    tokenizer_name_or_path: Any = _field(None, "Tokenizer: Hub id, folder or object.", saved=str | None)
+    num_virtual_tokens: int = _field(5, "Number N of learnable prompt tokens.", least=0, cap=1024)
+    num_noise_tokens: int = _field(4, "Number K of frozen noise prompts.", least=0, cap=1024)
+    latent_dim: int | None = _field(None, "Width of the latent prompt space.", least=1, cap=65536)
+    text_layers: int | list[int] | None = _field(None, "Text layers, or the last k.")
+    vision_layers: int | list[int] | None = _field(None, "Vision layers, or the last k.")
+    noise_integration: NoiseIntegration = _field("concat", "'concat', or 'add' (N = K).")
+    noise_map: NoiseMap = _field("fixed", "Map into another latent_dim.")
+    projection_rank: int | None = _field(None, "Rank of residuals of a shared map.", least=1)
+    prototype_rank: int | None = _field(None, "Rank of the update of the visual projection.", least=1)
+    text_update_rank: int | None = _field(8, "Rank of the text layers' updates.", least=1, formerly={1: None, 2: None})
+    prompt_mixing: float = _field(1.0, "Share of new prompts where they replace others.", least=0, most=1)
+    noise_source: NoiseSource | list[NoiseSource] | None = _field(None, "What perturbs.")
+    descriptions: dict[str, list[str]] | None = _field(
+        None, "Sentences about each class.", saved=dict[str, list[str] | str] | None
+    )
+    noise_scale: float = _field(0.1, "Weight of the perturbed feature in the fusion.", least=0)
+    noise_draws: int = _field(4, "Perturbed features per class and source.", least=1, cap=1000)
+    noise_seed: int = _field(0, "Seed of perturbation, KMeans and the fixed map.", least=0, most=2**32 - 1)
+    alpha: float = _field(0.7, "Weight of class logits against prototype logits.", least=0, most=1)
+    similarity_weight: float = _field(3.0, "Weight of the similarity loss.", least=0)
+    waloss_weight: float = _field(1.0, "Weight of the WALoss.", least=0)
+    rephrased_weight: float = _field(
+        10.0, "Weight of rephrased texts' similarity.", least=0, formerly={1: 0.0, 2: 0.0}
+    )
+    rephrased_texts: int = _field(16, "Rephrased class texts of a training step.", least=0, cap=1000)
+    inference_logits: InferenceLogits = _field("auto", "Which logits are returned.")
+    frozen_share: float = _field(0.5, "Share of the frozen CLIP in the ensemble.", least=0, most=1, formerly={1: 0.0})
+    init_noise_prompts: bool = _field(True, "Compute the noise prompts on creation.")
+    training_facts: dict[str, Any] | None = _field(None, "Facts for the model card.")
     format_version: InitVar[int] = FORMAT_VERSION
 
     def __post_init__(self, format_version: int) -> None:
         super().__post_init__()
-        _check_int("format_version", format_version, 1, FORMAT_VERSION)
+        _check("format_version", format_version, int, 1, FORMAT_VERSION)
         self.peft_type = peft_type()
         self.target_modules: str | None = None
         self.tokenizer: Any = None
@@ -131,31 +146,14 @@ class ANPromptConfig(PeftConfig):
             )
         self.class_names = check_class_names(self.class_names)
         check_template(self.template)
-        self._check_numbers()
-        self._check_choices()
+        for each in fields(ANPromptConfig):
+            if "least" in each.metadata or get_origin(TYPES[each.name]) is Literal:
+                least, most = each.metadata.get("least"), each.metadata.get("most")
+                _check(each.name, getattr(self, each.name), TYPES[each.name], least, most)
+        self._check_prompts()
         self._check_noise()
 
-    def _check_numbers(self) -> None:
-        _check_int("num_virtual_tokens", self.num_virtual_tokens, 0)
-        _check_int("num_noise_tokens", self.num_noise_tokens, 0)
-        _check_int("noise_draws", self.noise_draws, 1)
-        _check_int("noise_seed", self.noise_seed, 0, 2**32 - 1)
-        _check_int("rephrased_texts", self.rephrased_texts, 0)
-        for name in ("latent_dim", "projection_rank", "prototype_rank", "text_update_rank"):
-            if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 1)
-        for name in ("alpha", "prompt_mixing", "frozen_share"):
-            _check_float(name, getattr(self, name), 0.0, 1.0)
-        for name in ("noise_scale", "similarity_weight", "waloss_weight", "rephrased_weight"):
-            _check_float(name, getattr(self, name), 0.0)
-
-    def _check_choices(self) -> None:
-        for name, choices in (
-            ("noise_integration", NoiseIntegration),
-            ("noise_map", NoiseMap),
-            ("inference_logits", InferenceLogits),
-        ):
-            _check_choice(name, getattr(self, name), get_args(choices))
+    def _check_prompts(self) -> None:
         if self.noise_integration == "add" and self.num_virtual_tokens != self.num_noise_tokens:
             raise ValueError(
                 "noise_integration='add' sums each noise prompt with a learnable token, so it needs as many of one as "
@@ -169,7 +167,7 @@ class ANPromptConfig(PeftConfig):
         if isinstance(self.noise_source, str):
             self.noise_source = [self.noise_source]
         for source in self.noise_source or ():
-            _check_choice("noise_source", source, get_args(NoiseSource))
+            _check("noise_source", source, NoiseSource)
         if self.noise_source is not None and (
             not self.noise_source or len(set(self.noise_source)) < len(self.noise_source)
         ):
@@ -253,11 +251,11 @@ class ANPromptConfig(PeftConfig):
         )
         widths = (clip_config.text_config.hidden_size, clip_config.vision_config.hidden_size)
         if self.projection_rank is not None:
-            _check_int("projection_rank", self.projection_rank, 1, min(self.latent_dim, *widths))
+            _check("projection_rank", self.projection_rank, int, 1, min(self.latent_dim, *widths))
         if self.text_update_rank is not None:
-            _check_int("text_update_rank", self.text_update_rank, 1, widths[0])
+            _check("text_update_rank", self.text_update_rank, int, 1, widths[0])
         if self.prototype_rank is not None:
-            _check_int("prototype_rank", self.prototype_rank, 1, min(clip_config.projection_dim, widths[1]))
+            _check("prototype_rank", self.prototype_rank, int, 1, min(clip_config.projection_dim, widths[1]))
         self.noise_source = self.noise_sources
 
     def to_dict(self) -> dict[str, Any]:
@@ -272,6 +270,9 @@ class ANPromptConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
 
 
+TYPES = get_type_hints(ANPromptConfig)
+
+
 def resolve_layers(name: str, layers: int | list[int] | None, depth: int) -> list[int]:
     """Return the sorted 1-based layer numbers meant by a `text_layers` or `vision_layers` value.
 
@@ -283,28 +284,40 @@ def resolve_layers(name: str, layers: int | list[int] | None, depth: int) -> lis
     if layers is None:
         layers = max(1, round(DEFAULT_DEPTH * depth))
     if isinstance(layers, int):
-        _check_int(name, layers, 1, depth)
+        _check(name, layers, int, 1, depth)
         return list(range(depth - layers + 1, depth + 1))
     layers = list(layers)
     if not layers or len(set(layers)) < len(layers):
         raise ValueError(f"{name}={layers} must be different layer numbers between 1 and {depth}, at least one.")
     for layer in layers:
-        _check_int(name, layer, 1, depth)
+        _check(name, layer, int, 1, depth)
     return sorted(layers)
 
 
-def _check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
-    allowed = f"at least {low}" if high is None else f"between {low} and {high}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise ValueError(f"{name}={value!r} must be an integer, {allowed}.")
+def mismatch(value: Any, kind: Any, least: float | None = None, most: float | None = None) -> str | None:
+    """Return what a value must be, such as `"must be an integer, at least 1"`, or `None` if it is that.
+
+    Args:
+        value: any value.
+        kind: the type, as in an annotation. An integer is good for a `float` as well.
+        least, most (`float`, *optional*): the range of a number; a `float` in a range is finite.
+    """
+    kinds = (kind, *get_args(kind))
+    highest = most if most is not None else FINITE if float in kinds else math.inf
+    try:
+        type_validator("", 0.0 if float in kinds and type(value) is int else value, kind)
+        if least is None or value is None or least <= value <= highest:
+            return None
+    except TypeError:
+        pass
+    if get_origin(kind) is Literal:
+        return f"is not one of {list(get_args(kind))}"
+    if least is None:
+        return f"must be of type {kind.__name__ if isinstance(kind, type) else str(kind).replace('typing.', '')}"
+    number = "an integer" if int in kinds else "a finite number"
+    return f"must be {number}, {f'at least {least}' if most is None else f'between {least} and {most}'}"
 
 
-def _check_float(name: str, value: Any, low: float, high: float = FINITE) -> None:
-    allowed = f"at least {low:g}" if high == FINITE else f"between {low:g} and {high:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name}={value!r} must be a finite number, {allowed}.")
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not one of {list(allowed)}.")
+def _check(name: str, value: Any, kind: Any, least: float | None = None, most: float | None = None) -> None:
+    if wrong := mismatch(value, kind, least, most):
+        raise ValueError(f"{name}={value!r} {wrong}.")

@@ -6,34 +6,19 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any
 
-from huggingface_hub.dataclasses import type_validator
 from peft.config import MIN_EXPECTED_CONFIG_KEYS
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from ..files import check_plain, short
-from ..method.config import FORMAT_VERSION, ANPromptConfig
+from ..method.config import FORMAT_VERSION, TYPES, ANPromptConfig, mismatch
 from ..method.registration import NAME
 from ..publish.facts import TrainingFacts
 
 SHOWN = 10
-FORMAT_2 = {"text_update_rank": None, "rephrased_weight": 0.0}
-MEANT = {1: {"frozen_share": 0.0, **FORMAT_2}, 2: FORMAT_2}  # what configurations of a format say without naming it
-TYPES: dict[str, Any] = {
-    **{field.name: get_type_hints(ANPromptConfig)[field.name] for field in fields(ANPromptConfig)},
-    "tokenizer_name_or_path": str | None,
-    "descriptions": dict[str, list[str] | str] | None,
-}
-KNOWN = {*TYPES, "format_version"}
-CAPS = {
-    "num_virtual_tokens": 1024,
-    "num_noise_tokens": 1024,
-    "latent_dim": 65536,
-    "noise_draws": 1000,
-    "rephrased_texts": 1000,
-}
-"""Far beyond any use; without them a small file could ask for much memory or time."""
+FIELDS = {each.name: each for each in fields(ANPromptConfig)}
+KNOWN = {*FIELDS, "format_version"}
 CHOSEN = {"alpha", "prompt_mixing", "inference_logits", "frozen_share"}
 ANSWERS = (
     "class_names", "templates", "num_virtual_tokens", "num_noise_tokens", "latent_dim", "text_layers", "vision_layers",
@@ -72,7 +57,7 @@ def check_attributes(path: str, attributes: Any, config_class: type[Any]) -> dic
         return attributes
     _check_format(attributes.get("format_version", 1))
     for name, value in attributes.items():
-        if name in TYPES:
+        if name in FIELDS:
             _check_field(name, value)
     try:
         TrainingFacts.from_dict(attributes.get("training_facts"))
@@ -91,7 +76,9 @@ def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
             "library. It is highly recommended to upgrade it before continuing: `pip install -U anprompt-peft`.",
             stacklevel=2,
         )
-    meant: dict[str, Any] = MEANT.get(attributes.get("format_version", 1), {})
+    version = attributes.get("format_version", 1)
+    former = {name: each.metadata.get("formerly", {}) for name, each in FIELDS.items()}
+    meant = {name: values[version] for name, values in former.items() if version in values}
     return meant | {name: value for name, value in attributes.items() if name in KNOWN}
 
 
@@ -116,21 +103,19 @@ def check_same_adapter(own: ANPromptConfig, saved: ANPromptConfig, adapter: str,
 
 
 def _check_field(name: str, value: Any) -> None:
+    """Raise `ValueError` for a value of a wrong type, or one that would need very much memory or time."""
     check_plain(name, value)
-    kind = TYPES[name]
-    if isinstance(value, int) and value > CAPS.get(name, value):
-        raise ValueError(f"{name}={value!r} is more than this package handles, which is {CAPS[name]}.")
-    try:
-        type_validator(name, value, int | float if kind is float else kind)
-    except TypeError:
-        wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-        raise ValueError(f"{name}={short(value)} in an adapter's configuration must be of type {wanted}.") from None
+    checks = FIELDS[name].metadata
+    if isinstance(value, int) and value > checks.get("cap", value):
+        raise ValueError(f"{name}={value!r} is more than this package handles, which is {checks['cap']}.")
+    if wrong := mismatch(value, checks.get("saved", TYPES[name])):
+        raise ValueError(f"{name}={short(value)} in an adapter's configuration {wrong}.")
 
 
 def _check_format(version: Any) -> None:
     """Raise `ValueError` unless this version of the package reads configurations of that `format_version`."""
-    if not isinstance(version, int) or version < 1:
-        raise ValueError(f"format_version={short(version)} must be an integer, at least 1.")
+    if wrong := mismatch(version, int, 1):
+        raise ValueError(f"format_version={short(version)} {wrong}.")
     if version > FORMAT_VERSION:
         raise ValueError(
             f"format_version={short(version)}: a newer version of this package saved the adapter, and this one reads "
