@@ -9,15 +9,16 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from ..method.class_texts import end_of_text_positions
 from ..method.config import ANPromptConfig
+from ..method.layer import ANPromptHead, ANPromptLayer
 from ..tuner import check_shape
 
 PREFIX = "base_model.model."
-HEAD = "visual_projection."
+HEAD, ADAPTER = "visual_projection.", "default"
 CLASS_IDS = f"{HEAD}anprompt_class_ids"
 FLOATS, INTEGERS = ("F16", "BF16", "F32", "F64"), ("I64",)
 DTYPES = {
@@ -34,49 +35,28 @@ class Entry(NamedTuple):
 
 
 def expected_tensors(config: ANPromptConfig, clip_config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of an adapter, by name in the CLIP.
+    """Return the shapes of all tensors of an adapter, by name in the CLIP, from its layers on the meta device.
 
     Args:
         config (`ANPromptConfig`): resolved for this CLIP.
         clip_config (`CLIPConfig`): the configuration of the CLIP.
     """
-    text, vision, dim = clip_config.text_config, clip_config.vision_config.hidden_size, clip_config.projection_dim
-    latent, classes, noise = config.latent_dim or dim, len(config.class_names), config.num_noise_tokens
-    learned = bool(noise) and latent != dim and config.noise_map == "learned"
-    shapes: dict[str, tuple[int, ...]] = {
-        CLASS_IDS: (classes * len(config.templates), text.max_position_embeddings),
-        f"{HEAD}anprompt_clean_features": (classes, dim),
-        f"{HEAD}anprompt_perturbed_features": (classes, dim),
-        f"{HEAD}anprompt_noise_prompts": (noise, dim if learned else latent),
+    text, vision = clip_config.text_config, clip_config.vision_config
+    with torch.device("meta"):
+        head = ANPromptHead(nn.Linear(vision.hidden_size, clip_config.projection_dim, bias=False))
+        head.update_layer(ADAPTER, config, text.hidden_size, text.max_position_embeddings)
+        modules: dict[str, nn.Module] = {HEAD: head}
+        for tower, own in (("text", text), ("vision", vision)):
+            for at in range(own.num_hidden_layers):
+                layer = ANPromptLayer(nn.Linear(1, 1), tower, at + 1, own.hidden_size, is_last=False)
+                layer.update_layer(ADAPTER, config)
+                modules[f"{tower}_model.encoder.layers.{at}."] = layer
+    return {
+        prefix + name.replace(f".{ADAPTER}", ""): tuple(tensor.shape)
+        for prefix, module in modules.items()
+        for name, tensor in module.state_dict().items()
+        if f".{ADAPTER}" in name
     }
-    if config.num_virtual_tokens:
-        shapes[f"{HEAD}anprompt_tokens"] = (config.num_virtual_tokens, latent)
-    if learned:
-        shapes |= _linear(f"{HEAD}anprompt_noise_map", dim, latent)
-    if not config.num_prompts:
-        return shapes
-    if config.prototype_rank is None:
-        shapes[f"{HEAD}anprompt_prototype.weight"] = (dim, vision)
-    else:
-        shapes |= _low_rank(f"{HEAD}anprompt_prototype", vision, dim, config.prototype_rank)
-    for tower, width, layers in (
-        ("text", text.hidden_size, config.text_layers),
-        ("vision", vision, config.vision_layers),
-    ):
-        assert isinstance(layers, list)
-        for number in layers:
-            name = f"{tower}_model.encoder.layers.{number - 1}.anprompt_projection"
-            if config.projection_rank is None:
-                shapes |= _linear(name, latent, width)
-            else:
-                shapes |= _low_rank(name, latent, width, config.projection_rank)
-        if config.projection_rank is not None:
-            shapes |= _linear(f"{HEAD}anprompt_{tower}_map", latent, width)
-    if config.text_update_rank is not None:
-        for at in range(text.num_hidden_layers):
-            name, width = f"text_model.encoder.layers.{at}.anprompt_update", text.hidden_size
-            shapes |= _low_rank(name, width, width, config.text_update_rank)
-    return shapes
 
 
 def check_file(path: Path, config: ANPromptConfig, clip: CLIPModel) -> None:
@@ -184,11 +164,3 @@ def _check_class_ids(ids: Tensor, config: ANPromptConfig, clip_config: CLIPConfi
         alike[row.numpy().tobytes()].append(name)
     if clashes := [same for same in alike.values() if len(same) > 1]:
         raise ValueError(f"The class texts of {clashes[:SHOWN]} are the same tokens, so no image could be told apart.")
-
-
-def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def _low_rank(name: str, inputs: int, outputs: int, rank: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.down": (rank, inputs), f"{name}.up": (outputs, rank)}
