@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import re
 import string
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, stdev
@@ -45,6 +46,7 @@ from anprompt_peft.evaluation.robustness import texts as text_module
 from anprompt_peft.evaluation.robustness.curves import area_below
 from anprompt_peft.evaluation.robustness.texts import FRAMES, MARKS, THINGS, drop_words
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
+from anprompt_peft.files import to_json
 from anprompt_peft.method.perturb import PARAPHRASES, PHOTO_NOUNS
 from anprompt_peft.report import ReportData, render_report
 from anprompt_peft.report.robustness import BESIDE, BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, charts
@@ -52,6 +54,7 @@ from conftest import CONTEXT, IMAGE_SIZE
 from handwriting import CLASS_NAMES, TEMPLATE
 from helpers import CLASSES, adapt, logits, scatter
 
+GOLDEN = Path(__file__).with_name("golden")
 TINY_CLIP = Path(__file__).parents[1] / "examples" / "embedded" / "tiny_clip"
 NAMES = ("golden retriever", "annual crop land", "red car", "blue car", "car", "siamese cat")
 TEMPLATES = ("a photo of a {}.", "a blurry photo of the {}, a type of thing!")
@@ -465,6 +468,22 @@ def test_records_are_tidy_and_can_be_summarised_again(part: Part) -> None:
     assert tuple(summarise(measured.records, [Renamed()])) == measured.curves
     assert tuple(summarise(measured.records[::-1], [Renamed()])) == measured.curves
     assert json.loads(json.dumps(measured.to_dict()))["records"][0]["metric"] == "accuracy"
+
+
+def test_no_digit_of_the_curves_changes() -> None:
+    """Strengths that are whole numbers stay so in JSON."""
+    rng = random.Random(0)
+    families = [Renamed(), Renamed("blurred", "images", (0.1, 0.5, 1), "pixels", 9)]
+    records = [
+        Record(method, "base", family.name, strength, draw, metric, rng.randrange(1000) / 10)
+        for family in families
+        for strength in (0, *family.strengths)
+        for draw in range(family.draws if strength else 1)
+        for method in ("ours", "<theirs>")
+        for metric in ("accuracy", "flip rate", "ECE", "adaptive ECE")
+    ]
+    curves = [to_json(asdict(curve), indent=None) for curve in summarise(records, families)]
+    assert "".join(curves) == (GOLDEN / "curves.jsonl").read_text(encoding="utf-8")
 
 
 def test_relative_drops_need_something_to_drop_from(part: Part) -> None:
