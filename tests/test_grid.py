@@ -27,6 +27,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from joblib import Parallel, delayed
@@ -62,10 +63,10 @@ from anprompt_peft.evaluation.grid import (
 from anprompt_peft.evaluation.grid.measure import choose_families
 from anprompt_peft.evaluation.grid.published import published, published_for
 from anprompt_peft.evaluation.grid.store import read_cell
-from anprompt_peft.evaluation.grid.summary import areas_of
 from anprompt_peft.evaluation.peers import make_method
 from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
 from anprompt_peft.evaluation.protocols import HALVES, PROTOCOLS
+from anprompt_peft.evaluation.robustness.curves import areas
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.report.benchmark import forests, render_benchmark, write_benchmark
 
@@ -911,8 +912,8 @@ def drawn_records() -> list[dict[str, Any]]:
         one["data"]["note"] = {"pets": "", "photos": "Made by hand."}.get(data, "Other images.")
         one["robustness"] = [*perturbed("base"), *perturbed("new")]
         across = copy.deepcopy(one)
-        across["configuration"].update(protocol="cross-data", targets=["sun", "cars"])
-        across["parts"] = [{"name": name, "images": 10, "classes": ["a"]} for name in ("test", "sun", "cars")]
+        across["configuration"].update(protocol="cross-data", targets=["sun", "data"])
+        across["parts"] = [{"name": name, "images": 10, "classes": ["a"]} for name in ("test", "sun", "data")]
         across["rows"] = [
             {"part": part["name"], "metric": metric, "value": figure()}
             for part in across["parts"]
@@ -1067,6 +1068,8 @@ def test_one_name_is_one_method() -> None:
     made[4]["configuration"]["method"] = {"name": "anprompt", "class": "a:B", "settings": {"epochs": 5}}
     with pytest.raises(ValueError, match=r"'anprompt' was run with different settings.*Give each a name of its own"):
         summarise(made)
+    with pytest.raises(ValueError, match="'anprompt' was run with different settings"):
+        summarise([*records(), made[4]])
     for each in made:
         if each["configuration"]["data"] == "dtd" and each["configuration"]["method"]["name"] == "anprompt":
             each["configuration"]["method"] = {"name": "anprompt", "class": "a:B", "settings": {"epochs": 5}}
@@ -1079,7 +1082,7 @@ def test_one_name_is_one_method() -> None:
 def test_setups_are_tabulated_apart() -> None:
     first, second = summarise([*records(), *records(shots=4)])
     assert (first.setup["shots"], second.setup["shots"]) in ((4, 16), (16, 4))
-    assert len(first.runs) == len(second.runs) == 4
+    assert len(first.runs) == len(second.runs) == 12
 
 
 def test_data_sets_with_one_name_are_kept_apart() -> None:
@@ -1098,16 +1101,9 @@ def test_areas() -> None:
             (4, 0, "flip rate", 99.0),
         ]
     ]  # fmt: skip
-    assert areas_of(rows) == {("base", "blur"): pytest.approx(((90 + 70) / 2 + 3 * (70 + 10) / 2) / 4)}
-
-
-def test_markdown() -> None:
-    (summary,) = summarise([each for each in records() if each["configuration"]["data"] == "dtd"])
-    lines = make_tables(summary, "anprompt")[0].markdown().splitlines()
-    assert lines[0] == "### dtd"
-    assert lines[2].startswith("| method    |         base |")
-    assert lines[3].startswith("|:----------|-------------:|")
-    assert len({len(line) for line in lines[2:6]}) == 1
+    assert areas(pd.DataFrame(rows), ["part", "family"]).to_dict() == {
+        ("base", "blur"): pytest.approx(((90 + 70) / 2 + 3 * (70 + 10) / 2) / 4)
+    }
 
 
 # --- the page

@@ -16,6 +16,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
@@ -502,8 +503,11 @@ def test_methods_share_the_perturbed_images(part: Part) -> None:
 
 
 def test_area() -> None:
-    assert area_below([0, 1], [80, 40]) == area_below([2, 5], [80, 40]) == 60
-    assert area_below([0, 0.1, 0.2], [80, 80, 20]) == pytest.approx(65)
+    def area(*points: tuple[float, float]) -> float:
+        return area_below(pd.Series(dict(points)).rename_axis("strength"))
+
+    assert area((0, 80), (1, 40)) == area((2, 80), (5, 40)) == 60
+    assert area((0, 80), (0.1, 80), (0.2, 20)) == pytest.approx(65)
 
 
 def test_unusable_logits_and_nothing_to_measure_are_refused(part: Part) -> None:

@@ -1,22 +1,25 @@
-"""Records of cells as numbers: which runs belong to one table, their means, and their paired differences."""
+"""Records of cells as data frames: which runs belong to one table, their means, and their paired differences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import t as student
 
-from ..intervals import LEVEL, harmonic_mean
-from ..robustness.curves import area_below
+from ..intervals import LEVEL
+from ..robustness.curves import areas, mean
 from .cells import canonical
 from .measure import BASE_AND_NEW
 
 H, TARGETS, AVERAGE = "H", "targets", "average"
+ACCURACY, CALIBRATION, ROBUSTNESS = "accuracy", "calibration", "robustness"
 TOLERANCE = 1e-9
-VARYING = ("data", "method", "seed")
+VARYING = ["data", "method", "seed"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,14 @@ class Mean:
     value: float
     deviation: float
     seeds: int
+
+    @classmethod
+    def of(cls, values: pd.Series) -> Mean:
+        """Summarise one figure for each seed."""
+        return cls(mean(values), float(np.std(values.to_numpy())), len(values))
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {self.deviation:.2f}"
 
 
 @dataclass(frozen=True)
@@ -42,37 +53,20 @@ class Difference:
     high: float | None
     seeds: int
 
+    @classmethod
+    def of(cls, values: pd.Series) -> Difference:
+        """Summarise one difference for each seed."""
+        value, seeds, differences = mean(values), len(values), values.to_numpy()
+        if np.ptp(differences) < TOLERANCE:
+            return cls(value, None, None, seeds)
+        error = differences.std(ddof=1) / np.sqrt(seeds)
+        half = float(student.ppf((1 + LEVEL) / 2, seeds - 1) * error)
+        return cls(value, value - half, value + half, seeds)
+
     @property
     def excludes_zero(self) -> bool:
         """Whether there is an interval and it lies on one side of 0."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One cell's figures.
-
-    Args:
-        images (`str`): the canonical text of what was measured: parts with their numbers of images and classes.
-        figures (`Mapping`): by part and metric.
-        areas (`Mapping`): areas below accuracy over the strength of perturbations, by part and family.
-        settings (`str`): the canonical text of the method.
-    """
-
-    images: str
-    figures: Mapping[tuple[str, str], float]
-    areas: Mapping[tuple[str, str], float]
-    settings: str
-
-    @property
-    def accuracies(self) -> dict[str, float]:
-        """Accuracies by part in per cent; H for base and new; the mean of the targets of cross-data."""
-        parts = {part: value for (part, metric), value in self.figures.items() if metric == "accuracy"}
-        if tuple(parts) == BASE_AND_NEW:
-            return {**parts, H: self.figures[" and ".join(BASE_AND_NEW), H]}
-        if len(parts) > 1:
-            return {**parts, TARGETS: float(np.mean(list(parts.values())[1:]))}
-        return parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +75,17 @@ class Summary:
 
     Args:
         setup (`Mapping`): what they have in common.
-        runs (`Mapping`): by data set and method, the runs by seed.
+        runs (`pd.DataFrame`): a row for each run, by data, method and seed: `images`, the canonical text of the parts
+            with their numbers of images and classes, and `settings`, that of the method.
+        figures (`pd.DataFrame`): a row for each figure that tables show: data, method, seed, table, column and value.
         comparable (`Mapping[str, bool]`): by data set, whether its test set is that of the published tables.
         notes (`Mapping[str, str]`): by data set, what to say beside the figures.
         provenance (`Sequence[Mapping]`): the different versions, commits and machines of the runs.
     """
 
     setup: Mapping[str, Any]
-    runs: Mapping[tuple[str, str], Mapping[int, Run]]
+    runs: pd.DataFrame
+    figures: pd.DataFrame
     comparable: Mapping[str, bool]
     notes: Mapping[str, str]
     provenance: Sequence[Mapping[str, Any]]
@@ -96,61 +93,45 @@ class Summary:
     @property
     def data(self) -> list[str]:
         """The data sets."""
-        return sorted({data for data, _ in self.runs})
+        return sorted(self.runs.index.unique("data"))
 
     @property
     def methods(self) -> list[str]:
         """The methods, zero-shot ones first."""
-        return sorted({method for _, method in self.runs}, key=lambda name: (not name.startswith("zero-shot"), name))
+        return sorted(self.runs.index.unique("method"), key=lambda name: (not name.startswith("zero-shot"), name))
 
     @property
     def complete(self) -> list[str]:
         """The methods that were run on every data set."""
-        return [name for name in self.methods if all((data, name) in self.runs for data in self.data)]
+        there = set(self.runs.index.droplevel("seed"))
+        return [name for name in self.methods if all((data, name) in there for data in self.data)]
 
     @property
     def adjusted(self) -> list[str]:
         """The methods whose settings are not the same on all data sets."""
-        settings: dict[str, set[str]] = {}
-        for (_, method), by_seed in self.runs.items():
-            settings.setdefault(method, set()).update(run.settings for run in by_seed.values())
-        return [name for name in self.methods if len(settings[name]) > 1]
+        settings = self.runs.groupby("method")["settings"].nunique()
+        return [name for name in self.methods if settings[name] > 1]
 
-    def accuracies(self, data: str, method: str) -> dict[str, dict[int, float]]:
-        """Return accuracies by column and seed."""
-        by_seed = {seed: run.accuracies for seed, run in sorted(self.runs[data, method].items())}
-        columns = next(iter(by_seed.values()))
-        return {name: {seed: values[name] for seed, values in by_seed.items()} for name in columns}
+    @cached_property
+    def accuracies(self) -> pd.DataFrame:
+        """Accuracies in per cent, by data, method and seed: of each part; H for base and new; the mean of the targets
+        of cross-data."""
+        rows = self.figures[self.figures["table"] == ACCURACY]
+        return rows.pivot(index=VARYING, columns="column", values="value")[rows["column"].unique()]
 
-    def averages(self, method: str) -> dict[str, dict[int, float]]:
-        """Return accuracies averaged over all data sets, by column, for the seeds that every data set has.
+    @cached_property
+    def means(self) -> pd.DataFrame:
+        """Their means over the seeds, by data and method."""
+        return self.accuracies.groupby(level=["data", "method"]).agg(mean)
+
+    def averages(self, method: str) -> pd.DataFrame:
+        """Return accuracies averaged over all data sets, by seed, for the seeds that every data set has.
 
         The average H of a seed is the mean of the data sets' H.
         """
-        per_data = [self.accuracies(data, method) for data in self.data]
-        seeds = sorted(set.intersection(*(set(next(iter(each.values()))) for each in per_data)))
-        columns = [name for name in per_data[0] if all(name in each for each in per_data)]
-        return {
-            name: {seed: float(np.mean([each[name][seed] for each in per_data])) for seed in seeds} for name in columns
-        }
-
-    def mean_figure(self, data: str, method: str, part: str, metric: str) -> Mean:
-        """Return the mean of one figure over the seeds."""
-        return mean_of([run.figures[part, metric] for run in self.runs[data, method].values()])
-
-    def perturbed_parts(self, data: str) -> list[str]:
-        """Return the parts of a data set that were measured under perturbations."""
-        runs = (run for (name, _), by_seed in self.runs.items() if name == data for run in by_seed.values())
-        return list(dict.fromkeys(part for run in runs for part, _ in run.areas))
-
-    def areas(self, data: str, method: str, part: str) -> dict[str, list[float]]:
-        """Return the areas below accuracy over strength, by family, one for each seed."""
-        found: dict[str, list[float]] = {}
-        for run in self.runs[data, method].values():
-            for (where, family), area in run.areas.items():
-                if where == part:
-                    found.setdefault(family, []).append(area)
-        return found
+        runs = _of(self.accuracies, method)
+        whole = runs.groupby(level="seed").filter(lambda seed: len(seed) == len(self.data))
+        return whole.groupby(level="seed").agg(mean).dropna(axis="columns")
 
     def differences(self, method: str, reference: str) -> dict[tuple[str, str], Difference]:
         """Return the paired differences of a method from another, by data set and column, over the seeds of both.
@@ -160,20 +141,26 @@ class Summary:
         Raises:
             ValueError: if runs of one seed were measured on other images or classes.
         """
-        found = {}
-        for data in self.data:
-            if (data, method) in self.runs and (data, reference) in self.runs:
-                self._check_images(data, method, reference)
-                ours, theirs = self.accuracies(data, method), self.accuracies(data, reference)
-                found.update({(data, name): paired(ours[name], theirs[name]) for name in ours})
-        return {key: difference for key, difference in found.items() if difference}
+        images = self.runs["images"]
+        ours, theirs = _of(images, method).align(_of(images, reference), join="inner")
+        for data, seeds in ours[ours != theirs].groupby(level="data"):
+            raise ValueError(
+                f"{data}: {method} and {reference} were measured on different images or classes for seeds "
+                f"{sorted(seeds.index.unique('seed'))}. The data have changed between the runs: remove the older "
+                "cells and run them again."
+            )
+        apart = _of(self.accuracies, method) - _of(self.accuracies, reference)
+        return {
+            (data, column): each
+            for data, runs in apart.groupby(level="data")
+            for column, each in _differences(runs).items()
+        }
 
     def average_differences(self, method: str, reference: str) -> dict[str, Difference]:
         """Return the paired differences of the averages over all data sets, by column."""
         if len(self.data) < 2 or not {method, reference} <= set(self.complete):
             return {}
-        ours, theirs = self.averages(method), self.averages(reference)
-        return {name: each for name in ours if (each := paired(ours[name], theirs[name]))}
+        return _differences(self.averages(method) - self.averages(reference))
 
     def comparisons(self, reference: str) -> Iterator[tuple[str, str, str, Difference]]:
         """Yield method, data set, column and paired difference from a reference, the averages as data set `average`.
@@ -187,14 +174,6 @@ class Summary:
                 for column, difference in self.average_differences(method, reference).items():
                     yield method, AVERAGE, column, difference
 
-    def _check_images(self, data: str, *methods: str) -> None:
-        first, second = (self.runs[data, method] for method in methods)
-        if other := [seed for seed in first.keys() & second.keys() if first[seed].images != second[seed].images]:
-            raise ValueError(
-                f"{data}: {' and '.join(methods)} were measured on different images or classes for seeds {other}. "
-                "The data have changed between the runs: remove the older cells and run them again."
-            )
-
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> list[Summary]:
     """Put records of cells together by what they have in common.
@@ -207,31 +186,8 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> list[Summary]:
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        setup = {name: value for name, value in record["configuration"].items() if name not in VARYING}
-        groups.setdefault(canonical(setup), []).append(record)
+        groups.setdefault(canonical(_setup(record)), []).append(record)
     return [_summary(groups[setup]) for setup in sorted(groups)]
-
-
-def areas_of(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """Return the area below the mean accuracy of the draws over the strength, by part and family.
-
-    Args:
-        rows (`Iterable[Mapping]`): part, family, strength, metric and value of each draw.
-    """
-    curves: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for row in rows:
-        if row["metric"] == "accuracy":
-            levels = curves.setdefault((row["part"], row["family"]), {})
-            levels.setdefault(row["strength"], []).append(row["value"])
-    return {
-        key: area_below(sorted(levels), [float(np.mean(levels[strength])) for strength in sorted(levels)])
-        for key, levels in curves.items()
-    }
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    """Return the mean and the deviation (ddof 0) of one figure for each seed."""
-    return Mean(float(np.mean(values)), float(np.std(values)), len(values))
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
@@ -241,51 +197,73 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference
         ours (`Mapping[int, float]`): a figure by seed.
         theirs (`Mapping[int, float]`): the reference's.
     """
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-    differences = np.array([ours[seed] - theirs[seed] for seed in seeds])
-    value = float(differences.mean())
-    if np.ptp(differences) < TOLERANCE:
-        return Difference(value, None, None, len(seeds))
-    error = differences.std(ddof=1) / np.sqrt(len(seeds))
-    half = float(student.ppf((1 + LEVEL) / 2, len(seeds) - 1) * error)
-    return Difference(value, value - half, value + half, len(seeds))
+    first, second = pd.Series(ours, dtype=float).align(pd.Series(theirs, dtype=float), join="inner")
+    return Difference.of((first - second).sort_index()) if len(first) else None
 
 
-def harmonic_mean_of_means(columns: Mapping[str, Mapping[int, float]]) -> float:
-    """Return the harmonic mean of the mean base and the mean new, the H of the published tables."""
-    base, new = (np.array(np.mean(list(columns[name].values()))) for name in BASE_AND_NEW)
-    return float(harmonic_mean(base, new))
+def _of(frame: pd.DataFrame | pd.Series, method: str) -> pd.DataFrame | pd.Series:
+    """Return the rows of one method, by data and seed; none if it was not run."""
+    return frame[frame.index.get_level_values("method") == method].droplevel("method")
+
+
+def _differences(apart: pd.DataFrame) -> dict[str, Difference]:
+    """Summarise the columns of differences by seed; a seed or column that only one side has is NaN."""
+    return {column: Difference.of(values.dropna()) for column, values in apart.items() if values.notna().any()}
+
+
+def _setup(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record["configuration"].items() if name not in VARYING}
 
 
 def _summary(records: Sequence[Mapping[str, Any]]) -> Summary:
     names = _names(records)
-    runs: dict[tuple[str, str], dict[int, Run]] = {}
-    settings: dict[tuple[str, str], str] = {}
+    runs: dict[tuple[str, str, int, str], Mapping[str, Any]] = {}
     for record in records:
-        configuration = record["configuration"]
-        data, method = names[configuration["data"]], configuration["method"]
-        run = Run(
-            canonical(record["parts"]),
-            {(row["part"], row["metric"]): row["value"] for row in record["rows"]},
-            areas_of(record["robustness"]),
-            canonical(method),
-        )
-        first = settings.setdefault((data, method["name"]), run.settings)
-        if first != run.settings:
+        asked = record["configuration"]
+        runs[names[asked["data"]], asked["method"]["name"], asked["seed"], canonical(asked["method"])] = record
+    frame = pd.DataFrame(list(runs), columns=[*VARYING, "settings"])
+    for (data, method), settings in frame.groupby(["data", "method"], sort=False)["settings"].unique().items():
+        if len(settings) > 1:
             raise ValueError(
-                f"{data}: the method {method['name']!r} was run with different settings: {first} and {run.settings}. "
+                f"{data}: the method {method!r} was run with different settings: {settings[0]} and {settings[1]}. "
                 "Give each a name of its own under `methods:`, or remove the folders of one."
             )
-        runs.setdefault((data, method["name"]), {})[configuration["seed"]] = run
+    figures = [(*run, *figure) for (*run, _), record in runs.items() for figure in _figures(record)]
     return Summary(
-        {name: value for name, value in records[0]["configuration"].items() if name not in VARYING},
-        runs,
+        _setup(records[0]),
+        frame.assign(images=[canonical(record["parts"]) for record in runs.values()]).set_index(VARYING),
+        pd.concat([pd.DataFrame(figures, columns=[*VARYING, "table", "column", "value"]), _areas(runs)]),
         {names[record["configuration"]["data"]]: record["data"]["comparable"] for record in records},
         {names[record["configuration"]["data"]]: record["data"]["note"] for record in records},
         list({canonical(record["provenance"]): record["provenance"] for record in records}.values()),
     )
+
+
+def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """Yield table, column and value of each accuracy and calibration error of a run."""
+    values = {(row["part"], row["metric"]): row["value"] for row in record["rows"]}
+    accuracies = {part: value for (part, metric), value in values.items() if metric == "accuracy"}
+    if tuple(accuracies) == BASE_AND_NEW:
+        accuracies[H] = values[" and ".join(BASE_AND_NEW), H]
+    elif len(accuracies) > 1:
+        accuracies[TARGETS] = float(np.mean(list(accuracies.values())[1:]))
+    yield from ((ACCURACY, column, value) for column, value in accuracies.items())
+    for (part, metric), value in values.items():
+        if metric.endswith("ECE"):
+            yield CALIBRATION, f"{part} {metric}", value
+
+
+def _areas(runs: Mapping[tuple[str, str, int, str], Mapping[str, Any]]) -> pd.DataFrame:
+    """Return the areas below the accuracies under perturbations, with the part in the name of the table."""
+    rows = [
+        {"data": data, "method": method, "seed": seed, **row}
+        for (data, method, seed, _), record in runs.items()
+        for row in record["robustness"]
+    ]
+    if not rows:
+        return pd.DataFrame()
+    found = areas(pd.DataFrame(rows), [*VARYING, "part", "family"]).reset_index()
+    return found.assign(table=f"{ROBUSTNESS}, " + found.pop("part")).rename(columns={"family": "column"})
 
 
 def _names(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
+import pandas as pd
 
 from ...text import plain_markdown
+from ..intervals import harmonic_mean
+from ..robustness.curves import mean
 from .measure import BASE_AND_NEW
 from .published import Published, published_for
-from .summary import AVERAGE, Difference, H, Mean, Summary, harmonic_mean_of_means, mean_of
+from .summary import ACCURACY, AVERAGE, CALIBRATION, ROBUSTNESS, Difference, H, Mean, Summary
 
 MEAN_H = "mean H"
 MISSING = "-"
-CALIBRATION = ("ECE", "adaptive ECE")
+CALIBRATION_NOTE = (
+    "Expected calibration error with 15 bins of equal width (ECE) or of equally many images (adaptive ECE)."
+)
+AREA_NOTE = (
+    "Area below accuracy over the strength of each perturbation, divided by the greatest strength: a mean accuracy in "
+    "per cent. The accuracies themselves are in results.jsonl."
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     words: int = 1
+
+    @classmethod
+    def of(cls, title: str, cells: pd.DataFrame, *notes: str) -> Table:
+        """Return a table of the cells of methods, which are the index."""
+        return cls(title, ("method", *cells.columns), tuple(cells.itertuples(name=None)), notes)
 
     def markdown(self) -> str:
         """Return it as Markdown that is aligned, so that it reads well in a terminal too."""
@@ -57,9 +70,13 @@ def make_tables(summary: Summary, reference: str) -> list[Table]:
     tables = [accuracy_table(summary, data) for data in summary.data]
     if len(summary.data) > 1:
         tables.append(average_table(summary))
-    tables += [calibration_table(summary, data) for data in summary.data]
+    kinds = {CALIBRATION: CALIBRATION_NOTE, ROBUSTNESS: AREA_NOTE}
     tables += [
-        robustness_table(summary, data, part) for data in summary.data for part in summary.perturbed_parts(data)
+        Table.of(f"{data}: {name}", _cells(summary, rows), note)
+        for kind, note in kinds.items()
+        for data in summary.data
+        for name, rows in summary.figures[summary.figures["data"] == data].groupby("table", sort=False)
+        if name.startswith(kind)
     ]
     if reference in summary.methods and len(summary.methods) > 1:
         tables.append(difference_table(summary, reference))
@@ -68,77 +85,28 @@ def make_tables(summary: Summary, reference: str) -> list[Table]:
 
 def accuracy_table(summary: Summary, data: str) -> Table:
     """Return the accuracies of all methods on one data set: means and deviations over the seeds, in per cent."""
-    rows, seeds = [], {}
-    for method in summary.methods:
-        if (data, method) in summary.runs:
-            columns = summary.accuracies(data, method)
-            means = {name: mean_of(list(values.values())) for name, values in columns.items()}
-            rows.append((method, *_accuracy_cells(columns, means)))
-            seeds[method] = len(summary.runs[data, method])
-    head = ("method", *_accuracy_head(columns))
-    notes = [_seeds_note(seeds), *_h_notes(head)]
+    rows = summary.figures[(summary.figures["data"] == data) & (summary.figures["table"] == ACCURACY)]
+    cells = _with_both_h(_cells(summary, rows.sort_values("seed", kind="stable")), summary.means.loc[data])
+    notes = [_seeds_note(summary.runs.loc[data].groupby("method").size()[cells.index]), *_h_notes(cells)]
     if summary.notes[data] or not summary.comparable[data]:
         notes.append(_data_note(summary, data))
-    table = Table(data, head, tuple(rows), tuple(notes))
-    return _with_published(summary, table) if len(summary.data) == 1 else table
+    if len(summary.data) == 1:
+        notes += _add_published(summary, cells)
+    return Table.of(data, cells, *notes)
 
 
 def average_table(summary: Summary) -> Table:
     """Return the averages over all data sets of the methods that were run on all of them."""
-    rows = []
-    for method in summary.complete:
-        per_data = [summary.accuracies(data, method) for data in summary.data]
-        columns = {
-            name: {at: float(np.mean(list(each[name].values()))) for at, each in enumerate(per_data)}
-            for name in per_data[0]
-            if all(name in each for each in per_data)
-        }
-        cells = [f"{np.mean(list(values.values())):.2f}" for name, values in columns.items() if name != H]
-        if H in columns:
-            cells += [f"{harmonic_mean_of_means(columns):.2f}", f"{np.mean(list(columns[H].values())):.2f}"]
-        rows.append((method, *cells))
-    head = ("method", *_accuracy_head(columns)) if rows else ("method",)
-    notes = [f"Means over {len(summary.data)} data sets of the means over seeds.", *_h_notes(head)]
+    averages = summary.means.groupby(level="method").agg(mean).loc[summary.complete]
+    averages = averages.dropna(axis="columns", how="any" if summary.complete else "all")
+    cells = _with_both_h(averages.map("{:.2f}".format), averages)
+    notes = [f"Means over {len(summary.data)} data sets of the means over seeds.", *_h_notes(cells)]
     if left_out := [name for name in summary.methods if name not in summary.complete]:
         notes.append(f"Not on every data set, and left out: {', '.join(left_out)}.")
     if summary.adjusted:
         notes.append(f"With other settings on some data sets: {', '.join(summary.adjusted)}.")
-    return _with_published(summary, Table(AVERAGE, head, tuple(rows), tuple(notes)))
-
-
-def calibration_table(summary: Summary, data: str) -> Table:
-    """Return the calibration errors of all methods on one data set, means and deviations in per cent."""
-    methods = [name for name in summary.methods if (data, name) in summary.runs]
-    figures = next(iter(summary.runs[data, methods[0]].values())).figures
-    columns = [(part, metric) for part, metric in figures if metric in CALIBRATION]
-    rows = [
-        (name, *(_mean(summary.mean_figure(data, name, part, metric)) for part, metric in columns)) for name in methods
-    ]
-    return Table(
-        f"{data}: calibration",
-        ("method", *(f"{part} {metric}" for part, metric in columns)),
-        tuple(rows),
-        ("Expected calibration error with 15 bins of equal width (ECE) or of equally many images (adaptive ECE).",),
-    )
-
-
-def robustness_table(summary: Summary, data: str, part: str) -> Table:
-    """Return the areas below accuracy over the strength of perturbations, means and deviations over the seeds."""
-    rows, families = [], []
-    for method in summary.methods:
-        if (data, method) in summary.runs:
-            areas = summary.areas(data, method, part)
-            families = list(areas)
-            rows.append((method, *(_mean(mean_of(values)) for values in areas.values())))
-    return Table(
-        f"{data}: robustness, {part}",
-        ("method", *families),
-        tuple(rows),
-        (
-            "Area below accuracy over the strength of each perturbation, divided by the greatest strength: a mean "
-            "accuracy in per cent. The accuracies themselves are in results.jsonl.",
-        ),
-    )
+    notes += _add_published(summary, cells)
+    return Table.of(AVERAGE, cells, *notes)
 
 
 def difference_table(summary: Summary, reference: str) -> Table:
@@ -183,22 +151,21 @@ def title_of(summary: Summary) -> str:
     return ", ".join(words)
 
 
-def _accuracy_head(columns: Iterable[str]) -> Iterator[str]:
-    for name in columns:
-        yield name
-        if name == H:
-            yield MEAN_H
+def _cells(summary: Summary, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return means and deviations of the rows' values over the seeds as text, by method and column."""
+    cells = rows.groupby(["method", "column"])["value"].agg(lambda values: str(Mean.of(values))).unstack()
+    methods = [name for name in summary.methods if name in cells.index]
+    return cells.reindex(methods, columns=rows["column"].unique()).fillna(MISSING)
 
 
-def _accuracy_cells(columns: Mapping[str, Mapping[int, float]], means: Mapping[str, Mean]) -> Iterator[str]:
-    for name, mean in means.items():
-        if name == H:
-            yield f"{harmonic_mean_of_means(columns):.2f}"
-        yield _mean(mean)
-
-
-def _mean(mean: Mean) -> str:
-    return f"{mean.value:.2f} ± {mean.deviation:.2f}"
+def _with_both_h(cells: pd.DataFrame, means: pd.DataFrame) -> pd.DataFrame:
+    """Put the harmonic mean of the means before the mean of the harmonic means."""
+    if H not in cells:
+        return cells
+    base, new = (means.loc[cells.index, part].to_numpy() for part in BASE_AND_NEW)
+    cells = cells.rename(columns={H: MEAN_H})
+    cells.insert(len(BASE_AND_NEW), H, [f"{each:.2f}" for each in harmonic_mean(base, new)])
+    return cells
 
 
 def _difference(difference: Difference) -> tuple[str, str]:
@@ -206,40 +173,34 @@ def _difference(difference: Difference) -> tuple[str, str]:
     return value, MISSING if difference.low is None else f"{difference.low:+.2f} to {difference.high:+.2f}"
 
 
-def _with_published(summary: Summary, table: Table) -> Table:
-    """Add a column of published figures, where they are about the same data, model and protocol."""
+def _add_published(summary: Summary, cells: pd.DataFrame) -> list[str]:
+    """Add a column of published figures, where they are about the same data, model and protocol; return its note."""
     published = published_for(summary)
     if not published:
-        return table
-    shown = [published.get(row[0]) for row in table.rows]
+        return []
+    shown = [published.get(method) for method in cells.index]
+    cells["published base / new / H"] = [_figures(each) for each in shown]
     labels: dict[str, list[str]] = {}
     for each in filter(None, shown):
         labels.setdefault(each.source, []).append(each.label)
-    note = (
+    return [
         f"Published figures are averages over 11 data sets, here {len(summary.data)}; not measured here. "
         + " ".join(f"{', '.join(names)}: {source}." for source, names in labels.items())
-    )
-    return replace(
-        table,
-        head=(*table.head, "published base / new / H"),
-        rows=tuple((*row, _figures(each)) for row, each in zip(table.rows, shown, strict=True)),
-        notes=(*table.notes, note),
-    )
+    ]
 
 
 def _figures(published: Published | None) -> str:
     return f"{published.base:.2f} / {published.new:.2f} / {published.H:.2f}" if published else MISSING
 
 
-def _seeds_note(seeds: Mapping[str, int]) -> str:
-    most = max(seeds.values())
-    fewer = [f"{name} {number}" for name, number in seeds.items() if number < most]
-    note = f"Means and deviations (ddof 0) over {most} seeds, in per cent."
+def _seeds_note(seeds: pd.Series) -> str:
+    fewer = [f"{name} {number}" for name, number in seeds[seeds < seeds.max()].items()]
+    note = f"Means and deviations (ddof 0) over {seeds.max()} seeds, in per cent."
     return note + (f" Fewer seeds: {', '.join(fewer)}." if fewer else "")
 
 
-def _h_notes(head: Sequence[str]) -> list[str]:
-    if H not in head:
+def _h_notes(cells: pd.DataFrame) -> list[str]:
+    if H not in cells:
         return []
     base, new = BASE_AND_NEW
     return [

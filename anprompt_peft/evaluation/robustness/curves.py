@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from ..answers import Answers
@@ -189,25 +189,39 @@ def summarise(records: Sequence[Record], families: Sequence[Family]) -> list[Cur
         families (`Sequence[Family]`): at least those of the records.
     """
     known = {family.name: family for family in families}
-    grouped: dict[tuple[str, str, str], list[Record]] = {}
-    for record in records:
-        grouped.setdefault((record.part, record.family, record.method), []).append(record)
+    names = [field.name for field in fields(Record)]
+    rows = pd.DataFrame(records, columns=names, dtype=object).astype({"value": float})
     curves = []
-    for (part, family, method), rows in grouped.items():
-        levels = tuple(_levels(rows))
-        area = area_below([level.strength for level in levels], [level.accuracy for level in levels])
+    for (part, family, method), group in rows.groupby(["part", "family", "method"], sort=False):
+        figures = _figures_by_strength(group)
+        strengths = sorted(set(group["strength"]))  # integers stay so, which they do not in an index
+        levels = tuple(map(Level, strengths, *(figures[name] for name in figures)))
+        area = area_below(figures["accuracy"])
         curves.append(Curve(method, part, family, known[family].kind, known[family].unit, area, levels))
     return curves
 
 
-def area_below(strengths: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Return the area below accuracies over increasing strengths, divided by the range of strengths.
+def areas(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """Return the areas below the mean accuracy of the draws over the strength, by some columns.
 
     Args:
-        strengths (`Sequence[float]`): at least two.
-        accuracies (`Sequence[float]`): as many; the result has their unit.
+        rows (`pd.DataFrame`): strength, metric and value of each draw, and what they are grouped by.
+        by (`Sequence[str]`): columns.
     """
-    return float(np.trapezoid(accuracies, strengths)) / (strengths[-1] - strengths[0])
+    accuracies = rows[rows["metric"] == "accuracy"].sort_values("strength", kind="stable")
+    levels = accuracies.groupby([*by, "strength"], sort=False)["value"].agg(mean)
+    return levels.groupby(by, sort=False).agg(area_below)
+
+
+def area_below(accuracies: pd.Series) -> float:
+    """Return the area below accuracies, indexed by at least two increasing strengths, divided by their range."""
+    strengths = accuracies.index.get_level_values("strength").to_numpy(float)
+    return float(np.trapezoid(accuracies.to_numpy(), strengths)) / (strengths[-1] - strengths[0])
+
+
+def mean(values: pd.Series) -> float:
+    """Return NumPy's mean: that of pandas' groups is rounded otherwise, and digits of tables would change."""
+    return float(values.to_numpy().mean())
 
 
 def _figures(answers: Answers, clean: Answers) -> dict[str, float]:
@@ -220,22 +234,19 @@ def _figures(answers: Answers, clean: Answers) -> dict[str, float]:
     }
 
 
-def _levels(rows: Sequence[Record]) -> Iterator[Level]:
-    """Yield the levels of one curve's records, in the order of strength."""
-    clean = None
-    for strength, group in groupby(sorted(rows, key=lambda row: row.strength), key=lambda row: row.strength):
-        values: dict[str, list[float]] = {}
-        for row in group:
-            values.setdefault(row.metric, []).append(row.value)
-        accuracies = np.array(values["accuracy"])
-        accuracy = float(accuracies.mean())
-        clean = accuracy if clean is None else clean
-        yield Level(
-            strength,
-            accuracy,
-            float(accuracies.min()),
-            float(accuracies.std(ddof=1)) if len(accuracies) > 1 else 0.0,
-            clean - accuracy,
-            100 * (clean - accuracy) / clean if clean else None,
-            *(float(np.mean(values[metric])) for metric in ("flip rate", "ECE", "adaptive ECE")),
-        )
+def _figures_by_strength(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the figures of [`Level`], in its order, of one curve's records."""
+    means = rows.groupby(["strength", "metric"])["value"].agg(mean).unstack()
+    accuracies = rows[rows["metric"] == "accuracy"].groupby("strength")["value"]
+    accuracy = means["accuracy"]
+    clean = accuracy.iloc[0]
+    return pd.DataFrame(
+        {
+            "accuracy": accuracy,
+            "worst": accuracies.min(),
+            "deviation": accuracies.agg(lambda draws: np.std(draws.to_numpy(), ddof=1) if len(draws) > 1 else 0.0),
+            "drop": clean - accuracy,
+            "relative drop": 100 * (clean - accuracy) / clean if clean else None,
+            **{metric: means[metric] for metric in ("flip rate", "ECE", "adaptive ECE")},
+        }
+    )
