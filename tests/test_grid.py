@@ -23,7 +23,7 @@ from functools import partial
 from importlib import import_module
 from operator import methodcaller
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,8 @@ from anprompt_peft.evaluation.grid import (
 from anprompt_peft.evaluation.grid.measure import choose_families
 from anprompt_peft.evaluation.grid.published import published, published_for
 from anprompt_peft.evaluation.grid.store import read_cell
-from anprompt_peft.evaluation.peers import make_method
+from anprompt_peft.evaluation.peers import METHODS, make_method
+from anprompt_peft.evaluation.peers.registry import CLASSES
 from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
 from anprompt_peft.evaluation.protocols import HALVES, PROTOCOLS
 from anprompt_peft.evaluation.robustness.curves import areas
@@ -74,13 +75,21 @@ GOLDEN = Path(__file__).with_name("golden")
 FITTED: list[tuple[str, int]] = []
 ZERO_SHOT = make_method("zero-shot")
 KEYS = {
-    "prolip": "b719d752dc857d06c141",
-    "tip-adapter, views 0": "41f5e605712d486d0ad4",
-    "lora, the data's templates": "8025704cbff7a2fc6b3f",
     "anprompt": "003137c1d626c62bf98d",
+    "cocoop": "f2c2410e30b514c0883a",
+    "coop": "dddb2629d97ee05ede98",
+    "ivlp": "fba240c8f46ab4657270",
+    "linear-probe": "45e1ae337e5bb0ae0265",
+    "maple": "c107816ee00f636fddeb",
     "mmrl": "6c11eb46894d33bc2d7f",
+    "prolip": "b719d752dc857d06c141",
+    "promptsrc": "d051eaaa6f0f31a43196",
+    "vpt": "51ef394a5d18abb64d83",
+    "zero-shot": "5eb03db5bd16993c2891",
 }
-"""Of cells on the data set `photos` with the model `a/clip`, seed 1, as they have always been."""
+ADDED_KEYS = {"tip-adapter": "41f5e605712d486d0ad4", "lora": "8025704cbff7a2fc6b3f"}
+"""Of cells on the data set `photos` with the model `a/clip`, seed 1, as they have always been; those of the second
+without the settings and the revision that were added later."""
 
 
 @dataclass(frozen=True)
@@ -276,23 +285,35 @@ def test_a_method_can_be_made_for_each_data_set() -> None:
     ]  # fmt: skip
 
 
+def key_of_preset(preset: str, data: str = "photos", **settings: Any) -> str:
+    (made,) = make_cells(Setup("a/clip"), [data], {preset: partial(make_method, preset, **settings)}, [1])
+    return made.key
+
+
 def test_the_key_names_added_settings_and_revisions_only_where_something_changes() -> None:
     """The keys are those of folders that earlier versions wrote."""
-
-    def key(preset: str, data: str = "photos", **settings: Any) -> str:
-        (made,) = make_cells(Setup("a/clip"), [data], {preset: partial(make_method, preset, **settings)}, [1])
-        return made.key
-
-    assert key("prolip") == KEYS["prolip"]
-    assert key("tip-adapter", views=0) == KEYS["tip-adapter, views 0"]
-    assert key("lora", templates=[]) == KEYS["lora, the data's templates"]
-    assert key("anprompt") == KEYS["anprompt"]
-    assert key("mmrl") == KEYS["mmrl"]
+    key = key_of_preset
+    assert {preset: key(preset) for preset in KEYS} == KEYS
+    pinned = {METHODS[preset].method for preset in (*KEYS, *ADDED_KEYS)}
+    assert pinned == {preset.method for preset in METHODS.values()} == set(CLASSES)
+    assert {"tip-adapter": key("tip-adapter", views=0), "lora": key("lora", templates=[])} == ADDED_KEYS
     changed = (
         key("prolip", ensemble=True), key("prolip", "imagenet"), key("tip-adapter"), key("lora"),
         key("anprompt", recipe={"epochs": 5}), key("mmrl", "eurosat"),
     )  # fmt: skip
-    assert not {*changed} & {*KEYS.values()}
+    assert not {*changed} & {*KEYS.values(), *ADDED_KEYS.values()}
+
+
+def test_a_class_that_moves_keeps_its_keys_and_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere: Any = ModuleType("elsewhere")
+    elsewhere.ZeroShot = ZeroShot
+    monkeypatch.setitem(sys.modules, "elsewhere", elsewhere)
+    monkeypatch.setattr(ZeroShot, "__module__", "elsewhere")
+    assert key_of_preset("zero-shot") != KEYS["zero-shot"]
+    monkeypatch.setitem(CLASSES, METHODS["zero-shot"].method, "elsewhere:ZeroShot")
+    assert key_of_preset("zero-shot") == KEYS["zero-shot"]
+    monkeypatch.setitem(CLASSES, "no.longer.there:ZeroShot", "elsewhere:ZeroShot")
+    assert make_method("no.longer.there:ZeroShot") == ZERO_SHOT
 
 
 @pytest.mark.parametrize("total", [1, 3, 5, 30])

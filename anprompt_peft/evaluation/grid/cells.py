@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ..peers.protocol import ADDED, Method
+from ..peers.registry import class_name
 
 KEY_DIGITS = 20
 
@@ -89,10 +90,9 @@ class Cell:
 
     @cached_property
     def _text(self) -> str:
-        kind = type(self.method)
         method: dict[str, Any] = {
             "name": self.name,
-            "class": f"{kind.__module__}:{kind.__qualname__}",
+            "class": class_name(self.method),
             "settings": settings_of(self.method),
         }
         if revision := getattr(self.method, "revision", 0):

@@ -23,6 +23,21 @@ WARMUPS: Mapping[str, Callable[[int], float]] = {
     "paper": lambda epochs: 1 if epochs > 1 else 0,
 }
 """Epochs of the warm-up of `anprompt_peft.training`'s recipes, for a number of epochs."""
+CLASSES = {
+    "anprompt_peft.evaluation.peers.anprompt:ANPrompt": f"{__package__}.anprompt:ANPrompt",
+    "anprompt_peft.evaluation.peers.cocoop:CoCoOp": f"{__package__}.cocoop:CoCoOp",
+    "anprompt_peft.evaluation.peers.coop:CoOp": f"{__package__}.coop:CoOp",
+    "anprompt_peft.evaluation.peers.ivlp:IVLP": f"{__package__}.ivlp:IVLP",
+    "anprompt_peft.evaluation.peers.lora:LoRA": f"{__package__}.lora:LoRA",
+    "anprompt_peft.evaluation.peers.maple:MaPLe": f"{__package__}.maple:MaPLe",
+    "anprompt_peft.evaluation.peers.probe:LinearProbe": f"{__package__}.probe:LinearProbe",
+    "anprompt_peft.evaluation.peers.prolip:ProLIP": f"{__package__}.prolip:ProLIP",
+    "anprompt_peft.evaluation.peers.promptsrc:PromptSRC": f"{__package__}.promptsrc:PromptSRC",
+    "anprompt_peft.evaluation.peers.tip_adapter:TipAdapter": f"{__package__}.tip_adapter:TipAdapter",
+    "anprompt_peft.evaluation.peers.vpt:VPT": f"{__package__}.vpt:VPT",
+    "anprompt_peft.evaluation.peers.zero_shot:ZeroShot": f"{__package__}.zero_shot:ZeroShot",
+}
+"""What presets and keys of grid cells call each class, which must never change, and where the class is."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,7 @@ class Preset:
     """A method with settings.
 
     Args:
-        method (`str`): where its class is, as `module:Class`.
+        method (`str`): its class, as `module:Class` or as [`CLASSES`] calls it.
         settings (`Mapping`): values of the class's fields.
         source (`str`): where the settings come from.
         differs (`str`): how the method differs from what was published.
@@ -115,10 +130,16 @@ def _default(setting: dataclasses.Field) -> Any:
     return None if value is dataclasses.MISSING else value
 
 
+def class_name(method: Method) -> str:
+    """Return what the key of a cell calls a method's class: where it is, unless [`CLASSES`] says otherwise."""
+    place = f"{type(method).__module__}:{type(method).__qualname__}"
+    return next((name for name, each in CLASSES.items() if each == place), place)
+
+
 @cache
 def _class_of(path: str) -> Any:
-    module, _, name = path.partition(":")
-    if not path.startswith(f"{__package__}.") and "" not in sys.path:
+    module, _, name = CLASSES.get(path, path).partition(":")
+    if path not in CLASSES and "" not in sys.path:
         sys.path.insert(0, "")
     try:
         kind = getattr(importlib.import_module(module), name, None)
