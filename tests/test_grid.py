@@ -38,6 +38,8 @@ import chromium
 from anprompt_cli import main, options
 from anprompt_cli.grid_file import choose_methods, parse_seeds
 from anprompt_cli.records import read_record
+from anprompt_peft.data import sample_shots
+from anprompt_peft.evaluation import benchmarks
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.benchmarks.data import SOURCES
 from anprompt_peft.evaluation.benchmarks.shots import SAMPLINGS
@@ -579,6 +581,20 @@ def test_images_of_the_parts_are_encoded_once_for_all_methods_and_seeds(
     monkeypatch.setattr(CLIPModel, "get_image_features", counted)
     run_grid(cells(), Place(tmp_path))
     assert sizes == [15, 15]
+
+
+def test_shots_are_drawn_once_for_all_methods(
+    cells: Callable[..., list[Cell]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def counted(labels: Sequence[int], shots: int, seed: int) -> list[int]:
+        seeds.append(seed)
+        return sample_shots(labels, shots, seed)
+
+    monkeypatch.setattr(benchmarks.shots, "sample_shots", counted)
+    run_grid(cells([1, 2], sampling="seeded"), Place(tmp_path))
+    assert seeds == [1, 2]
 
 
 def test_threads_are_set_for_a_cell_alone(cells: Callable[..., list[Cell]], tmp_path: Path) -> None:

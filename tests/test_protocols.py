@@ -180,12 +180,13 @@ def test_the_seed_decides_everything(protocol: str, processor: CLIPImageProcesso
     assert shots(1) != shots(2)
 
 
-def test_shots_can_come_from_a_file(tmp_path: Path, processor: CLIPImageProcessorPil) -> None:
+def test_shots_can_be_given_or_come_from_a_file(tmp_path: Path, processor: CLIPImageProcessorPil) -> None:
     data = make_data()
     drawn = draw_shots(data, 1, 7)
     drawn.save(tmp_path / "shots.json", data)
-    task = make_task(data, processor, "few-shot", 1, 1, sampling=tmp_path / "shots.json")
-    assert content(task.shots) == [(row, TRAIN[row]) for row in drawn.train]
+    for sampling in (drawn, tmp_path / "shots.json"):
+        task = make_task(data, processor, "few-shot", 1, 1, sampling=sampling)
+        assert content(task.shots) == [(row, TRAIN[row]) for row in drawn.train]
     assert draw_shots(data, 1, 1) != drawn
 
 

@@ -38,7 +38,7 @@ def make_task(
     seed: int,
     *,
     halves: str = IN_ORDER,
-    sampling: str | Path = COOP,
+    sampling: str | Path | Shots = COOP,
     targets: Sequence[BenchmarkData] = (),
 ) -> Task:
     """Draw shots and make a task of a protocol. No image is decoded until it is used.
@@ -54,8 +54,8 @@ def make_task(
         seed (`int`): names the draw of the shots, and of the halves if they are drawn.
         halves (`str`): `order`: the first `ceil(C / 2)` label ids are base, as in the published tables. `random`: as
             many, drawn from the seed.
-        sampling (`str` or `Path`): `coop` or `seeded`, see [`draw_shots`]; or a JSON file of [`Shots.save`], which
-            stands for a draw with any `shots` and `seed`.
+        sampling (`str`, `Path` or `Shots`): `coop` or `seeded`, see [`draw_shots`]; or what that drew, or a JSON file
+            of [`Shots.save`], which stand for a draw with any `shots` and `seed`.
         targets (`Sequence[BenchmarkData]`): for `cross-data`, what to measure besides the source's own test set.
 
     Raises:
@@ -65,8 +65,12 @@ def make_task(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} must be one of {', '.join(PROTOCOLS)}.")
     _check_targets(protocol, targets)
-    kept = str(sampling).endswith(".json")
-    drawn = Shots.load(sampling, data) if kept else draw_shots(data, shots, seed, str(sampling))
+    if isinstance(sampling, Shots):
+        drawn = sampling
+    elif str(sampling).endswith(".json"):
+        drawn = Shots.load(sampling, data)
+    else:
+        drawn = draw_shots(data, shots, seed, str(sampling))
     images, names = _Images(processor), data.class_names
     if protocol in (FEW_SHOT, CROSS_DATA):
         elsewhere = [images.part(each.name, each, each.class_names) for each in targets]

@@ -24,7 +24,7 @@ from ...provenance import provenance
 from ...termination import sigterm_interrupts
 from ..backbone import Backbone
 from ..benchmarks.data import BenchmarkData, load_benchmark_data
-from ..benchmarks.shots import draw_shots
+from ..benchmarks.shots import Shots, draw_shots
 from ..protocols import make_task
 from ..task import ClassTexts, Part, Task
 from .cells import Cell, Setup
@@ -135,7 +135,7 @@ def threads(number: int) -> Iterator[None]:
 def _run(cell: Cell, place: Place, scratch: Path | None) -> None:
     backbone = _backbone(cell.setup.model, place.device)
     data = _data(cell.data, place.root, cell.setup.source)
-    task = _task(cell.setup, cell.data, cell.seed, place)
+    task, shots = _task(cell.setup, cell.data, cell.seed, place)
     measured = measure(cell, backbone, task)
     result = {
         "data": {"name": data.name, "comparable": data.comparable, "note": data.note},
@@ -148,7 +148,6 @@ def _run(cell: Cell, place: Place, scratch: Path | None) -> None:
         "robustness": measured.robustness,
         "provenance": provenance("joblib", "scipy"),
     }
-    shots = draw_shots(data, cell.setup.shots, cell.seed, cell.setup.sampling)
     write_cell(place.output, cell, result, measured.answers, lambda path: shots.save(path, data), scratch)
 
 
@@ -173,9 +172,10 @@ def _data(name: str, root: str | None, source: str) -> BenchmarkData:
 
 
 @lru_cache(maxsize=1)
-def _task(setup: Setup, name: str, seed: int, place: Place) -> Task:
+def _task(setup: Setup, name: str, seed: int, place: Place) -> tuple[Task, Shots]:
     data = _data(name, place.root, setup.source)
     targets = tuple(load_benchmark_data(each, place.root, setup.source) for each in setup.targets)
+    shots = draw_shots(data, setup.shots, seed, setup.sampling)
     task = make_task(
         data,
         _backbone(setup.model, place.device).processor,
@@ -183,10 +183,10 @@ def _task(setup: Setup, name: str, seed: int, place: Place) -> Task:
         setup.shots,
         seed,
         halves=setup.halves,
-        sampling=setup.sampling,
+        sampling=shots,
         targets=targets,
     )
-    return replace(task, parts=_reused(_parts_of_last_task(setup, name, place), task.parts))
+    return replace(task, parts=_reused(_parts_of_last_task(setup, name, place), task.parts)), shots
 
 
 @lru_cache(maxsize=1)
