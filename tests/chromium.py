@@ -23,6 +23,17 @@ FLAGS = (
 TIMEOUT = 60
 COMPLAINTS = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Network.loadingFailed")
 
+BADLY_PLACED = """
+[...document.querySelectorAll('svg')].flatMap(chart => {
+  const frame = chart.getBoundingClientRect();
+  const texts = [...chart.querySelectorAll('text')].map(text => [text.textContent, text.getBoundingClientRect()]);
+  const cut = texts.filter(([, box]) => box.left < frame.left || box.right > frame.right || box.bottom > frame.bottom);
+  const covered = texts.filter(([, box], at) => texts.slice(0, at).some(([, other]) =>
+    box.left < other.right && other.left < box.right && box.top + 2 < other.bottom && other.top + 2 < box.bottom));
+  return [...cut, ...covered].map(([text]) => text);
+})
+"""
+
 
 class Page:
     """One open page.
@@ -74,6 +85,11 @@ class Page:
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
+
+    def badly_placed(self) -> list[str]:
+        """Return the texts of charts that are cut, or cover others."""
+        found: list[str] = self.evaluate(BADLY_PLACED)
+        return found
 
     def show(self, width: int, scheme: str = "light", media: str = "screen") -> None:
         """Set the width in CSS pixels, the colour scheme and the medium."""

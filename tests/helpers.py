@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,14 @@ def count_calls(module: torch.nn.Module) -> list[int]:
     rows: list[int] = []
     module.register_forward_hook(lambda module, args, output: rows.append(len(output)))
     return rows
+
+
+def marks(page: str) -> dict[str, tuple[float, float]]:
+    """The marks of a page's charts: their titles and places, from the left and from the top."""
+    found = re.findall(r'<use [^>]*x="([\d.-]+)" y="([\d.-]+)"[^>]*><title>(.*?)</title>', page)
+    return {unescape(title): (float(x), float(y)) for x, y, title in found}
+
+
+def texts(page: str) -> list[str]:
+    """The texts in a page's charts."""
+    return [unescape(text) for text in re.findall(r"<text[^>]*>(.*?)</text>", page)]

@@ -71,7 +71,8 @@ from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
 from anprompt_peft.evaluation.protocols import HALVES, PROTOCOLS
 from anprompt_peft.evaluation.robustness.curves import areas
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
-from anprompt_peft.report.benchmark import forests, render_benchmark, write_benchmark
+from anprompt_peft.report.benchmark import render_benchmark, write_benchmark
+from helpers import marks
 
 GOLDEN = Path(__file__).with_name("golden")
 FITTED: list[tuple[str, int]] = []
@@ -1146,18 +1147,23 @@ def test_areas() -> None:
 # --- the page
 
 
-def test_plots_are_true(summary: Summary) -> None:
-    drawn = {(forest.data, forest.column): forest for forest in forests(summary, "zero-shot")}
-    assert set(drawn) == {(data, column) for data in ("dtd", "eurosat", "average") for column in ("base", "new", "H")}
-    forest = drawn["dtd", "new"]
-    (mark,) = forest.marks
-    value = summary.differences("anprompt", "zero-shot")["dtd", "new"]
-    assert value.low is not None
-    (first, *_, last) = forest.ticks
-    scale = (last.x - first.x) / (float(last.text) - float(first.text))
-    assert mark.at.x == pytest.approx(forest.zero + scale * value.value)
-    assert mark.low == pytest.approx(forest.zero + scale * value.low)
-    assert forests(summary, "coop") == []
+def test_charts_are_true(summary: Summary) -> None:
+    page = render_benchmark([summary], "zero-shot")
+    drawn = dict(re.findall(r"<h3>(.*?)</h3>\s*(<svg.*?</svg>)", page, re.DOTALL))
+    columns = ("base", "new", "mean H")
+    assert set(drawn) == {f"{data}: {column}" for data in ("dtd", "eurosat", "average") for column in columns}
+    differences = summary.differences("anprompt", "zero-shot")
+    base, new = (differences["dtd", column].value for column in ("base", "new"))
+    across, zeros = [], []
+    for column in ("base", "new"):
+        value, chart = differences["dtd", column], drawn[f"dtd: {column}"]
+        ((title, (x, _)),) = marks(chart).items()
+        assert title == f"anprompt {value.value:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
+        across.append(x)
+        zeros.append(float(re.findall(r'<text[^>]* x="([\d.]+)"[^>]*>0</text>', chart)[0]))
+    assert zeros[0] == zeros[1], "one scale for a data set"
+    assert (across[0] - zeros[0]) * new == pytest.approx((across[1] - zeros[1]) * base, abs=0.1)
+    assert "<svg" not in render_benchmark([summary], "coop")
 
 
 @pytest.mark.skipif(chromium.BINARY is None, reason="no Chromium")
@@ -1172,6 +1178,7 @@ def test_the_page_opens(summary: Summary, tmp_path: Path) -> None:
         for width in (1100, 390):
             page.show(width)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert page.badly_placed() == []
 
 
 def test_the_page_escapes_names() -> None:

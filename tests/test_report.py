@@ -7,15 +7,20 @@ import io
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from threading import Event, get_ident
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from peft import get_peft_model
 from PIL import Image
 from torch import Tensor
@@ -36,12 +41,12 @@ from anprompt_peft.report import (
     render_report,
     write_report,
 )
-from anprompt_peft.report.curves import HEIGHT, TOP, linear_ticks, log_ticks, loss_chart, loss_table
+from anprompt_peft.report.charts import feature_chart, loss_chart
+from anprompt_peft.report.data import loss_table, project
 from anprompt_peft.report.page import shown
-from anprompt_peft.report.plane import WIDTH, feature_plot, project
 from anprompt_peft.training import ANPromptTrainer
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, adapt, make_config
+from helpers import CLASSES, adapt, make_config, marks, texts
 
 HOSTILE = ["<script>alert(1)</script>", "a & b", "\"><img src=x onerror='alert(1)'>", "猫 الكلب", "unbroken" * 20]
 BINARY = chromium.BINARY
@@ -168,7 +173,8 @@ def test_examples_without_probabilities_or_right_images() -> None:
 def test_loss_table_joins_records_of_one_time() -> None:
     table = loss_table(make_history(3))
     assert table is not None
-    assert (table.time, table.columns) == ("epoch", ["loss", "similarity_text", "waloss", "eval_loss"])
+    assert (table.time, list(table.columns)) == ("epoch", ["loss", "waloss", "similarity_text", "eval_loss"])
+    assert table.columns["eval_loss"] == "loss"
     assert table.rows[1] == {"epoch": 2, "loss": 0.25, "similarity_text": 0.0, "waloss": 0.0025, "eval_loss": 0.5}
     assert len(table.rows) == 3
     assert loss_table([{"train_runtime": 1.0}]) is None
@@ -179,49 +185,80 @@ def test_loss_table_joins_records_of_one_time() -> None:
         loss_table([{"loss": 1.0}])
 
 
+def test_every_term_of_the_log_is_shown() -> None:
+    """Terms are those that were logged beside the loss, whatever they are called; what Trainer logs itself is none."""
+    train = {"loss": 1.0, "brand new": 0.5, "c.d": 0.25, "grad_norm": 9.0, "learning_rate": 0.1, "step": 5, "epoch": 1}
+    evaluation = {"eval_loss": 2.0, "eval_brand new": 0.75, "eval_accuracy": 0.9, "eval_runtime": 3.0, "epoch": 1}
+    history: list[dict[str, float]] = [
+        {**train, "num_input_tokens_seen": 7, "train_tokens_per_second": 8.0},
+        evaluation,
+        {"loss": 0.5, **evaluation, "epoch": 3},
+        {"eval_far_loss": 4.0, "epoch": 1},
+        {"c.d": 1, "epoch": 2},
+    ]
+    table = loss_table(history)
+    assert table is not None
+    assert table.columns == {
+        "loss": "loss", "brand new": "brand new", "c.d": "c.d",
+        "eval_loss": "loss", "eval_brand new": "brand new", "eval_far_loss": "loss",
+    }  # fmt: skip
+    page = render_report(ReportData("t", history=history))
+    assert set(marks(page)) == {
+        "loss 1 at epoch 1", "loss 0.5 at epoch 3", "brand new 0.5 at epoch 1", "c.d 0.25 at epoch 1",
+        "c.d 1 at epoch 2", "eval_loss 2 at epoch 1", "eval_loss 2 at epoch 3", "eval_brand new 0.75 at epoch 1",
+        "eval_brand new 0.75 at epoch 3", "eval_far_loss 4 at epoch 1",
+    }  # fmt: skip
+    legend = page[page.index('<ul class="legend">') :].partition("</ul>")[0]
+    assert re.findall(r"</i>\s*(\S.*?) <span", legend) == list(table.columns)
+
+
+def test_lines_of_many_terms_look_different() -> None:
+    history = [{"loss": 1.0, **{f"term {at}": 0.5 for at in range(24)}, "epoch": 1}]
+    page = render_report(ReportData("t", history=history))
+    assert len(set(re.findall(r'<i class="key line" style="(.*?)".*?>(.)</i>', page))) == 25
+
+
 def test_loss_chart_is_logarithmic() -> None:
     """Halving the loss moves it down by the same distance; zero lies at the lower end; NaN is left out."""
     table = loss_table([*make_history(5), {"loss": math.nan, "epoch": 6}])
     assert table is not None
     chart = loss_chart(table)
-    curves = {curve.name: curve for curve in chart.curves}
-    heights = [point.y for point in curves["loss"].points]
-    assert len(heights) == 5
+    found = marks(chart)
+    heights = [found[f"loss {2.0**-epoch:.4g} at epoch {epoch}"][1] for epoch in range(1, 6)]
     assert np.diff(heights) == pytest.approx([heights[1] - heights[0]] * 4)
     assert heights[1] > heights[0]
-    assert chart.clipped
-    lowest = max(point.y for curve in chart.curves for point in curve.points)
-    assert {point.y for point in curves["similarity_text"].points} == {lowest}
-    assert all(TOP <= point.y <= HEIGHT and 0 <= point.x <= WIDTH for curve in chart.curves for point in curve.points)
-    assert curves["eval_loss"].evaluation
-    assert curves["eval_loss"].colour == curves["loss"].colour
-    assert curves["loss"].points[0].text == "loss 0.5 at epoch 1"
+    assert len(found) == 4 * 5
+    assert {found[f"similarity_text 0 at epoch {epoch}"][1] for epoch in range(1, 6)} == {
+        max(y for _, y in found.values())
+    }
+    assert "drawn at the lower edge" in render_report(ReportData("t", history=make_history(5)))
+    _, _, width, height = map(float, re.findall(r'viewBox="(.*?)"', chart)[0].split())
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in found.values())
+
+
+def test_dense_lines_have_no_marks() -> None:
+    table = loss_table(make_history(41))
+    assert table is not None
+    assert marks(loss_chart(table)) == {}
+
+
+@pytest.mark.parametrize("values", [(0.998, 1.001), (0.9, 4.0), (1e-9, 1.0), (3.0, 3.0), (2e6, 5e6)])
+def test_loss_scale_has_some_numbers(values: tuple[float, float]) -> None:
+    table = loss_table([{"loss": value, "epoch": at} for at, value in enumerate(values)])
+    assert table is not None
+    drawn = texts(loss_chart(table))
+    assert 2 <= len(drawn[drawn.index("epoch") + 1 :]) <= 9
 
 
 @pytest.mark.parametrize(
     "record", [{"loss": 0.0, "epoch": 0}, {"loss": math.nan, "step": 3}, {"loss": 1.0, "epoch": 1}]
 )
 def test_loss_chart_of_one_record(record: dict[str, float]) -> None:
-    table = loss_table([record])
-    assert table is not None
-    places = [place for curve in loss_chart(table).curves for point in curve.points for place in (point.x, point.y)]
-    assert np.isfinite(places).all()
-    assert "loss" in render_report(ReportData("t", history=[record]))
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 10), (0, 1), (0, 0.03), (-3, 4), (0, 12345), (7, 7.9)])
-def test_ticks_are_round_and_few(low: float, high: float) -> None:
-    ticks = linear_ticks(low, high)
-    assert 3 <= len(ticks) <= 8
-    assert low <= ticks[0] < ticks[-1] <= high
-    step = ticks[1] - ticks[0]
-    assert np.diff(ticks) == pytest.approx(step)
-    assert f"{step:.0e}"[0] in "125"
-
-
-def test_log_ticks() -> None:
-    assert log_ticks(-1, 0.5) == pytest.approx([0.1, 0.2, 0.5, 1, 2])
-    assert log_ticks(-3.2, 1) == pytest.approx([0.001, 0.01, 0.1, 1, 10])
+    page = render_report(ReportData("t", history=[record]))
+    assert set(marks(page)) == {
+        f"loss {value:g} at {time} {at:g}" for (_, value), (time, at) in [record.items()] if value == value
+    }
+    assert not re.search("nan|inf", page[page.index("<svg") : page.index("</svg>")])
 
 
 def test_plane_is_the_one_of_largest_spread() -> None:
@@ -244,22 +281,70 @@ def test_plane_is_the_one_of_largest_spread() -> None:
     assert plane.explained == pytest.approx((spread**2 / (spread**2).sum())[:2])
 
 
-def test_feature_plot_keeps_proportions_and_labels_apart() -> None:
+def test_feature_chart_keeps_proportions_and_shows_few_names() -> None:
     names = [f"class {at}" for at in range(20)]
-    geometry = make_geometry(names)
-    plane = project(geometry)
-    plot = feature_plot(geometry, plane)
-    prompted = np.array([(point.x, -point.y) for point in plot.marks["prompted"]])
-    scale = np.ptp(prompted, axis=0) / np.ptp(plane.points["prompted"], axis=0)
+    plane = project(make_geometry(names))
+    chart = feature_chart(names, plane)
+    found = marks(chart)
+    assert len(found) == 3 * 20 + 4
+    drawn = np.array([found[f"{name}, prompted"] for name in names]) * (1, -1)
+    scale = np.ptp(drawn, axis=0) / np.ptp(plane.points["prompted"], axis=0)
     assert scale[0] == pytest.approx(scale[1])
-    everything = [point for points in plot.marks.values() for point in points]
-    assert all(0 <= point.x <= WIDTH and 0 <= point.y <= plot.height for point in everything)
-    assert len(plot.moves) == 20
-    assert 10 < len(plot.labels) <= 20
-    assert not any(one.covers(other) for at, one in enumerate(plot.labels) for other in plot.labels[:at])
-    assert all(label.span[0] >= 0 and label.span[1] <= WIDTH for label in plot.labels)
-    many = make_geometry([f"class {at}" for at in range(200)])
-    assert feature_plot(many, project(many)).labels == []
+    assert len(set(texts(chart)) & set(names)) > 10
+    many = [f"class {at}" for at in range(200)]
+    assert len(texts(feature_chart(many, project(make_geometry(many))))) == 2
+
+
+def test_charts_show_names_as_they_are() -> None:
+    """No formula, no character that XML forbids, and characters that matplotlib's own font lacks without a warning."""
+    names = ["$5 and $6", "a\x07b", "\ud800", "猫", "x^2 & <y>"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        chart = feature_chart(names, project(make_geometry(names)))
+    assert {"$5 and $6", r"a\x07b", r"\ud800", "猫", "x^2 & <y>"} <= set(texts(chart))
+    assert "x^2 & <y>, clean" in marks(chart)
+
+
+def test_charts_are_the_same_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever matplotlib is set to, beside another thread that draws, and without a change of its settings."""
+    data = ReportData("t", history=make_history(3))
+    expected = render_report(data)
+    draw, drawing, second_began, first_ended = FigureCanvasSVG.print_svg, [0], Event(), Event()
+
+    def draw_beside(*given: Any) -> None:
+        if get_ident() not in drawing:
+            drawing.append(get_ident())
+            if len(drawing) == 2:
+                second_began.wait(0.3)
+            else:
+                second_began.set()
+                first_ended.wait(5)
+        draw(*given)
+
+    def render(_: int) -> str:
+        page = render_report(data)
+        first_ended.set()
+        return page
+
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", draw_beside)
+    with matplotlib.rc_context({"lines.linewidth": 9, "svg.fonttype": "path", "axes.grid": True}):
+        before = dict(matplotlib.rcParams)
+        with ThreadPoolExecutor(2) as pool:
+            pages = list(pool.map(render, range(2)))
+        assert dict(matplotlib.rcParams) == before
+    assert set(pages) == {expected}
+
+
+def test_charts_have_the_colours_of_the_page() -> None:
+    page = render_report(make_report())
+    for chart in re.findall("<svg.*?</svg>", page, re.DOTALL):
+        colours = re.findall(r"(?:fill|stroke): (.*?)[;\"]", chart)
+        assert colours
+        assert {
+            colour for colour in colours if not re.fullmatch(r"none|var\(--(text|soft|line|card|c\d)\)", colour)
+        } == set()
+        assert "<style" not in chart
+        assert "font-family" not in chart
 
 
 # --- what is refused
@@ -393,6 +478,9 @@ def test_report_of_a_training(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp
     page = write_report(data_shown, tmp_path / "report.html").read_text()
     last = [record["eval_waloss"] for record in trainer.state.log_history if "eval_waloss" in record][-1]
     assert f"<td>{last:.4g}</td>" in page
+    losses = loss_table(trainer.state.log_history)
+    assert losses is not None
+    assert set(losses.terms) == {"loss", *model(pixel_values=images, labels=data["labels"][:]).loss_terms}
     assert f'<span class="figure">{100 * part.hits.mean():.1f}</span>' in page
     assert torch.__version__ in page
 
@@ -458,7 +546,7 @@ def test_page_refers_to_nothing_outside() -> None:
         if name in ("src", "href", "xlink:href", "srcset", "action", "poster", "background")
     ]
     assert references
-    assert all(value is not None and value.startswith("data:") for value in references)
+    assert all(value is not None and value.startswith(("data:", "#")) for value in references)
     style = re.search(r"<style>(.*)</style>", page, re.DOTALL)
     assert style is not None
     assert "url(" not in style[1]
@@ -695,6 +783,7 @@ CONTRAST = """
   return found.sort((x, y) => x[0] - y[0]);
 })()
 """
+REPEATED = "[...document.querySelectorAll('[id]')].map(({id}) => id).filter((id, at, all) => all.indexOf(id) !== at)"
 NARROWEST_NAME = "Math.min(...[...document.querySelectorAll('tbody .name')].map(cell => cell.offsetWidth))"
 
 
@@ -745,7 +834,9 @@ def test_page_renders(classes: int, halves: int, page: chromium.Page, tmp_path: 
         assert page.evaluate(NARROWEST_NAME) >= 90
         lowest, where = page.evaluate(CONTRAST)[0]
         assert lowest >= 4.5, f"{width} {scheme} {where}"
+        assert page.badly_placed() == []
         assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+    assert page.evaluate(REPEATED) == []
     widths = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
     assert len(widths) == halves * 2 * min(6, classes * (classes - 1))
     assert all(widths)

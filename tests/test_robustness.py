@@ -50,10 +50,10 @@ from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
 from anprompt_peft.files import to_json
 from anprompt_peft.method.perturb import PARAPHRASES, PHOTO_NOUNS
 from anprompt_peft.report import ReportData, render_report
-from anprompt_peft.report.robustness import BESIDE, BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, charts
+from anprompt_peft.report.charts import robustness_charts
 from conftest import CONTEXT, IMAGE_SIZE
 from handwriting import CLASS_NAMES, TEMPLATE
-from helpers import CLASSES, adapt, logits, scatter
+from helpers import CLASSES, adapt, logits, marks, scatter, texts
 
 GOLDEN = Path(__file__).with_name("golden")
 TINY_CLIP = Path(__file__).parents[1] / "examples" / "embedded" / "tiny_clip"
@@ -616,26 +616,25 @@ def test_an_adapter_is_needed(clip: CLIPModel) -> None:
 
 def test_charts_by_hand(part: Part) -> None:
     measured = measure_robustness({"zero-shot": scripted(), "ours": scripted()}, part, [Renamed()], seed=7)
-    (chart,) = charts(measured)
-    assert (chart.family, chart.kind, chart.unit) == ("renamed", "typing", "units")
-    zero_shot, ours = chart.lines
-    assert [point.x for point in ours.means] == pytest.approx([LEFT, LEFT + (WIDTH - RIGHT - LEFT) / 3, WIDTH - RIGHT])
-    # the scale reaches from 0, the worst draw, to 77, two above the best
-    heights = [(HEIGHT - BOTTOM) - (HEIGHT - BOTTOM - TOP) * accuracy / 77 for accuracy in (75, 62.5, 25)]
-    assert [point.y for point in ours.means] == pytest.approx(heights)
-    assert ours.worst[-1].y == HEIGHT - BOTTOM
-    assert (ours.worst[0].x, zero_shot.worst[0].x) == (LEFT + BESIDE / 2, LEFT - BESIDE / 2)
-    assert ours.means[1].text == "ours, renamed 1: 62.5 %"
-    assert [tick.text for tick in chart.x_ticks] == ["0", "1", "3"]
-    assert [tick.text for tick in chart.y_ticks] == ["0", "20", "40", "60"]
+    (((zero_shot, ours), chart),) = robustness_charts(measured)
+    assert (zero_shot.method, ours.method) == ("zero-shot", "ours")
+    found = marks(chart)
+    titles = [
+        f"ours, renamed {at}: {mean} %, worst draw: {worst} %"
+        for at, mean, worst in ((0, 75.0, 75.0), (1, 62.5, 50.0), (3, 25.0, 0.0))
+    ]
+    places = np.array([found[title] for title in titles])
+    # both axes are linear: strengths 0, 1, 3 and accuracies 75, 62.5, 25
+    assert np.diff(places[:, 0])[1] == pytest.approx(2 * np.diff(places[:, 0])[0], rel=1e-3)
+    assert np.diff(places[:, 1])[1] == pytest.approx(3 * np.diff(places[:, 1])[0], rel=1e-3)
+    assert texts(chart) == ["0", "1", "3", "units", "0", "20", "40", "60"]
 
 
 def test_the_report_shows_curves_and_numbers(part: Part) -> None:
     measured = measure_robustness({"<zero>": scripted(), "ours": scripted()}, part, [Renamed()], seed=7)
     page = render_report(ReportData("robust", robustness=[measured]))
     section = page.split("<h2>Robustness: base</h2>")[1]
-    assert section.count("<polyline") == 2
-    assert section.count("<circle") == 2 * 3
+    assert len(marks(section)) == 2 * 3
     assert "on 4 images" in section
     assert "&lt;zero&gt;" in section
     assert "<zero>" not in page
@@ -675,7 +674,7 @@ def test_evaluate_with_robustness(adapter: Path, digits: Path, tmp_path: Path) -
     draws = sum(1 + len(family.strengths) * family.draws for family in families)
     assert len(measured["records"]) == 2 * 4 * draws
     page = report.read_text()
-    assert page.count("<polyline") == 2 * len(families)
+    assert page.count("<svg") == len(families) + 1, "and the class features"
     assert "robustness of test: 100%" in err
     if chromium.BINARY:
         with chromium.browser() as browser:
@@ -683,6 +682,7 @@ def test_evaluate_with_robustness(adapter: Path, digits: Path, tmp_path: Path) -
                 browser.show(width)
                 browser.open(report.as_uri())
                 assert browser.evaluate("document.documentElement.scrollWidth") <= width
+                assert browser.badly_placed() == []
             assert not browser.complaints
 
 

@@ -15,8 +15,7 @@ from PIL import Image
 from ..evaluation import tables
 from ..evaluation.predictions import Predictions
 from ..files import whole_file
-from . import curves, plane, robustness
-from .data import Geometry, ReportData
+from .data import ReportData, loss_table, project
 
 FEW_CLASSES = 20
 SHOWN_CLASSES = 10
@@ -24,12 +23,6 @@ BLOCK = 10
 PAIRS = 6
 LIST_ITEMS = 8
 THUMBNAIL = 160
-MEANINGS = {
-    "clean": "frozen CLIP (clean)",
-    "prompted": "adapted (prompted)",
-    "perturbed": "perturbed text",
-    "noise prompt": "noise prompt",
-}
 
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
@@ -70,7 +63,9 @@ def render(template: str, **values: Any) -> str:
 
 def render_report(data: ReportData) -> str:
     """Return the page as text. The same data give the same text."""
-    losses = curves.loss_table(data.history)
+    from . import charts  # matplotlib takes a second
+
+    losses = loss_table(data.history)
     before: Sequence[Predictions | None] = data.zero_shot or [None] * len(data.predictions)
     return render(
         "report.html",
@@ -80,14 +75,10 @@ def render_report(data: ReportData) -> str:
         results=_results(data),
         sizes={part.name: tables.class_sizes(part) for part in data.predictions if tables.is_imbalanced(part)},
         losses=losses,
-        chart=losses and curves.loss_chart(losses),
-        geometry=data.geometry and _geometry(data.geometry),
+        charts=charts,
+        geometry=data.geometry,
+        plane=data.geometry and project(data.geometry),
         parts=[_part(part, old) for part, old in zip(data.predictions, before, strict=True)],
-        meanings=MEANINGS,
-        robustness=[(measured, robustness.charts(measured)) for measured in data.robustness],
-        strengths=robustness,
-        curves=curves,
-        plane=plane,
     )
 
 
@@ -143,11 +134,6 @@ def _results(data: ReportData) -> dict[str, dict[str, Any]]:
         for method, parts in methods.items()
         if parts
     }
-
-
-def _geometry(geometry: Geometry) -> dict[str, Any]:
-    projected = plane.project(geometry)
-    return {"data": geometry, "plane": projected, "plot": plane.feature_plot(geometry, projected)}
 
 
 def _part(part: Predictions, zero_shot: Predictions | None) -> dict[str, Any]:

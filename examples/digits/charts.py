@@ -6,16 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from anprompt_peft.evaluation import BaseToNew
-from anprompt_peft.extras import extra
-from anprompt_peft.report.curves import TERMS
-
-with extra("examples"):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+from anprompt_peft.report.data import loss_table
 
 MEASURES = {"base": "base", "new": "new", "harmonic_mean": "harmonic mean"}
 COLOURS = {"zero-shot CLIP": "#7d8996", "ANPrompt": "#1f6fb2"}
@@ -30,8 +24,8 @@ def save_chart(path: Path, results: dict[str, dict[str, BaseToNew]], logs: list[
         results: figures by split and method.
         logs: of the first split: per seed, one record of loss terms per epoch.
     """
-    figure, panels = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
-    *bars, curves = panels.flat
+    figure = Figure((11, 8.4), layout="constrained")
+    *bars, curves = figure.subplots(2, 2).flat
     for axes, (split, methods) in zip(bars, results.items(), strict=True):
         draw_accuracies(axes, methods)
         axes.set_title(split, fontsize=11)
@@ -39,7 +33,6 @@ def save_chart(path: Path, results: dict[str, dict[str, BaseToNew]], logs: list[
     curves.set_title(f"Loss terms, {next(iter(results))}: mean over seeds, band: all", fontsize=11)
     figure.suptitle(f"Handwritten digits, {len(logs)} shot seeds; error bars: 95 % intervals", fontsize=12)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def draw_accuracies(axes: Any, results: dict[str, BaseToNew]) -> None:
@@ -63,7 +56,9 @@ def draw_accuracies(axes: Any, results: dict[str, BaseToNew]) -> None:
 def draw_loss_terms(axes: Any, logs: list[list[dict[str, Any]]]) -> None:
     """One curve per term over the epochs."""
     epochs = [record["epoch"] for record in logs[0]]
-    for term in TERMS:
+    losses = loss_table(logs[0])
+    assert losses is not None
+    for term in losses.terms:
         runs = np.array([[record[term] for record in log] for log in logs])
         (line,) = axes.plot(epochs, runs.mean(axis=0), label=term, linewidth=2.5 if term == "loss" else 1.4)
         axes.fill_between(epochs, runs.min(axis=0), runs.max(axis=0), color=line.get_color(), alpha=0.12)

@@ -10,17 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
-
-from anprompt_peft.extras import extra
-
-with extra("examples"):
-    import matplotlib
 
 # DejaVu Sans Mono is left out for its dotted zero, the other bundled fonts for lacking digits or letters.
 FONTS = (
