@@ -3,7 +3,6 @@
 from .clip import ANPromptOutput
 from .method.config import ANPromptConfig
 from .method.registration import register
-from .moved import keep_old_paths
 from .publish import Metric, TrainingFacts
 from .publish.mixin import hand_over
 from .trust.doors import guard
@@ -26,4 +25,3 @@ hand_over(ANPromptModel)
 guard()
 give_input_embeddings()
 join_pipelines()
-keep_old_paths()

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from .files import to_json, whole_file, whole_folder  # noqa: F401 - where version 0.1.0 had them
-
 PROJECT = "anprompt-peft"
 PACKAGES = (PROJECT, "torch", "transformers", "peft", "accelerate", "datasets", "scikit-learn", "safetensors")
 
