@@ -122,7 +122,7 @@ def test_one_process_has_nobody_to_share_with(clip_folder: Path) -> None:
 
 
 def test_fully_sharding_by_hand_gives_the_same_adapter(ranks: list[dict[str, Any]]) -> None:
-    """FSDP2 without CLIP's scalar, its shards gathered for `save_pretrained`, as benchmarks/README.md shows."""
+    """FSDP2 without CLIP's scalar, its shards gathered for `save_pretrained`, as examples/speed/README.md shows."""
     expected = {name.replace(".default", ""): weight for name, weight in ranks[0]["plain"]["weights"].items()}
     saved = ranks[1]["fully_sharded"]
     assert len(saved) == len(expected) + 4

@@ -67,15 +67,14 @@ NOT_RUN = {
     r"python3 run\.py compare": "minutes of training; test_embedded.py runs its script small",
     r"python3 run\.py digits.*": "minutes of training; test_digits.py runs its script small",
     r"python3 run\.py classify .*": "it needs the result of `digits`; test_digits.py runs its script",
-    r"(PYTHONPATH=\S+ )?python benchmarks/.*": "minutes at the size of ViT-B/16; test_benchmarks.py runs it small",
-    r"(OMP_NUM_THREADS=1 )?torchrun .*": "minutes; test_benchmarks.py and test_distributed.py run two processes",
+    r"(PYTHONPATH=\S+ )?python examples/speed/.*": "minutes at the size of ViT-B/16; test_speed.py runs it small",
     r"anprompt benchmark .*--root data .*|.* report tables .*": "it needs the published data sets",
     r"anprompt benchmark (--config [\w-]+\.yaml|report ablations).*": "minutes; test_embedded.py reads the grids",
     r"anprompt train .*--resume": "it needs an interrupted run; test_cli.py resumes several",
 }
 # Python blocks that are not run, by page and a text in them, with the reason.
 NOT_RUN_PYTHON = {
-    ("benchmarks/README.md", "fully_shard"): "needs several processes; test_distributed.py trains this way",
+    ("examples/speed/README.md", "fully_shard"): "needs several processes; test_distributed.py trains this way",
 }
 # Programs that a page may name although no package here brings them.
 OTHER_PROGRAMS = {"bash", "cd", "git", "make", "pip", "pipx", "pre-commit", "python", "python3"}
@@ -117,11 +116,10 @@ def environment(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 @pytest.fixture(scope="module")
 def stage(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone's examples and benchmarks, photographs, and an adapter, as the pages take them for granted."""
+    """A clone's examples, photographs, and an adapter, as the pages take them for granted."""
     folder = tmp_path_factory.mktemp("stage") / "stage"
     folder.mkdir()
-    for name in ("examples", "benchmarks"):
-        (folder / name).symlink_to(ROOT / name)
+    (folder / "examples").symlink_to(ROOT / "examples")
     images, labels = load_split("train")
     for digit, name in enumerate(CLASSES):
         own = [image for image, label in zip(images, labels, strict=True) if label == digit]
@@ -249,7 +247,7 @@ EXPECTED = {
 }
 # Pages none of whose blocks can be run.
 ONLY_STATIC = {
-    "CONTRIBUTING.md", "docs/ablations.md", "docs/architecture.md", "docs/method.md", "benchmarks/README.md"
+    "CONTRIBUTING.md", "docs/ablations.md", "docs/architecture.md", "docs/method.md", "examples/speed/README.md"
 }  # fmt: skip
 
 
@@ -340,7 +338,7 @@ def test_programs_files_and_options_exist(page: str) -> None:
         words = [word for word in shlex.split(command, comments=True) if not re.match(r"[A-Z_]+=", word)]
         assert words[0] in scripts | OTHER_PROGRAMS or words[0].startswith(".venv/bin/"), command
         for at, word in enumerate(words):
-            if re.match(r"(examples|benchmarks|run)[\w/]*\.py$", word):
+            if re.match(r"(examples|run)[\w/]*\.py$", word):
                 assert (ROOT / word).is_file(), command
                 known = "".join(source for source in documented.sources_of(ROOT / word))
                 unknown = [each for each in options_of(" ".join(words[at:])) if f'"{each}"' not in known]

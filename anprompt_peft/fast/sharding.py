@@ -17,7 +17,7 @@ WEIGHT_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 def refuse_weight_sharding() -> None:
     """Raise if Accelerate was told, at launch or by a plugin, to shard the model's weights.
 
-    `benchmarks/README.md` says what fails under each of them. Accelerate itself silently falls back to plain data
+    `examples/speed/README.md` says what fails under each of them. Accelerate itself silently falls back to plain data
     parallelism for FSDP on CPUs.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The step that the benchmarks time: ViT-B/16 at full size with random weights, random images, made-up class names."""
+"""What is timed: ViT-B/16 at full size with random weights, random images, made-up class names, and ways to train."""
 
 from __future__ import annotations
 
-import copy
+import argparse
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +19,21 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from anprompt_peft import ANPromptConfig
+from anprompt_peft.fast import Savings, set_precision
 from anprompt_peft.method.noise import Fitted
+from harness import Step
 
 BOS, EOS = 49406, 49407
-IMAGE_SIZE = 224
+IMAGE_SIZE, PATCH = 224, 16
 WORDS_PER_NAME = (1, 1, 2, 2, 3, 4)
 TEMPLATE = "a photo of a {}."
 OTHER_WORDS = ("bridge", "cloud", "letter", "spoon", "winter")
+LORA, BFLOAT16, COMPILED = "lora", "-bf16", "compiled"
+SAVINGS = {
+    "savings": Savings(), "plain": Savings.none(), "chunks": Savings(text_chunk=500), COMPILED: Savings(),
+}  # fmt: skip
+WAYS = [kind + precision for precision in ("", BFLOAT16) for kind in (*SAVINGS, LORA)]
+FORMER = {"text_update_rank": None, "rephrased_weight": 0.0}
 
 
 def make_tokenizer(class_names: list[str]) -> PreTrainedTokenizerFast:
@@ -41,6 +49,43 @@ def make_tokenizer(class_names: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)])
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<eos>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much there is of everything in a step."""
+
+    classes: int
+    batch: int
+    tokens: int = 9
+    image: int = IMAGE_SIZE
+
+    def __str__(self) -> str:
+        return f"{self.classes:,} x {self.batch} x {self.tokens} x {self.image}"
+
+
+def read_size(text: str) -> Size:
+    """Parse CLASSESxBATCH, with prompt tokens and the image's side behind it or without."""
+    parts = text.split("x")
+    if not (2 <= len(parts) <= 4 and all(part.isdecimal() and int(part) > 0 for part in parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be CLASSESxBATCH[xTOKENS[xPIXELS]], such as 50x4")
+    size = Size(*map(int, parts))
+    if min(size.classes, size.tokens) < 2 or size.image % PATCH:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: classes and tokens start at 2, and pixels are a multiple of {PATCH}, as in 50x4x9x224"
+        )
+    return size
+
+
+def add_step_options(parser: argparse.ArgumentParser, sizes: str) -> None:
+    """Add the sizes and ways of a step."""
+    form = "CLASSESxBATCH[xTOKENS[xPIXELS]]"
+    default = [read_size(each) for each in sizes.split()]
+    help_text = f"by default {sizes}, each with 9 prompt tokens and images of {IMAGE_SIZE} pixels"
+    parser.add_argument("--sizes", nargs="+", type=read_size, default=default, metavar=form, help=help_text)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["savings", "plain", LORA], metavar="WAY",
+                        help=f"of {', '.join(WAYS)}; -bf16 holds CLIP's frozen weights in bfloat16")  # fmt: skip
+    parser.add_argument("--former", action="store_true", help="the former default: no rephrased texts, no updates")
 
 
 @dataclass
@@ -61,10 +106,6 @@ class Workload:
         """The same on a device."""
         return Workload(self.class_names, self.pixels.to(device), self.labels.to(device))
 
-    def part(self, number: int, parts: int) -> Workload:
-        """The images of one of several processes, with all classes."""
-        return Workload(self.class_names, self.pixels[number::parts], self.labels[number::parts])
-
 
 def make_clip(
     text: dict[str, int] | None = None,
@@ -75,7 +116,7 @@ def make_clip(
     """CLIP of ViT-B/16's size, or with other settings of its towers, with random weights of a dtype."""
     torch.manual_seed(0)
     text = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS, **(text or {})}
-    vision = {"patch_size": 16, **(vision or {})}
+    vision = {"patch_size": PATCH, **(vision or {})}
     clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=projection_dim)).eval()
     return clip.to(getattr(torch, dtype))
 
@@ -118,19 +159,27 @@ def make_adapted(work: Workload, clip: CLIPModel | None = None, random_targets: 
     return model.train()
 
 
-def share_frozen(model: Any) -> Any:
-    """A copy of an adapted model with weights of its own to train, and the same frozen ones."""
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
-    return copy.deepcopy(model, {id(weight): weight for weight in frozen})
+def make_step(way: str, size: Size, device: str, dtype: str, former: bool = False) -> Step:
+    """One step of one of `WAYS`, with a model of its own and random noise prompts; `dtype` is that of autocast."""
+    work = make_workload(size.classes, size.batch, size.image).to(device)
+    kind, half = way.removesuffix(BFLOAT16), way.endswith(BFLOAT16)
+    if kind == LORA:
+        return lora_step(work, dtype, make_clip(dtype="bfloat16" if half else "float32"))
+    noise = size.tokens // 2
+    tokens = {"num_virtual_tokens": size.tokens - noise, "num_noise_tokens": noise}
+    model = make_adapted(work, random_targets=True, **tokens, **(FORMER if former else {}))
+    set_precision(model, "bf16" if half else "fp32")
+    model.set_savings(SAVINGS[kind])
+    return train_step(torch.compile(model) if kind == COMPILED else model, work, dtype)
 
 
-def train_step(model: Any, work: Workload, dtype: str = "float32") -> Callable[[], None]:
+def train_step(model: Any, work: Workload, dtype: str = "float32") -> Step:
     """One optimiser step of an adapted model, to be called again and again; `dtype` is that of autocast."""
     settings = {"interpolate_pos_encoding": True} if work.pixels.shape[-1] != IMAGE_SIZE else {}
     return optimiser_step(model, lambda: model(pixel_values=work.pixels, labels=work.labels, **settings).loss, dtype)
 
 
-def lora_step(work: Workload, dtype: str = "float32", clip: CLIPModel | None = None) -> Callable[[], None]:
+def lora_step(work: Workload, dtype: str = "float32", clip: CLIPModel | None = None) -> Step:
     """The same step with PEFT's LoRA, rank 8 on queries and values of all layers of both towers."""
     config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
     model: Any = get_peft_model((clip or make_clip()).to(work.pixels.device), config).train()
@@ -142,7 +191,7 @@ def lora_step(work: Workload, dtype: str = "float32", clip: CLIPModel | None = N
     return optimiser_step(model, loss, dtype)
 
 
-def optimiser_step(model: Any, loss: Callable[[], Tensor], dtype: str) -> Callable[[], None]:
+def optimiser_step(model: Any, loss: Callable[[], Tensor], dtype: str) -> Step:
     """Forward, backward, AdamW and zeroing, with the forward under autocast as Accelerate does it."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     device = trained[0].device.type
