@@ -206,7 +206,7 @@ def test_a_way_has_its_savings_and_precision(
 def test_a_step_is_told_by_time_ratio_and_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "GEMM_SHAPES", {"cpu": [(64, 64, 64)]})
     ways = ["savings", "plain", "lora", "savings-bf16"]
-    rows = step.time_ways(ways, True, Setting("cpu", "float32", threads=1, steps=2), Size(3, 2))
+    rows = step.time_ways(ways, True, Setting("cpu", "float32", threads=1, steps=2), Size(3, 2, image=32))
     assert [row["way"] for row in rows] == ways
     assert rows[0]["to savings"]["values"] == [1, 1]
     assert rows[1]["to savings"]["median"] == pytest.approx(
@@ -275,15 +275,15 @@ def test_a_script_writes_what_was_measured_and_ends_with_what_was_not(
 
 @pytest.mark.slow
 def test_step(tmp_path: Path) -> None:
-    ways = ["savings", "plain", "chunks", "lora", "savings-bf16"]
+    ways = ["savings", "plain"]
     record, printed = run("step", tmp_path / "out", "--sizes", "4x1", "4x1x5x32", "--steps", "1", "--ways", *ways)
-    full, small = record["rows"][:5], record["rows"][5:]
+    full, small = record["rows"][:2], record["rows"][2:]
     assert [row["way"] for row in full] == [row["way"] for row in small] == ways
     assert 1 < full[0]["GFLOP"] < full[1]["GFLOP"]
     assert small[0]["GFLOP"] < full[0]["GFLOP"]
     assert all(0.6 < row["GB at the peak"] < 20 for row in record["rows"])
     assert record["versions"]["torch"] in printed
-    assert printed.count("| 4 x 1 x 9 x 224 ") == 5
+    assert printed.count("| 4 x 1 x 9 x 224 ") == 2
     assert Image.open(tmp_path / "out" / "step.png").width > 1000
 
 

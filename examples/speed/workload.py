@@ -102,6 +102,12 @@ class Workload:
     pixels: Tensor
     labels: Tensor
 
+    @property
+    def images(self) -> dict[str, Any]:
+        """The pixels as arguments of a CLIP that was made for `IMAGE_SIZE`."""
+        resized = {"interpolate_pos_encoding": True} if self.pixels.shape[-1] != IMAGE_SIZE else {}
+        return {"pixel_values": self.pixels, **resized}
+
     def to(self, device: str) -> Workload:
         """The same on a device."""
         return Workload(self.class_names, self.pixels.to(device), self.labels.to(device))
@@ -175,8 +181,7 @@ def make_step(way: str, size: Size, device: str, dtype: str, former: bool = Fals
 
 def train_step(model: Any, work: Workload, dtype: str = "float32") -> Step:
     """One optimiser step of an adapted model, to be called again and again; `dtype` is that of autocast."""
-    settings = {"interpolate_pos_encoding": True} if work.pixels.shape[-1] != IMAGE_SIZE else {}
-    return optimiser_step(model, lambda: model(pixel_values=work.pixels, labels=work.labels, **settings).loss, dtype)
+    return optimiser_step(model, lambda: model(**work.images, labels=work.labels).loss, dtype)
 
 
 def lora_step(work: Workload, dtype: str = "float32", clip: CLIPModel | None = None) -> Step:
@@ -186,7 +191,7 @@ def lora_step(work: Workload, dtype: str = "float32", clip: CLIPModel | None = N
     ids = class_ids(work.class_names).to(work.pixels.device)
 
     def loss() -> Tensor:
-        return F.cross_entropy(model(input_ids=ids, pixel_values=work.pixels).logits_per_image, work.labels)
+        return F.cross_entropy(model(input_ids=ids, **work.images).logits_per_image, work.labels)
 
     return optimiser_step(model, loss, dtype)
 
