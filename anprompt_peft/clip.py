@@ -441,7 +441,10 @@ class PromptedCLIPModel(CLIPModel):
         weights = [*self.text_model.parameters(), *self.text_projection.parameters(), *head.parameters()]
         if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
             return classes, None
-        adapter, named = f".{head.adapter}.", (*self.text_model.named_parameters(), *head.named_parameters())
+        adapter = f".{head.adapter}."
+        named = (*self.text_model.named_parameters(), *head.named_parameters(), *head.named_buffers())
+        own = [each for name, each in named if PREFIX in name and adapter in f"{name}."]
+        trained = [weight for weight in weights if weight.requires_grad and all(weight is not each for each in own)]
         fingerprint = Fingerprint(
             (*weights, *head.anprompt_noise_prompts.values(), classes.input_ids),
             head.adapter,
@@ -450,7 +453,7 @@ class PromptedCLIPModel(CLIPModel):
             torch.is_inference_mode_enabled(),
             autocast_state(self.device.type),
             optimizer_steps(),
-            [checksum(weight) for name, weight in named if PREFIX in name and adapter in f"{name}."],
+            [checksum(each) for each in (*own, *trained)],
             self.savings,
             self.training,
         )

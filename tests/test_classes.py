@@ -133,6 +133,26 @@ def test_weights_written_through_data_count_at_once(clip: CLIPModel, tokenizer: 
         assert not torch.allclose(after, before)
 
 
+def test_all_trained_weights_written_through_data_count(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    """Those of CLIP that are trained along, before and behind the first prompts, and an adapter's noise prompts."""
+    model = adapt(clip, tokenizer, text_update_rank=None)
+    text, head = model.get_base_model().text_model, model.get_base_model().head
+    layers = text.encoder.layers
+    for weight in (
+        layers[0].mlp.fc1.weight.requires_grad_(),
+        text.final_layer_norm.weight.requires_grad_(),
+        head.anprompt_noise_prompts["default"],
+    ):
+        before = logits(model, pixels)
+        weight.data.copy_(1.5 * weight.data)
+        after = logits(model, pixels)
+        assert not torch.allclose(after, before)
+        model.anprompt_state._memos.clear()
+        assert torch.equal(after, logits(model, pixels))
+
+
 def test_kept_results_end_with_eval(
     clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,19 +167,22 @@ def _frozen_vision_digest(clip: CLIPModel) -> str:
 
 @torch.compiler.disable
 def _kept_prefixes(clip: CLIPModel, input_ids: Tensor, source: Tensor, templates: int) -> list[TextPrefix]:
-    """Return the texts of every template as they enter the first layer with prompts, computed at most once."""
+    """Return the texts of every template as they enter the first layer with prompts; frozen ones are kept."""
     state, before = state_of(clip), _split(clip, "text")[0]
+    weights = _weights(clip.text_model.embeddings, *before)
+    compute = partial(_text_prefixes, clip, input_ids, templates)
+    if any(weight.requires_grad for weight in weights):
+        return compute()
     fingerprint = Fingerprint(
-        (*_weights(clip.text_model.embeddings, *before), source),
+        (*weights, source),
         (state.savings, templates, tuple(input_ids.shape), input_ids.storage_offset(), len(before)),
         torch.is_inference_mode_enabled(),
         autocast_state(clip.device.type),
     )
 
     def are_frozen(prefixes: list[TextPrefix]) -> bool:
-        return not any(prefix.chunks[0].hidden.requires_grad for prefix in prefixes)
+        return not any(prefix.chunks[0].hidden.requires_grad for prefix in prefixes)  # as hooks can ask for
 
-    compute = partial(_text_prefixes, clip, input_ids, templates)
     return state.kept("text prefixes", fingerprint, compute, keep_if=are_frozen)
 
 

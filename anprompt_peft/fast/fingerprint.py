@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..method.features import at_least_float32
+
 _optimizer_steps = [0]
 
 
@@ -49,13 +51,13 @@ def checksum(tensor: Tensor) -> float | None:
     """
     if tensor.device.type != "cpu":
         return None
-    flat = tensor.detach().flatten().float()
-    return float(flat @ _direction(len(flat)))
+    flat = at_least_float32(tensor.detach().flatten())
+    return float(flat @ _direction(len(flat), flat.dtype))
 
 
 @cache
-def _direction(size: int) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(0))
+def _direction(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 def optimizer_steps() -> int:
