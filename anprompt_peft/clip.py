@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -243,20 +244,21 @@ class PromptedCLIPModel(CLIPModel):
         self.config.id2label = dict(enumerate(names))
         self.config.label2id = {name: number for number, name in enumerate(names)}
 
-    def set_class_weights(self, weights: Tensor | None) -> None:
+    def set_class_weights(self, weights: Tensor | Sequence[float] | None) -> None:
         """Weight both cross entropies by class, in training and in evaluation, as `F.cross_entropy(weight=...)` does.
 
         They belong to the current classes: to those asked for with [`set_classes`], until others are, or else to the
         active adapter's.
 
         Args:
-            weights (`Tensor`, *optional*): positive, `[C]`; `None` weights all classes alike.
+            weights (`Tensor`, array or list, *optional*): positive, `[C]`; `None` weights all classes alike.
 
         Raises:
             ValueError: if there is not one positive number per class.
         """
         count = len(self.class_names)
-        if weights is not None and (weights.shape != (count,) or not bool((weights > 0).all())):
+        weights = None if weights is None else torch.as_tensor(weights)
+        if weights is not None and (weights.shape != (count,) or not bool(((weights > 0) & weights.isfinite()).all())):
             raise ValueError(f"class weights must be {count} positive numbers, one per class, got {weights.tolist()}.")
         owner = ASKED if self.asked_classes else self.head.adapter
         self.anprompt_state.class_weights.pop(owner, None)

@@ -331,7 +331,8 @@ def check_shape(name: str, shape: Sequence[int], needed: Sequence[int]) -> None:
     if tuple(shape) != tuple(needed):
         raise ValueError(
             f"The adapter's weights do not fit: {name} has the shape {list(shape)}, and {list(needed)} is needed "
-            "here. Load the CLIP that base_model_name_or_path in the adapter's adapter_config.json names."
+            "here. Load them with the adapter_config.json that they were saved with, and into the CLIP that "
+            "base_model_name_or_path in it names."
         )
 
 
@@ -343,6 +344,8 @@ def _not_a_clip(model: Any) -> str:
             f"{name} is a subclass of CLIPModel, and adapting replaces the class. Load the base model with "
             "CLIPModel.from_pretrained(...)."
         )
+    if isinstance(getattr(model, "base_model", None), ANPromptModel):
+        return f"This {name} has an ANPrompt adapter already. Add another one with model.add_adapter(name, config)."
     inner = [path for path, module in model.named_modules() if type(module) is CLIPModel]
     if inner:
         return f"{name} holds a CLIPModel at {inner[0]!r}. Adapt that one: get_peft_model(model.{inner[0]}, config)."

@@ -71,6 +71,12 @@ def test_a_module_around_clip_says_where_clip_is(clip: CLIPModel, tokenizer: CLI
         get_peft_model(Wrapper(clip), make_config(tokenizer))
 
 
+def test_a_model_that_is_adapted_already_takes_another_adapter(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    model = get_peft_model(clip, make_config(tokenizer))
+    with pytest.raises(TypeError, match=r"has an ANPrompt adapter already\. Add another one with model\.add_adapter"):
+        get_peft_model(model, make_config(tokenizer))
+
+
 def test_a_subclass_is_refused(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     class Own(CLIPModel):
         pass

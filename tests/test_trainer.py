@@ -459,10 +459,20 @@ def test_nothing_is_held_for_adapters_that_are_gone(
         assert not [each for each in held if each() is not None]
 
 
-@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, math.nan, 1.0], [[1.0, 1.0, 1.0]]])
+@pytest.mark.parametrize(
+    "weights", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, math.nan, 1.0], [1.0, math.inf, 1.0], [[1.0, 1.0, 1.0]]]
+)
 def test_wrong_class_weights(weights: list[Any], make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
     with pytest.raises(ValueError, match="class weights must be 3 positive numbers"):
         adapt(make_clip(), tokenizer).set_class_weights(torch.tensor(weights))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_class_weights_as_others_give_them(kind: Any, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+    """scikit-learn's `compute_class_weight` gives an array of float64."""
+    model = adapt(make_clip(), tokenizer)
+    model.set_class_weights(kind([1, 2, 3]))
+    assert model.anprompt_state.class_weights["default"].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("column", ["labels", "label"])
@@ -872,7 +882,9 @@ def test_what_the_arguments_say_holds_for_a_model_that_trainer_makes(
         ([*CLASSES, "cow"], "warned"),
     ],
 )
-@pytest.mark.parametrize("part", ["train", "eval", "evals", "evaluate", "predict", "torchvision"])
+@pytest.mark.parametrize(
+    "part", ["train", "eval", "evals", "evaluate", "predict", "classes", "class_to_idx", "joined"]
+)
 def test_data_that_number_the_classes_otherwise(
     part: str,
     names: list[str],
@@ -885,16 +897,18 @@ def test_data_that_number_the_classes_otherwise(
 ) -> None:
     data = data.cast_column("labels", ClassLabel(names=[*CLASSES]))
     theirs: Any = data.cast_column("labels", ClassLabel(names=names))
-    if part == "torchvision":
-        theirs = [data[row] for row in range(12)]
-        theirs = type("Folder", (list,), {"classes": names})(theirs)
+    if part in ("classes", "class_to_idx"):  # of torchvision's ImageFolder
+        named = names if part == "classes" else {name: number for number, name in enumerate(names)}
+        theirs = type("Folder", (list,), {part: named})(data[row] for row in range(12))
+    if part == "joined":
+        theirs = torch.utils.data.ConcatDataset([data, torch.utils.data.Subset(theirs, range(4))])
     settings = arguments(tmp_path, max_steps=1)
     given: dict[str, Any] = {
-        "train": {"train_dataset": theirs},
-        "torchvision": {"train_dataset": theirs},
         "eval": {"train_dataset": data, "eval_dataset": theirs},
         "evals": {"train_dataset": data, "eval_dataset": {"own": data, "theirs": theirs}},
-    }.get(part, {})
+        "evaluate": {},
+        "predict": {},
+    }.get(part, {"train_dataset": theirs})
     trainer = ANPromptTrainer(adapt(make_clip(), tokenizer), settings, **given)
     run = {"evaluate": lambda: trainer.evaluate(theirs), "predict": lambda: trainer.predict(theirs)}.get(
         part, trainer.train

@@ -61,8 +61,8 @@ def map_stream(stream: IterableDataset, image: str, function: Any, names: Sequen
 def check_same_classes(dataset: Any, class_names: Sequence[str]) -> None:
     """Compare the classes that a data set numbers with the model's.
 
-    They are those of its `ClassLabel` column `label` or `labels`, or torchvision's attribute `classes`. Where they are
-    other names, a warning shows both.
+    They are those of its `ClassLabel` column `label` or `labels`, or torchvision's attributes `classes` or
+    `class_to_idx`, also within torch's `Subset` and `ConcatDataset`. Where they are other names, a warning shows both.
 
     Args:
         dataset: any; one that names no classes is not checked.
@@ -71,10 +71,17 @@ def check_same_classes(dataset: Any, class_names: Sequence[str]) -> None:
     Raises:
         ValueError: if they are the same names in another order.
     """
-    while not (features := getattr(dataset, "features", None)) and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
+    features = getattr(dataset, "features", None)
+    parts = [] if features else getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    if any(part is not None for part in parts):
+        for part in parts:
+            check_same_classes(part, class_names)
+        return
     columns = [feature for name in (LABEL, "labels") if isinstance(feature := (features or {}).get(name), ClassLabel)]
+    numbers = getattr(dataset, "class_to_idx", None)
     names = columns[0].names if columns else getattr(dataset, "classes", None)
+    if names is None and isinstance(numbers, dict):
+        names = sorted(numbers, key=numbers.__getitem__)
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return
     theirs, ours = list(map(readable, names)), list(map(readable, class_names))
