@@ -265,6 +265,11 @@ class PromptedCLIPModel(CLIPModel):
         if weights is not None:
             self.anprompt_state.class_weights[owner] = weights
 
+    @property
+    def class_weights(self) -> Tensor | None:
+        """What [`set_class_weights`] set for the current classes, `[C]`."""
+        return self.anprompt_state.class_weights.get(ASKED if self.asked_classes else self.head.adapter)
+
     def set_label_smoothing(self, factor: float) -> None:
         """Smooth the labels of both cross entropies, as `F.cross_entropy(label_smoothing=...)` does.
 
@@ -511,7 +516,7 @@ class PromptedCLIPModel(CLIPModel):
             if seen.frozen is not None:
                 clean, perturbed = self._text_targets(classes)
                 frozen = Frozen(normalize(at_least_float32(seen.frozen)), clean.to(text), perturbed.to(text))
-            weights = self.anprompt_state.class_weights.get(ASKED if self.asked_classes else self.head.adapter)
+            weights = self.class_weights
             if weights is not None:
                 weights = weights.to(text)
             smoothing = self.anprompt_state.label_smoothing

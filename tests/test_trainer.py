@@ -935,6 +935,38 @@ def test_one_of_several_gpus_is_used(
     assert "2 GPUs are visible and one is used" in caplog.text
 
 
+def test_two_trainers_of_one_model(
+    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each trains by its own arguments, for the adapter that is active then."""
+    model, data = adapt(make_clip(), tokenizer), data.select(range(11))
+    settings = partial(arguments, tmp_path, max_steps=1)
+    weighted = method_arguments(tmp_path, max_steps=1, class_weights="balanced", label_smoothing_factor=0.1)
+    first = ANPromptTrainer(model, weighted, train_dataset=torch.utils.data.Subset(data, range(9, -1, -1)))
+    assert model.class_weights.tolist() == pytest.approx([10 / 12, 10 / 9, 10 / 9])
+    assert "weighted by class" not in caplog.text
+    ANPromptTrainer(model, settings(), train_dataset=data).train()
+    assert "weighted by class, as was set before: [0.83" in caplog.text
+    assert model.anprompt_state.label_smoothing == 0
+    model.add_adapter("two", make_config(tokenizer))
+    model.set_adapter("two")
+    first.train()
+    assert model.class_weights.tolist() == pytest.approx([10 / 12, 10 / 9, 10 / 9])
+    assert model.anprompt_state.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize("column", ["target", "labels"])
+def test_batches_without_labels_are_told_before_a_step(
+    column: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+) -> None:
+    """A column of another name, and class names, which Trainer's collator leaves out."""
+    values = ["cat", "dog", "small fish"] * 4 if column == "labels" else data["labels"][:].tolist()
+    named = data.remove_columns("labels").add_column(column, values).with_format("torch")
+    trainer = ANPromptTrainer(adapt(make_clip(), tokenizer), arguments(tmp_path), train_dataset=named)
+    with pytest.raises(ValueError, match=r"have no labels, only pixel_values.*class_encode_column"):
+        trainer.train()
+
+
 def test_data_parallel_is_refused(make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset) -> None:
     replica = adapt(make_clip(), tokenizer).get_base_model()._replicate_for_data_parallel()
     with pytest.raises(NotImplementedError, match=r"DataParallel.*accelerate launch or torchrun"):

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer import OPTIMIZER_NAME
@@ -30,7 +30,7 @@ from ..fast.sharding import refuse_weight_sharding
 from ..files import sync, sync_folder
 from ..publish.finite import NonFiniteError, check_finite
 from ..publish.hub import CardCallback
-from ..tuner import adapted_clip
+from ..tuner import ANPromptCLIPModel, adapted_clip
 from .checkpoint import newest_whole, resume_point
 from .lock import alone_in
 from .metrics import Accuracy
@@ -183,10 +183,21 @@ class ANPromptTrainer(Trainer):
         if precision := getattr(self.args, "precision", None):
             set_precision(model, precision)
             logger.info("CLIP's frozen weights are in %s.", precision)
+        self._set_loss(adapted_clip(model))
+
+    def _set_loss(self, clip: ANPromptCLIPModel) -> None:
+        """Let the loss of the active adapter be what the arguments say."""
         if getattr(self.args, "class_weights", None) and self.train_dataset is not None:
-            images = getattr(self.train_dataset, "dataset", self.train_dataset)
-            model.set_class_weights(balanced_class_weights(_labels(images), model.class_names))
-        adapted_clip(model).set_label_smoothing(self.args.label_smoothing_factor)
+            rows = self.train_dataset
+            rows = rows.dataset if isinstance(rows, RepeatableRows) else rows
+            clip.set_class_weights(balanced_class_weights(_labels(rows), clip.class_names))
+        elif (weights := clip.class_weights) is not None:
+            logger.warning(
+                "The cross entropies are weighted by class, as was set before: %s. model.set_class_weights(None) ends "
+                "it.",
+                weights.tolist(),
+            )
+        clip.set_label_smoothing(self.args.label_smoothing_factor)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """Make a model as Trainer does, for each training and trial, and set it up as the arguments say."""
@@ -261,7 +272,11 @@ class ANPromptTrainer(Trainer):
             OSError: if a file of a checkpoint cannot be read.
             ValueError: with `True`, if there is no checkpoint, or none that is whole.
         """
+        if self.model_init is None:
+            self._set_up(self.model)  # again: another Trainer, or set_adapter, may have come in between
         adapter = adapted_clip(self.model)
+        if self.model_init is None:
+            self._set_loss(adapter)  # another Trainer of this model, or set_adapter, may have come in between
         for dataset in (self.train_dataset, *_datasets(self.eval_dataset)):
             check_same_classes(dataset, adapter.class_names)
         folder = Path(self.args.output_dir)
@@ -358,7 +373,17 @@ class ANPromptTrainer(Trainer):
             sync_folder(run)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
-        """Compute the loss as Trainer does and remember the loss terms, without waiting for the device."""
+        """Compute the loss as Trainer does and remember the loss terms, without waiting for the device.
+
+        Raises:
+            ValueError: in training, if the batch has no labels.
+        """
+        if model.training and not {"labels", "input_ids"} & inputs.keys():
+            raise ValueError(
+                f"The batches that are trained on have no labels, only {', '.join(inputs)}. Call the column of class "
+                "numbers label or labels. Names of classes, which are left out of batches, become numbers with "
+                "dataset.class_encode_column(column)."
+            )
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         phase, images = "" if model.training else "eval_", len(outputs["logits"])
         sums = self._sums[phase]
@@ -401,6 +426,9 @@ def _epochs(value: float | str) -> float:
 
 
 def _labels(dataset: Any) -> list[int]:
+    if isinstance(dataset, Subset):
+        labels = _labels(dataset.dataset)
+        return [labels[row] for row in dataset.indices]
     columns = [name for name in (LABEL, "labels") if name in (getattr(dataset, "column_names", None) or ())]
     if not columns or not _has_rows(dataset):
         raise ValueError(
