@@ -54,7 +54,20 @@ def decode(content: bytes) -> np.ndarray:
 GREY = np.repeat(RAMP[..., None], 3, axis=-1)
 PALETTE = Image.fromarray(RAMP).convert("P")
 SIXTEEN = RAMP.astype(np.uint16) * 257
+PAIRS = RAMP.reshape(-1, 2).astype(np.uint32) << 4
+TWELVE = np.stack([PAIRS[:, 0] >> 4, (PAIRS[:, 0] & 15) << 4 | PAIRS[:, 1] >> 8, PAIRS[:, 1] & 255], 1).astype(
+    np.uint8
+)
 HALF_CLEAR = np.concatenate([COLOURS, np.full_like(RAMP, 127)[..., None]], axis=-1)
+
+
+def grey_tiff(bits: int, white_is_zero: bool, values: np.ndarray) -> bytes:
+    """An uncompressed greyscale TIFF of the ramp's size, which Pillow does not write so."""
+    height, width = RAMP.shape
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1 - white_is_zero, 273: 122, 277: 1, 278: height}
+    tags[279] = values.nbytes
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -72,10 +85,12 @@ HALF_CLEAR = np.concatenate([COLOURS, np.full_like(RAMP, 127)[..., None]], axis=
         (encoded(Image.fromarray(SIXTEEN), "PNG"), GREY),
         (encoded(Image.fromarray(SIXTEEN), "TIFF"), GREY),
         (encoded(Image.fromarray(SIXTEEN), "PPM"), GREY),
+        (grey_tiff(12, False, TWELVE), GREY),
+        (grey_tiff(16, True, ~SIXTEEN), GREY),
     ],
     ids=[
         "rgb", "grey", "palette", "gif", "clear palette", "grey alpha", "alpha", "bits", "cmyk", "png16", "tiff16",
-        "pgm16",
+        "pgm16", "tiff12", "negative16",
     ],
 )  # fmt: skip
 def test_every_kind_of_image_becomes_rgb(content: bytes, expected: np.ndarray) -> None:

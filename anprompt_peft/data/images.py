@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps, UnidentifiedImageError, features
-from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TILELENGTH, TILEWIDTH
 from tqdm import tqdm
 
 from ..text import printable
@@ -128,7 +128,18 @@ def upright(image: Image.Image) -> Image.Image:
     """
     if (image.format, image.mode) == ("PPM", "I"):  # Pillow has scaled it to 16 bits
         image = image.convert("I;16")
-    return to_rgb(ImageOps.exif_transpose(image))
+    turned = ImageOps.exif_transpose(image)
+    if image.format == "TIFF" and image.mode.startswith("I;16"):
+        turned = _deep_grey(turned, getattr(image, "tag_v2", {}))
+    return to_rgb(turned)
+
+
+def _deep_grey(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Return 16-bit greyscale as its TIFF means it: Pillow leaves 12 bits small, and negatives as they are."""
+    values = np.asarray(image).astype(np.uint16)
+    if tags.get(BITSPERSAMPLE) == (12,):
+        values <<= 4
+    return Image.fromarray(~values if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else values)
 
 
 def _check_decoder(source: str | os.PathLike[str] | io.BytesIO, error: Exception) -> None:
