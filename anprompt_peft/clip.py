@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .fast.choice import Choice, ChoosingHead
 from .fast.encoders import ImageFeatures, image_features, text_features
-from .fast.fingerprint import Fingerprint, autocast_state, checksum, optimizer_steps
+from .fast.fingerprint import Fingerprint, autocast_state, checksum, hooks, optimizer_steps
 from .fast.image_cache import DEFAULT_MAX_BYTES, ImageCache
 from .fast.savings import Savings
 from .fast.sharding import in_shards, worth_sharding
@@ -303,8 +303,8 @@ class PromptedCLIPModel(CLIPModel):
         """Return the prompted, normalised text features `[C, d]` of the current classes.
 
         Without gradients they are kept until anything they depend on changes: adapter, weights (in-place updates and
-        loading included), classes, dtype, device, autocast. Edits of trained weights through `.data`, as of a moving
-        average, are noticed on a CPU at once, and on other devices at the next call of `eval()`.
+        loading included), classes, dtype, device, autocast, forward hooks. Edits of trained weights through `.data`,
+        as of a moving average, are noticed on a CPU at once, and on other devices at the next call of `eval()`.
         """
         with self.head.holding(self.head.choice or self.choose()):
             classes, text = self._classes_and_kept_text()
@@ -461,6 +461,8 @@ class PromptedCLIPModel(CLIPModel):
             autocast_state(self.device.type),
             optimizer_steps(),
             [checksum(each) for each in (*own, *trained)],
+            hooks(self.text_model),
+            hooks(self.text_projection),
             self.savings,
             self.training,
         )
@@ -528,7 +530,8 @@ class PromptedCLIPModel(CLIPModel):
     def clean_text(self, classes: ClassSet) -> Tensor:
         """Return the frozen CLIP's features w `[C, d]`, computed at most once."""
         frozen = [each for name, each in self.text_model.named_parameters() if PREFIX not in name]
-        fingerprint = Fingerprint((*frozen, *self.text_projection.parameters(), classes.input_ids))
+        hooked = hooks(self.text_model), hooks(self.text_projection)
+        fingerprint = Fingerprint((*frozen, *self.text_projection.parameters(), classes.input_ids), *hooked)
         return self.anprompt_state.kept("clean text", fingerprint, lambda: clean_features(self, classes))
 
     def _text_targets(self, classes: ClassSet) -> tuple[Tensor, Tensor]:

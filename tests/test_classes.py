@@ -95,6 +95,7 @@ def test_wrong_classes_change_nothing(arguments: Any, message: str, clip: CLIPMo
     [
         ("auto", None, "fused"),
         ("auto", ["dog", "cat"], "fused"),
+        ("auto", ["Dog ", "small  FISH"], "fused"),
         ("auto", ["dog", "cow"], "ensemble"),
         ("auto", NEW, "ensemble"),
         ("ensemble", None, "ensemble"),
@@ -153,14 +154,30 @@ def test_all_trained_weights_written_through_data_count(
         assert torch.equal(after, logits(model, pixels))
 
 
+def test_hooks_on_the_text_encoder_count(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    """As interpretability scripts set them between two calls, here also on what the frozen texts pass."""
+    model = adapt(clip, tokenizer)
+    model.set_classes(["cow", "red bird"])
+    before = logits(model, pixels)
+    layer = model.get_base_model().text_model.encoder.layers[-1].get_base_layer()
+    hook = layer.mlp.fc1.register_forward_hook(lambda module, args, output: -output)
+    hooked = logits(model, pixels)
+    assert not torch.allclose(hooked, before)
+    model.anprompt_state._memos.clear()
+    assert torch.equal(logits(model, pixels), hooked)
+    hook.remove()
+    assert torch.equal(logits(model, pixels), before)
+
+
 def test_kept_results_end_with_eval(
     clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where weights cannot be read without waiting, as on a GPU, and for frozen weights."""
     monkeypatch.setattr("anprompt_peft.clip.checksum", lambda tensor: None)
     model = adapt(clip, tokenizer)
-    before = logits(model, pixels)
     rows = count_calls(model.get_base_model().text_projection)
+    before = logits(model, pixels)
+    rows.clear()
     assert torch.equal(logits(model, pixels), before)
     with evaluating(model):
         assert torch.equal(logits(model, pixels), before)

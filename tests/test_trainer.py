@@ -877,7 +877,7 @@ def test_what_the_arguments_say_holds_for_a_model_that_trainer_makes(
     [
         (CLASSES, "same"),
         ([name.replace(" ", "_") for name in CLASSES], "same"),
-        (CLASSES[::-1], "order"),
+        (["Small_Fish", "DOG", "cat"], "order"),
         (["a", "b", "c"], "warned"),
         ([*CLASSES, "cow"], "warned"),
     ],
@@ -917,7 +917,7 @@ def test_data_that_number_the_classes_otherwise(
         with pytest.raises(ValueError, match="same names in another order") as raised:
             run()
         assert str(CLASSES) in str(raised.value)
-        assert str(CLASSES[::-1]) in str(raised.value)
+        assert str(names) in str(raised.value)
         assert trainer.state.global_step == 0
         return
     run()

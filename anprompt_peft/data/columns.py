@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, IterableDataset
 
-from ..method.class_texts import composed
+from ..method.class_texts import as_read, composed
 from .images import IMAGE, LABEL, STREAM_BATCH, RGBImage
 from .names import readable
 
@@ -84,7 +84,7 @@ def check_same_classes(dataset: Any, class_names: Sequence[str]) -> None:
         names = sorted(numbers, key=numbers.__getitem__)
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return
-    theirs, ours = list(map(readable, names)), list(map(readable, class_names))
+    theirs, ours = ([as_read(readable(name)) for name in each] for each in (names, class_names))
     if theirs == ours:
         return
     both = f"The data number {list(names)}, and the adapter's classes are {list(class_names)}"
@@ -94,5 +94,5 @@ def check_same_classes(dataset: Any, class_names: Sequence[str]) -> None:
             "reorder these: anprompt_peft.data.select_classes(dataset, model.class_names)."
         )
     logger.warning(
-        "%s: label 0 counts as %r, and so on. If these are not the same classes, it is wrong.", both, ours[0]
+        "%s: label 0 counts as %r, and so on. If these are not the same classes, it is wrong.", both, class_names[0]
     )

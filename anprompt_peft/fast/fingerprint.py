@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..method.features import at_least_float32
@@ -58,6 +59,15 @@ def checksum(tensor: Tensor) -> float | None:
 @cache
 def _direction(size: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return what is called with or before the forwards within a module, and may change what comes out."""
+    return [
+        hook
+        for each in module.modules()
+        for hook in (*each._forward_pre_hooks.values(), *each._forward_hooks.values())
+    ]
 
 
 def optimizer_steps() -> int:

@@ -21,6 +21,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def as_read(name: str) -> str:
+    """Return a class name as CLIP's tokenizer reads it: [`composed`], in lower case, with single spaces."""
+    return " ".join(composed(name).lower().split())
+
+
 def check_class_names(names: Any) -> list[str]:
     """Return class names [`composed`]; raise `ValueError` unless they are two or more different, non-empty strings.
 

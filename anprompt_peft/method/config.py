@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import type_validator
 from peft.config import PeftConfig
 from transformers import CLIPConfig
 
-from .class_texts import check_class_names, check_descriptions, check_template
+from .class_texts import as_read, check_class_names, check_descriptions, check_template
 from .registration import peft_type
 
 NoiseSource = Literal["text", "descriptions", "gaussian"]
@@ -222,7 +222,7 @@ class ANPromptConfig(PeftConfig):
         """Return which logits answer for classes of some names, as `inference_logits` says."""
         kind: InferenceLogits = self.inference_logits
         if kind == "auto":
-            kind = "fused" if set(names) <= set(self.class_names) else "ensemble"
+            kind = "fused" if set(map(as_read, names)) <= set(map(as_read, self.class_names)) else "ensemble"
         plain = self.num_prompts == 0 or (kind == "ensemble" and self.frozen_share == 0)
         return "class" if plain else kind
 
