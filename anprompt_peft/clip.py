@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,9 @@ class PromptedCLIPModel(CLIPModel):
         classes, text = self._classes_and_kept_text()
         if labels is not None:
             if isinstance(labels, (list, tuple)):
-                labels = torch.tensor(labels, device=pixel_values.device)
-            _check_labels(labels, classes)
+                with suppress(TypeError, ValueError):  # of names, for example, which are refused below
+                    labels = torch.tensor(labels, device=pixel_values.device)
+            _check_labels(labels, classes, len(pixel_values))
         if text is None:
             text = self.text_embeds(classes, shard=self.training and self.anprompt_state.shards)
         kind = self.logits_kind(classes)
@@ -549,12 +551,12 @@ class PromptedCLIPModel(CLIPModel):
         return at_least_float32(self.logit_scale).exp()
 
 
-def _check_labels(labels: Tensor, classes: ClassSet) -> None:
+def _check_labels(labels: Any, classes: ClassSet, images: int) -> None:
     """Raise on labels that are no class numbers; on a GPU, where a look would wait, only their type is checked."""
     count = len(classes.names)
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.dim() != 1:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (images,):
         got = f"{labels.dtype} of shape {list(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
-        raise ValueError(f"labels must be one class number per image, torch.int64 of shape [B], got {got}.")
+        raise ValueError(f"labels must be one class number per image, torch.int64 of shape [{images}], got {got}.")
     if labels.device.type != "cpu" or not labels.numel() or torch.compiler.is_compiling():
         return
     if (((labels < 0) & (labels != IGNORED)) | (labels >= count)).any():

@@ -132,6 +132,6 @@ def test_names_with_equal_tokens_are_refused(clip: CLIPModel, tokenizer: CLIPTok
 def test_labels_are_class_numbers(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, labels: Tensor) -> None:
     model = adapt(clip, tokenizer)
     with pytest.raises(
-        ValueError, match=r"labels must be one class number per image, torch\.int64 of shape \[B\], got"
+        ValueError, match=r"labels must be one class number per image, torch\.int64 of shape \[3\], got"
     ):
         model(pixel_values=pixels, labels=labels)

@@ -223,7 +223,7 @@ def test_arguments_without_effect_are_refused(
         adapt(clip, tokenizer)(pixel_values=pixels, **{name: True})
 
 
-@pytest.mark.parametrize("labels", [[0.5, 0.25, 0.25], [[1.0, 0, 0]] * 3, "abc"])
+@pytest.mark.parametrize("labels", [[0.5, 0.25, 0.25], [[1.0, 0, 0]] * 3, "abc", ["cat", "dog", "cat"], [0, 1]])
 def test_labels_that_are_no_class_numbers(
     labels: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
