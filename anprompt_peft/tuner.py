@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -145,8 +146,11 @@ class ANPromptModel(BaseTuner):
         """Return the adapter's own configuration, completed, and what the noise pipeline finds for it."""
         config = given.resolved(model.config)
         config.target_modules = _target_modules(config, model.config)
+        if config.init_noise_prompts:
+            config.base_model_name_or_path = _from_anywhere(config.base_model_name_or_path)
         if config.tokenizer is None:
-            config.tokenizer_name_or_path = _tokenizer_name(config, getattr(model, "name_or_path", None) or None)
+            name = _tokenizer_name(config, getattr(model, "name_or_path", None) or None)
+            config.tokenizer_name_or_path = _from_anywhere(name)
         fitted = fit(model, config) if config.init_noise_prompts else None
         config.is_injected = True
         return config, fitted
@@ -407,6 +411,11 @@ def _tokenizer_name(config: ANPromptConfig, base: str | None) -> str | None:
             )
         return named or base
     return base
+
+
+def _from_anywhere(name: str | None) -> str | None:
+    """Return the absolute path of a folder, which other working directories find, and any other name as it is."""
+    return os.path.abspath(name) if name and os.path.isdir(name) else name
 
 
 def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:
