@@ -97,7 +97,7 @@ def test_a_base_of_another_size_is_named(make_clip: MakeClip, tokenizer: CLIPTok
     adapt(make_clip(), tokenizer).save_pretrained(tmp_path)
     for size, message in (
         ({"num_hidden_layers": 2}, r"text_layers.*between 1 and 2"),
-        ({"hidden_size": 64}, r"anprompt_projection\.weight has the shape \[32, 24\], and \[64, 24\] is needed here"),
+        ({"hidden_size": 64}, r"anprompt_update\.down has the shape \[8, 32\], and \[8, 64\] is needed here"),
     ):
         with pytest.raises(ValueError, match=message):
             PeftModel.from_pretrained(make_clip(**size), tmp_path)

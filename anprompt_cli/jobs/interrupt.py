@@ -44,6 +44,7 @@ class Interruption(TrainerCallback):
     def _request(self, number: int, _: object) -> None:
         self.received = number
         self._restore()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         with suppress(OSError):  # the terminal may be gone
             os.write(2, NOTE)  # printing may not be re-entered from a signal handler
 
