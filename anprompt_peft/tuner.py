@@ -373,8 +373,8 @@ def _probe(clip: CLIPModel) -> bool:
         known = all(decomposes(tower.encoder.layers[-1].get_base_layer()) for tower in towers)
     if not known:
         warnings.warn(
-            f"transformers {transformers.__version__} builds CLIP's encoder layers in a way unknown here: training is "
-            "slower and takes more memory, with the same results.",
+            f"transformers {transformers.__version__} builds CLIP's encoder layers, or quantisation stores their "
+            "weights, in a way unknown here: training is slower and takes more memory, with the same results.",
             stacklevel=2,
         )
     return known

@@ -112,6 +112,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"num_virtual_tokens": -1}, "num_virtual_tokens=-1 must be an integer, at least 0"),
     ({"num_noise_tokens": 2.5}, "num_noise_tokens=2.5"),
     ({"projection_rank": 0}, "projection_rank=0"),
+    ({"text_layers": 2.5}, r"text_layers=2\.5 must be of type int \| list\[int\] \| None"),
+    ({"vision_layers": "34"}, r"vision_layers='34' must be of type int"),
+    ({"vision_layers": [3, None]}, r"vision_layers=\[3, None\] must be of type int"),
+    ({"descriptions": "a sentence"}, r"descriptions='a sentence' must be of type dict"),
     ({"prompt_mixing": 1.5}, "prompt_mixing=1.5 must be a finite number, between 0 and 1"),
     ({"alpha": float("nan")}, "alpha=nan"),
     ({"waloss_weight": float("inf")}, "waloss_weight=inf"),
@@ -214,6 +218,12 @@ def test_an_adapter_has_a_config_of_its_own(clip: CLIPModel, tokenizer: CLIPToke
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["init_noise_prompts"] is False
     assert own.init_noise_prompts is True
+
+
+def test_descriptions_are_found_under_composed_names() -> None:
+    names, texts = ["Cafe\u0301", "dog"], {"Cafe\u0301": "a place", "dog": ["an animal"]}
+    config = ANPromptConfig(class_names=names, noise_source="descriptions", descriptions=texts)
+    assert config.descriptions == {"Caf\u00e9": ["a place"], "dog": ["an animal"]}
 
 
 def test_a_config_used_twice_stays_open(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:

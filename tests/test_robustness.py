@@ -263,6 +263,12 @@ def test_distractors_name_no_class() -> None:
         BY_NAME["distractors"].texts(many, 1)
 
 
+def test_entries_are_found_under_composed_names() -> None:
+    classes, entries = ClassTexts(("Caf\u00e9", "dog")), {"Cafe\u0301": ["bar"]}
+    assert synonym_family(entries).texts(classes, 1).written == ("bar", "dog")
+    assert description_family(entries).texts(classes, 1).written == ("Caf\u00e9, bar", "dog")
+
+
 def test_synonyms_replace_a_share_of_the_names_that_have_any() -> None:
     whole = [BY_NAME["synonyms"].texts(TEXTS, 1, draw).written for draw in range(20)]
     assert {names[0] for names in whole} == {"dog"}

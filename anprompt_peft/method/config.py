@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import type_validator
 from peft.config import PeftConfig
 from transformers import CLIPConfig
 
-from .class_texts import as_read, check_class_names, check_descriptions, check_template
+from .class_texts import as_read, check_class_names, check_descriptions, check_template, composed
 from .registration import peft_type
 
 NoiseSource = Literal["text", "descriptions", "gaussian"]
@@ -150,6 +150,12 @@ class ANPromptConfig(PeftConfig):
             if "least" in each.metadata or get_origin(TYPES[each.name]) is Literal:
                 least, most = each.metadata.get("least"), each.metadata.get("most")
                 _check(each.name, getattr(self, each.name), TYPES[each.name], least, most)
+        for name in ("text_layers", "vision_layers"):
+            given = getattr(self, name)
+            setattr(self, name, list(given) if isinstance(given, tuple) else given)
+            _check(name, getattr(self, name), TYPES[name])
+        if not isinstance(self.descriptions, Mapping):
+            _check("descriptions", self.descriptions, TYPES["descriptions"])
         self._check_prompts()
         self._check_noise()
 
@@ -177,7 +183,8 @@ class ANPromptConfig(PeftConfig):
             )
         if self.descriptions is not None:
             self.descriptions = {
-                name: [texts] if isinstance(texts, str) else list(texts) for name, texts in self.descriptions.items()
+                composed(name): [texts] if isinstance(texts, str) else list(texts)
+                for name, texts in self.descriptions.items()
             }
         if "descriptions" in self.noise_sources:
             check_descriptions(self.descriptions, self.class_names)

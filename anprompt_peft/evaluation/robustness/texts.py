@@ -13,6 +13,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ...method.class_texts import as_read, composed
 from ..task import ClassTexts, Part
 
 TRIES = 50
@@ -238,6 +239,7 @@ def synonym_family(synonyms: Mapping[str, Sequence[str]]) -> TextFamily:
     Raises:
         ValueError: when it is used, if no class has a synonym.
     """
+    synonyms = {composed(name): each for name, each in synonyms.items()}
 
     def change(classes: ClassTexts, share: float, rng: random.Random) -> ClassTexts:
         known = _with_entries(classes, synonyms, "synonyms")
@@ -260,6 +262,7 @@ def description_family(descriptions: Mapping[str, Sequence[str]]) -> TextFamily:
     Raises:
         ValueError: when it is used, if no class has a description.
     """
+    descriptions = {composed(name): each for name, each in descriptions.items()}
 
     def change(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
         written = list(classes.written)
@@ -286,19 +289,14 @@ def _speller(rate: float, rng: random.Random) -> Callable[[str], str]:
 
 def _distinct(classes: ClassTexts, draw: Callable[[int, str], str]) -> tuple[str, ...]:
     """Draw a spelling for each class's position and name, and again while it is empty or taken."""
-    taken = {"", *map(_folded, classes.written)}
+    taken = {"", *map(as_read, classes.written)}
     drawn: list[str] = []
     for at, name in enumerate(classes.written):
         spellings = (draw(at, name) for _ in range(TRIES))
-        free = (text for text in spellings if _folded(text) == _folded(name) or _folded(text) not in taken)
+        free = (text for text in spellings if as_read(text) == as_read(name) or as_read(text) not in taken)
         drawn.append(next(free, name))
-        taken.add(_folded(drawn[-1]))
+        taken.add(as_read(drawn[-1]))
     return tuple(drawn)
-
-
-def _folded(text: str) -> str:
-    """Return what CLIP's tokenizer makes no difference to: lower case, single spaces."""
-    return " ".join(text.lower().split())
 
 
 def _with_entries(classes: ClassTexts, entries: Mapping[str, Sequence[str]], what: str) -> list[int]:
