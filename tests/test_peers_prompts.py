@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Pillow
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 import reference
 from anprompt_peft.data.transform import ClipTransform
@@ -341,6 +342,17 @@ def test_chunks_change_nothing_and_bound_the_texts_at_a_time(
     hook.remove()
     assert_exact(logits, whole)
     assert max(rows) == 2
+
+
+def test_a_name_that_is_cut_leaves_nothing_in_the_log(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = copy.deepcopy(tokenizer)
+    fresh.deprecation_warnings = {}
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    ids = Context("a photo of a").ids(["red " * CONTEXT], fresh, clip)
+    assert ids.shape == (1, CONTEXT)
+    assert caplog.messages == []
 
 
 def test_texts_that_the_context_begins_are_encoded_once(

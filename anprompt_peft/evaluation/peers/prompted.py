@@ -76,7 +76,7 @@ class Context:
                 f"a context of {max(given, count)} tokens leaves no room for a class name in the {places} positions "
                 "of CLIP's text encoder: use fewer tokens."
             )
-        rows = [tokenizer(f"{self.words} {name}.".strip())["input_ids"] for name in names]
+        rows = [tokenizer(f"{self.words} {name}.".strip(), verbose=False)["input_ids"] for name in names]
         if not given:
             rows = [[*row[:1] * (1 + count), *row[1:]] for row in rows]
         rows = [row if len(row) <= places else [*row[: places - 1], row[-1]] for row in rows]
