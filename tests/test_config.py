@@ -221,7 +221,7 @@ def test_an_adapter_has_a_config_of_its_own(clip: CLIPModel, tokenizer: CLIPToke
 
 
 def test_descriptions_are_found_under_composed_names() -> None:
-    names, texts = ["Cafe\u0301", "dog"], {"Cafe\u0301": "a place", "dog": ["an animal"]}
+    names, texts = ["Cafe\u0301", "dog"], {"Cafe\u0301": ["a place"], "dog": ["an animal"]}
     config = ANPromptConfig(class_names=names, noise_source="descriptions", descriptions=texts)
     assert config.descriptions == {"Caf\u00e9": ["a place"], "dog": ["an animal"]}
 

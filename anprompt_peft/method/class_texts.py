@@ -183,10 +183,9 @@ def _check_special_tokens(
             )
         if config.text_config.eos_token_id == 2 and row[-1] == end < max(row) < config.text_config.vocab_size:
             raise ValueError(
-                f"The text {text!r} has a token that was added behind {tokenizer.eos_token!r}, and eos_token_id=2, as "
-                "in CLIP's first configurations, lets transformers read a text at its highest token. Load CLIP with "
-                "config.text_config.eos_token_id = tokenizer.eos_token_id: config = CLIPConfig.from_pretrained(name), "
-                "then CLIPModel.from_pretrained(name, config=config)."
+                f"The text {text!r} has a token added behind {tokenizer.eos_token!r}, and with eos_token_id=2 "
+                "transformers reads a text at its highest token. Set config.text_config.eos_token_id = "
+                "tokenizer.eos_token_id, and load CLIP with it: CLIPModel.from_pretrained(name, config=config)."
             )
 
 

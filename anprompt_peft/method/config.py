@@ -152,8 +152,7 @@ class ANPromptConfig(PeftConfig):
                 _check(each.name, getattr(self, each.name), TYPES[each.name], least, most)
         for name in ("text_layers", "vision_layers"):
             given = getattr(self, name)
-            setattr(self, name, list(given) if isinstance(given, tuple) else given)
-            _check(name, getattr(self, name), TYPES[name])
+            _check(name, list(given) if isinstance(given, tuple) else given, TYPES[name])
         if not isinstance(self.descriptions, Mapping):
             _check("descriptions", self.descriptions, TYPES["descriptions"])
         self._check_prompts()
@@ -236,9 +235,7 @@ class ANPromptConfig(PeftConfig):
     def resolved(self, clip_config: CLIPConfig) -> ANPromptConfig:
         """Return a copy that shares no list with this object, completed by [`resolve`] for a backbone."""
         own = copy.copy(self)
-        for name, value in vars(self).items():
-            if isinstance(value, (dict, list)):
-                setattr(own, name, copy.deepcopy(value))
+        own.__dict__ |= {name: copy.deepcopy(it) for name, it in vars(self).items() if isinstance(it, (dict, list))}
         own.resolve(clip_config)
         return own
 

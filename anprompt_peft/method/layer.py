@@ -138,9 +138,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         ):
             getattr(self, name)[adapter_name] = empty(shape, math.nan)
         ids_shape = (num_classes * len(config.templates), context)
-        self.anprompt_class_ids[adapter_name] = torch.full(
-            ids_shape, UNKNOWN_TOKEN, device=self.base_layer.weight.device
-        )
+        self.anprompt_class_ids[adapter_name] = empty(ids_shape, UNKNOWN_TOKEN, dtype=torch.int64)
 
     def fill(self, adapter_name: str, fitted: Fitted) -> None:
         """Write what the noise pipeline found into the adapter's buffers.
