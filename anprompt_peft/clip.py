@@ -262,15 +262,18 @@ class PromptedCLIPModel(CLIPModel):
         weights = None if weights is None else torch.as_tensor(weights)
         if weights is not None and (weights.shape != (count,) or not bool(((weights > 0) & weights.isfinite()).all())):
             raise ValueError(f"class weights must be {count} positive numbers, one per class, got {weights.tolist()}.")
-        owner = ASKED if self.asked_classes else self.head.adapter
-        self.anprompt_state.class_weights.pop(owner, None)
+        self.anprompt_state.class_weights.pop(self._owner_of_classes, None)
         if weights is not None:
-            self.anprompt_state.class_weights[owner] = weights
+            self.anprompt_state.class_weights[self._owner_of_classes] = weights
 
     @property
     def class_weights(self) -> Tensor | None:
         """What [`set_class_weights`] set for the current classes, `[C]`."""
-        return self.anprompt_state.class_weights.get(ASKED if self.asked_classes else self.head.adapter)
+        return self.anprompt_state.class_weights.get(self._owner_of_classes)
+
+    @property
+    def _owner_of_classes(self) -> str:
+        return ASKED if self.asked_classes else self.head.adapter
 
     def set_label_smoothing(self, factor: float) -> None:
         """Smooth the labels of both cross entropies, as `F.cross_entropy(label_smoothing=...)` does.

@@ -7,11 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from unicodedata import normalize
 
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+from ..method.class_texts import composed
 from .images import readable_extensions
 
 SPLIT_OF = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
@@ -171,9 +171,7 @@ def class_folders(listing: Listing) -> ClassFolders:
         if "/" in file
     )
     splits = {
-        split: {
-            f"{places[split]}{name}/{file}": normalize("NFC", name) for name, files in group.items() for file in files
-        }
+        split: {f"{places[split]}{name}/{file}": composed(name) for name, files in group.items() for file in files}
         for split, group in groups.items()
     }
     found = ClassFolders({split: dict(sorted(images.items())) for split, images in splits.items()})
@@ -185,7 +183,7 @@ def class_folders(listing: Listing) -> ClassFolders:
         "left out, as they hold no image that is read": _empty(listing, base, places),
         "counted for the class above": _counted(deeper),
         "one class, as the names differ in their Unicode form only": [
-            same for group in groups.values() for same in _alike(group, lambda name: normalize("NFC", name))
+            same for group in groups.values() for same in _alike(group, composed)
         ],
         "different classes, though CLIP reads their names alike": _alike(found.class_names, str.lower),
     }

@@ -272,8 +272,6 @@ class ANPromptTrainer(Trainer):
             OSError: if a file of a checkpoint cannot be read.
             ValueError: with `True`, if there is no checkpoint, or none that is whole.
         """
-        if self.model_init is None:
-            self._set_up(self.model)  # again: another Trainer, or set_adapter, may have come in between
         adapter = adapted_clip(self.model)
         if self.model_init is None:
             self._set_loss(adapter)  # another Trainer of this model, or set_adapter, may have come in between
