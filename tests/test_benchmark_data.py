@@ -32,7 +32,7 @@ from anprompt_peft.evaluation.benchmarks import (
     read_entry,
 )
 from anprompt_peft.evaluation.benchmarks.checks import Status, check_data_set
-from anprompt_peft.evaluation.benchmarks.hub import read_hub
+from anprompt_peft.evaluation.benchmarks.sources import read_hub
 
 ALL = tuple(catalog())
 JSON_SETS = tuple(name for name, entry in catalog().items() if entry.layout == "split-json")
@@ -183,7 +183,7 @@ def test_names_are_found_in_any_case_and_with_hyphens(spelling: str) -> None:
     ("change", "wanted"),
     [
         ({"colour": "red"}, "colour: Unexpected keyword argument"),
-        ({"layout": "flat"}, "layout: Input should be 'split-json', "),
+        ({"layout": "flat"}, "layout='flat' must be one of split-json, "),
         ({"classes": "ten"}, "classes: Input should be a valid integer"),
         ({"templates": ["a photo."]}, r"template 'a photo\.' must contain \{\} exactly once"),
         ({"split": None}, "the layout split-json needs `split`"),
@@ -200,17 +200,19 @@ def test_names_are_found_in_any_case_and_with_hyphens(spelling: str) -> None:
 def test_a_wrong_entry_is_refused(change: dict[str, Any], wanted: str, tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     path.write_text(json.dumps({**json.loads(entry_of("dtd").to_json()), **change}))
-    with pytest.raises(ValueError, match=f"own.json is no entry of a catalog: .*{wanted}"):
+    with pytest.raises(ValueError, match=f"own.json is not a valid entry of a catalog: .*{wanted}"):
         read_entry(path)
     path.write_text('{"name": "a", "templates": ["{}"], "layout": "aircraft", "name": "b"}')
-    with pytest.raises(ValueError, match=r"own\.json is no entry of a catalog: an object has the name 'name' twice"):
+    with pytest.raises(
+        ValueError, match=r"own\.json is not a valid entry of a catalog: an object has the name 'name' twice"
+    ):
         read_entry(path)
     path.write_text(json.dumps({"x" * 1000 + str(number): 0 for number in range(1000)}))
-    with pytest.raises(ValueError, match=r"own\.json is no entry of a catalog: ") as refusal:
+    with pytest.raises(ValueError, match=r"own\.json is not a valid entry of a catalog: ") as refusal:
         read_entry(path)
     assert len(str(refusal.value)) < 1000
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"own\.json is no entry of a catalog: entry: Invalid JSON"):
+    with pytest.raises(ValueError, match=r"own\.json is not a valid entry of a catalog: entry: Invalid JSON"):
         read_entry(path)
 
 
@@ -689,9 +691,9 @@ def test_splits_must_fit_each_other() -> None:
         BenchmarkData("x", labelled([0]), labelled([]))
     with pytest.raises(ValueError, match=r"must contain \{\} exactly once"):
         BenchmarkData("x", labelled([0]), labelled([0]), ("a photo",))
-    with pytest.raises(ValueError, match=r"written has \['d'\], which are no classes"):
+    with pytest.raises(ValueError, match=r"written has \['d'\], which are not classes"):
         BenchmarkData("x", labelled([0]), labelled([0]), written={"d": "e"})
-    with pytest.raises(ValueError, match=r"synonyms has \['d'\], which are no classes"):
+    with pytest.raises(ValueError, match=r"synonyms has \['d'\], which are not classes"):
         BenchmarkData("x", labelled([0]), labelled([0]), synonyms={"d": ["e"]})
 
 

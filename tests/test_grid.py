@@ -39,10 +39,9 @@ from anprompt_cli import main, options
 from anprompt_cli.grid_file import choose_methods, parse_seeds
 from anprompt_cli.records import read_record
 from anprompt_peft.data import sample_shots
-from anprompt_peft.evaluation import benchmarks
+from anprompt_peft.evaluation import protocols
 from anprompt_peft.evaluation.backbone import Backbone
-from anprompt_peft.evaluation.benchmarks.data import SOURCES
-from anprompt_peft.evaluation.benchmarks.shots import SAMPLINGS
+from anprompt_peft.evaluation.benchmarks.sources import SOURCES
 from anprompt_peft.evaluation.calibration import adaptive_calibration_error, expected_calibration_error
 from anprompt_peft.evaluation.grid import (
     Cell,
@@ -68,7 +67,7 @@ from anprompt_peft.evaluation.grid.store import read_cell
 from anprompt_peft.evaluation.peers import METHODS, make_method
 from anprompt_peft.evaluation.peers.registry import CLASSES
 from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
-from anprompt_peft.evaluation.protocols import HALVES, PROTOCOLS
+from anprompt_peft.evaluation.protocols import HALVES, PROTOCOLS, SAMPLINGS
 from anprompt_peft.evaluation.robustness.curves import areas
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.report.benchmark import render_benchmark, write_benchmark
@@ -593,7 +592,7 @@ def test_shots_are_drawn_once_for_all_methods(
         seeds.append(seed)
         return sample_shots(labels, shots, seed)
 
-    monkeypatch.setattr(benchmarks.shots, "sample_shots", counted)
+    monkeypatch.setattr(protocols, "sample_shots", counted)
     run_grid(cells([1, 2], sampling="seeded"), Place(tmp_path))
     assert seeds == [1, 2]
 

@@ -9,21 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, disable_progress_bars
 
 from anprompt_peft.data import (
     CorruptImageError,
-    RGBImage,
     check_images,
-    class_names_of,
     load_image_data,
     loading,
     select_classes,
 )
-from anprompt_peft.data.columns import label_column
+from anprompt_peft.data.columns import count_by_class
 from anprompt_peft.data.folders import some
-from anprompt_peft.data.images import IMAGE
 from anprompt_peft.data.names import codes
 from anprompt_peft.files import hub_id, read_json
 
@@ -180,18 +176,6 @@ def names_hint(names: Sequence[str]) -> str | None:
     )
 
 
-def sources(dataset: Dataset) -> list[str]:
-    """Return the file name of every image with the folder that it is in, empty where it has none."""
-    raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
-    return ["/".join(Path(example[IMAGE]["path"] or "").parts[-2:]) for example in raw]
-
-
 def public_name(source: str | Path) -> str:
     """Return a Hub id, or the name of a file or folder without where that is."""
     return hub_id(str(source)) or Path(source).name
-
-
-def count_by_class(dataset: Dataset) -> dict[str, int]:
-    """Return the number of images of each class."""
-    names, labels = class_names_of(dataset), np.array(label_column(dataset), dtype=np.int64)
-    return dict(zip(names, np.bincount(labels[labels >= 0], minlength=len(names)).tolist(), strict=True))

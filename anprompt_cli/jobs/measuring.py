@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
 from anprompt_peft.data import ClipTransform, class_names_of
+from anprompt_peft.data.columns import image_names
 from anprompt_peft.data.images import IMAGE
 from anprompt_peft.evaluation import Estimate, balanced_accuracy, class_sizes, is_imbalanced, macro_f1
 from anprompt_peft.evaluation.backbone import CLIPFeatures
@@ -24,7 +25,7 @@ from anprompt_peft.training import NonFiniteError
 from anprompt_peft.tuner import adapted_clip
 
 from ..text import aligned
-from .labelled import public_name, sources
+from .labelled import public_name
 
 ZERO_SHOT, PROBE, ADAPTED = "zero-shot CLIP", "linear probe", "ANPrompt"
 BALANCED = {"balanced accuracy": balanced_accuracy, "macro-F1": macro_f1}
@@ -163,7 +164,7 @@ def measure(
         batches: Any = DataLoader(
             transform.apply(dataset), batch_size, num_workers=workers, collate_fn=default_data_collator
         )
-        extras = (lambda row, images=dataset: images[row][IMAGE]), sources(dataset)
+        extras = (lambda row, images=dataset: images[row][IMAGE]), image_names(dataset)
         measured.adapted.append(_finite(predict(model, batches, name, *extras)))
         with model.disable_adapter():
             measured.zero_shot.append(_finite(predict(model, batches, name, *extras)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def class_names_of(dataset: Dataset | IterableDataset) -> list[str]:
 
 
 def labels_of(dataset: Dataset) -> np.ndarray:
+    """Return all labels, int64 `[n]`; raise `ValueError` if an example has none, `TypeError` for a stream."""
     if isinstance(dataset, IterableDataset):
         raise TypeError("a stream has no labels to choose from: load the data with streaming=False.")
     count = len(class_names_of(dataset))
@@ -41,14 +43,46 @@ def labels_of(dataset: Dataset) -> np.ndarray:
 
 
 def label_column(dataset: Dataset, column: str = LABEL) -> list[Any]:
-    """One column as Python values. It is read alone: taking rows of a data set would read their images too."""
+    """Return one column as Python values; it is read alone, as rows of a data set would read their images too."""
     return dataset.with_format(None).select_columns(column)[:][column]
+
+
+def image_names(dataset: Dataset) -> list[str]:
+    """Return the file of every image with the folder that it is in, empty where it has none; none is opened."""
+    raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
+    return ["/".join(Path(example[IMAGE]["path"] or "").parts[-2:]) for example in raw]
+
+
+def count_by_class(dataset: Dataset) -> dict[str, int]:
+    """Return the number of images of each class; those without a label do not count."""
+    names, labels = class_names_of(dataset), np.array(label_column(dataset), dtype=np.int64)
+    return dict(zip(names, np.bincount(labels[labels >= 0], minlength=len(names)).tolist(), strict=True))
+
+
+def from_files(rows: Sequence[tuple[str, int]], names: Sequence[str], split: Any = None) -> Dataset:
+    """Return image files with their labels as a data set, which may be empty. No file is opened."""
+    columns = {IMAGE: [path for path, _ in rows], LABEL: [label for _, label in rows]}
+    features = Features({IMAGE: RGBImage(), LABEL: ClassLabel(names=list(names))})
+    return Dataset.from_dict(columns, features, split=split)
 
 
 def with_labels(dataset: Dataset, labels: np.ndarray, names: Sequence[str]) -> Dataset:
     """Set the labels beside the images; casting the column would rewrite the images to disk."""
     unlabelled = dataset.with_format(None).select_columns(IMAGE)
     return unlabelled.add_column(LABEL, labels, feature=ClassLabel(names=list(names)))
+
+
+def numbered(
+    dataset: Dataset, classes: Sequence[str], names: Sequence[str] | None = None
+) -> tuple[Dataset, np.ndarray]:
+    """Number some classes from 0 on, under new names if they are given, and return the labels beside the data set.
+
+    Rows stay; those of other classes are unlabelled.
+    """
+    known = class_names_of(dataset)
+    number_of = {known.index(name): number for number, name in enumerate(classes)}
+    labels = np.array([number_of.get(label, UNLABELLED) for label in label_column(dataset)], dtype=np.int64)
+    return with_labels(dataset, labels, classes if names is None else names), labels
 
 
 def map_stream(stream: IterableDataset, image: str, function: Any, names: Sequence[str]) -> IterableDataset:

@@ -13,7 +13,6 @@ from typing import Any, TypeGuard
 import numpy as np
 from datasets import (
     ClassLabel,
-    Dataset,
     DatasetDict,
     Features,
     IterableDataset,
@@ -29,7 +28,7 @@ from datasets import Image as ImageFeature
 from huggingface_hub import HfApi
 
 from ..method.class_texts import check_class_names, composed
-from .columns import UNLABELLED, label_column, map_stream, with_labels
+from .columns import UNLABELLED, from_files, label_column, map_stream, with_labels
 from .folders import ClassFolders, Listing, class_folders, list_folder, split_folders
 from .images import IMAGE, LABEL, RGBImage
 from .names import readable, readable_names
@@ -174,12 +173,12 @@ def _load_classes(
     token: str | bool | None = None,
 ) -> Any:
     """Load images by the folders of their classes, with the splits, parts of splits and types of `load_dataset`."""
-    names, root = found.class_names, os.path.abspath(folder)
-    features = Features({IMAGE: ImageFeature(), LABEL: ClassLabel(names=names)})
+    root, names = os.path.abspath(folder), found.class_names
+    number_of = {name: number for number, name in enumerate(names)}
     parts = DatasetDict()
     for name, images in found.splits.items():
-        columns = {IMAGE: [os.path.join(root, path) for path in images], LABEL: list(images.values())}
-        parts[name] = Dataset.from_dict(columns, features=features, split=Split(name))
+        rows = [(os.path.join(root, path), number_of[kind]) for path, kind in images.items()]
+        parts[name] = from_files(rows, names, Split(name))
     if split is not None:
         wanted = ReadInstruction.from_spec("+".join(parts) if split == "all" else split)
         chosen = wanted.to_absolute({name: len(part) for name, part in parts.items()})

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from sklearn.model_selection import train_test_split
 
 from ..method.class_texts import composed
-from .columns import UNLABELLED, class_names_of, label_column, labels_of, map_stream, with_labels
+from .columns import UNLABELLED, class_names_of, labels_of, map_stream, numbered
 from .images import IMAGE, LABEL
 
 
@@ -156,11 +156,11 @@ def select_classes(dataset: Dataset | IterableDataset, names: Sequence[str]) -> 
         raise ValueError(f"unknown classes {unknown}: the data have {known}.")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"select one class or more, each once, got {list(names)}.")
-    numbers = {known.index(name): position for position, name in enumerate(names)}
     if isinstance(dataset, IterableDataset):
+        numbers = {known.index(name): position for position, name in enumerate(names)}
         return map_stream(dataset, IMAGE, partial(_keep_labels, numbers=numbers), names)
-    renumbered = np.array([numbers.get(label, UNLABELLED) for label in label_column(dataset)], dtype=np.int64)
-    return with_labels(dataset, renumbered, names).select(np.flatnonzero(renumbered != UNLABELLED))
+    chosen, labels = numbered(dataset, names)
+    return chosen.select(np.flatnonzero(labels != UNLABELLED))
 
 
 def _keep_labels(batch: dict[str, list[Any]], numbers: dict[int, int]) -> dict[str, list[Any]]:

@@ -6,28 +6,131 @@
 * `few-shot` (Zhou et al., 2022, arXiv 2109.01134): learn and measure all classes.
 * `cross-data`: learn all classes of a source, measure other data sets, each among its own classes. With ImageNet's
   variants as targets this is domain generalisation.
+
+Shots are drawn over all classes, which are then cut into halves where a protocol says so. The draw `coop` is that of
+CoOp's code, from the order of the images and the seed alone. That code stores its draws as pickles, which are never read
+here: they can be drawn again.
 """
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from ..data import ClassHalves, ClipTransform, ShotsError, class_names_of, halves
-from ..data.columns import UNLABELLED, labels_of, with_labels
-from .benchmarks.data import BenchmarkData
-from .benchmarks.shots import COOP, Shots, draw_shots
+from ..data import ClassHalves, ClipTransform, ShotsError, class_names_of, halves, sample_shots
+from ..data.columns import UNLABELLED, image_names, labels_of, numbered
+from ..files import read_json, to_json, whole_file
+from .record import BenchmarkData
 from .task import ImageSet, Part, Task
 
 BASE_TO_NEW, FEW_SHOT, ALL_CLASSES, CROSS_DATA = "base-to-new", "few-shot", "all-classes", "cross-data"
 PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, ALL_CLASSES, CROSS_DATA)
 IN_ORDER, AT_RANDOM = "order", "random"
 HALVES = (IN_ORDER, AT_RANDOM)
+COOP, SEEDED = "coop", "seeded"
+SAMPLINGS = (COOP, SEEDED)
+VALIDATION_SHOTS = 4
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Which images were drawn.
+
+    Args:
+        train (`tuple[int, ...]`): rows of the split train, those of one class after the other.
+        validation (`tuple[int, ...]`): rows of the split validation, empty where there is none.
+    """
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...] = ()
+
+    def save(self, path: str | Path, data: BenchmarkData) -> None:
+        """Write the draw atomically as JSON: `[row, image, class]` for every shot.
+
+        The image is its file with the folder that it is in, and empty where it has none.
+        """
+        record = {
+            "data": data.name,
+            "train": _describe(data.train, self.train),
+            "validation": [] if data.validation is None else _describe(data.validation, self.validation),
+        }
+        with whole_file(Path(path)) as fresh:
+            fresh.write_text(to_json(record), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, data: BenchmarkData) -> Shots:
+        """Read what [`save`] wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds something else, or was drawn from other data.
+        """
+        try:
+            record = read_json(path)
+            return cls(
+                _find(data.train, record["train"]),
+                () if data.validation is None else _find(data.validation, record["validation"]),
+            )
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{path} does not hold shots of {data.name}: {error!r}") from error
+
+
+def draw_shots(data: BenchmarkData, shots: int, seed: int, sampling: str = COOP) -> Shots:
+    """Draw shots of every class; no image is decoded.
+
+    Args:
+        data (`BenchmarkData`): the data set.
+        shots (`int`): k, the images per class; a class with fewer gives all it has with `coop`.
+        seed (`int`): names the draw.
+        sampling (`str`): `coop`: one stream of random numbers for all classes in the order of their first images, k
+            from train and then `min(k, 4)` from validation. `seeded`: [`sample_shots`], a stream for each class.
+
+    Raises:
+        ShotsError: if `shots` is below 1, or there are no images to draw from.
+        ValueError: for another sampling.
+    """
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling={sampling!r} must be one of {', '.join(SAMPLINGS)}.")
+    if shots < 1:
+        raise ShotsError(f"shots={shots} must be at least 1.")
+    if not len(data.train):
+        raise ShotsError(f"{data.name} has no images to train on: it is only measured on.")
+    draw = partial(sample_shots, seed=seed) if sampling == SEEDED else partial(_sample, stream=random.Random(seed))
+    train = draw(labels_of(data.train).tolist(), shots)
+    if data.validation is None:
+        return Shots(tuple(train))
+    return Shots(tuple(train), tuple(draw(labels_of(data.validation).tolist(), min(shots, VALIDATION_SHOTS))))
+
+
+def _sample(labels: Sequence[int], shots: int, stream: random.Random) -> list[int]:
+    """Draw as CoOp's code does: classes in the order of their first images, from one stream."""
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows_of[label].append(row)
+    drawn = (stream.sample(rows, shots) if len(rows) >= shots else rows for rows in rows_of.values())
+    return [row for rows in drawn for row in rows]
+
+
+def _describe(split: Dataset, rows: Sequence[int]) -> list[list[int | str]]:
+    names, labels = class_names_of(split), labels_of(split)
+    files = image_names(split.select(rows))
+    return [[row, file, names[labels[row]]] for row, file in zip(rows, files, strict=True)]
+
+
+def _find(split: Dataset, recorded: Sequence[Sequence[int | str]]) -> tuple[int, ...]:
+    rows = [int(row) for row, _, _ in recorded]
+    found = _describe(split, rows)
+    if wrong := [each for each, there in zip(recorded, found, strict=True) if list(each) != there]:
+        raise ValueError(f"{wrong[0]} is not what the data have there.")
+    return tuple(rows)
 
 
 def make_task(
@@ -71,19 +174,23 @@ def make_task(
         drawn = Shots.load(sampling, data)
     else:
         drawn = draw_shots(data, shots, seed, str(sampling))
-    images, names = _Images(processor), data.class_names
+    names, transform = data.class_names, ClipTransform(processor)
     if protocol in (FEW_SHOT, CROSS_DATA):
-        elsewhere = [images.part(each.name, each, each.class_names) for each in targets]
-        parts = [
-            images.part("test", data, names),
-            *(replace(each, classes=replace(each.classes, other_data=True)) for each in elsewhere),
-        ]
-        return Task(images.shots(data, drawn, names), data.texts(), tuple(parts))
-    both = class_halves(names, seed, halves)
-    both.check_sizes()
-    groups = {"base": both.base, "new": both.new}
-    parts = [images.part(name, data, own if protocol == BASE_TO_NEW else names, own) for name, own in groups.items()]
-    return Task(images.shots(data, drawn, both.base), data.texts(both.base), tuple(parts))
+        learned, groups = names, {"test": (names, names)}
+    else:
+        both = class_halves(names, seed, halves)
+        both.check_sizes()
+        learned = both.base
+        groups = {
+            name: (own if protocol == BASE_TO_NEW else names, own)
+            for name, own in (("base", both.base), ("new", both.new))
+        }
+    parts = [_part(name, data, competing, only, transform) for name, (competing, only) in groups.items()]
+    for target in targets:
+        part = _part(target.name, target, target.class_names, target.class_names, transform)
+        parts.append(replace(part, classes=replace(part.classes, other_data=True)))
+    augmentation = ClipTransform(processor, augment=True)
+    return Task(_shots(data, drawn, learned, transform, augmentation), data.texts(learned), tuple(parts))
 
 
 def class_halves(names: Sequence[str], seed: int, how: str = IN_ORDER) -> ClassHalves:
@@ -119,39 +226,22 @@ def _check_targets(protocol: str, targets: Sequence[BenchmarkData]) -> None:
         raise ValueError(f"targets need different names, and none may be 'test', got {', '.join(names[1:])}.")
 
 
-class _Images:
-    """Makes image sets that share their transforms."""
-
-    def __init__(self, processor: Any) -> None:
-        self.transform = ClipTransform(processor)
-        self.augmentation = ClipTransform(processor, augment=True)
-
-    def shots(self, data: BenchmarkData, drawn: Shots, names: Sequence[str]) -> ImageSet:
-        """Return the shots of some classes, in the order in which they were drawn."""
-        relabelled, numbers = _relabelled(data.train, names)
-        rows = [row for row in drawn.train if numbers[row] != UNLABELLED]
-        there = set(numbers[rows].tolist())
-        if absent := [name for label, name in enumerate(names) if label not in there]:
-            raise ShotsError(f"{data.name}: these classes have no image to train on: {', '.join(absent)}.")
-        return ImageSet(relabelled.select(rows), self.transform, self.augmentation)
-
-    def part(self, name: str, data: BenchmarkData, names: Sequence[str], only: Sequence[str] | None = None) -> Part:
-        """Return the test images of the classes `only`, by default of all `names`, where the classes `names` compete.
-
-        Raises:
-            ValueError: if there are none.
-        """
-        relabelled, numbers = _relabelled(data.test, names)
-        wanted = [label for label, each in enumerate(names) if only is None or each in only]
-        rows = np.flatnonzero(np.isin(numbers, wanted))
-        if not len(rows):
-            raise ValueError(f"{data.name}: the split test has no images of the classes {', '.join(only or names)}.")
-        return Part(name, ImageSet(relabelled.select(rows), self.transform), data.texts(names), data.synonyms)
+def _shots(
+    data: BenchmarkData, drawn: Shots, names: Sequence[str], transform: ClipTransform, augmentation: ClipTransform
+) -> ImageSet:
+    """Return the shots of some classes, in the order in which they were drawn."""
+    dataset, labels = numbered(data.train, names)
+    rows = [row for row in drawn.train if labels[row] != UNLABELLED]
+    there = set(labels[rows].tolist())
+    if absent := [name for label, name in enumerate(names) if label not in there]:
+        raise ShotsError(f"{data.name}: these classes have no image to train on: {', '.join(absent)}.")
+    return ImageSet(dataset.select(rows), transform, augmentation)
 
 
-def _relabelled(split: Dataset, names: Sequence[str]) -> tuple[Dataset, np.ndarray]:
-    """Number the classes `names` from 0 on: the whole split, in which other images are unlabelled, and its labels."""
-    number_of = {name: number for number, name in enumerate(names)}
-    numbers = np.array([number_of.get(name, UNLABELLED) for name in class_names_of(split)], dtype=np.int64)
-    labels = numbers[labels_of(split)]
-    return with_labels(split, labels, names), labels
+def _part(name: str, data: BenchmarkData, names: Sequence[str], only: Sequence[str], transform: ClipTransform) -> Part:
+    """Return the test images of the classes `only`, where the classes `names` compete."""
+    dataset, labels = numbered(data.test, names)
+    rows = np.flatnonzero(np.isin(labels, [names.index(each) for each in only]))
+    if not len(rows):
+        raise ValueError(f"{data.name}: the split test has no images of the classes {', '.join(only)}.")
+    return Part(name, ImageSet(dataset.select(rows), transform), data.texts(names), data.synonyms)

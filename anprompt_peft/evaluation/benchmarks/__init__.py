@@ -1,8 +1,9 @@
-"""Data sets of a benchmark: a catalog, readers of folders and of the Hub, few shots, and a check of what is there."""
+"""Data sets of a benchmark: a catalog, layouts of folders, sources by name, and a check of what is there."""
 
+from ..protocols import Shots, draw_shots
+from ..record import BenchmarkData
 from .catalog import CatalogEntry, catalog, find_entry, read_entry
-from .data import BenchmarkData, load_benchmark_data
-from .shots import Shots, draw_shots
+from .sources import load_benchmark_data
 
 __all__ = [
     "BenchmarkData",

@@ -1,4 +1,4 @@
-"""The catalog of data sets: what is known about each of them, as data in `catalog.json` and in files of one's own."""
+"""The catalog of data sets: what is known about each of them, as data in `catalog.json` and in custom files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from functools import cache
 from importlib.resources import files
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,9 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from ...files import parse_json, read_bytes, short, to_json
 from ...method.class_texts import check_template
+from .layouts import LAYOUTS, SHOWN, stays_inside
 
-Layout = Literal["split-json", "aircraft", "imagenet", "wnid-folders", "numbered-folders"]
-SHOWN, MAX_NAME = 5, 80
+MAX_NAME = 80
 STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
@@ -61,7 +61,7 @@ class HubCopy:
     """A copy of a data set on the Hub, and how its test set relates to that of the published tables.
 
     Args:
-        repository (`str`): its id; or, for data of one's own, a folder or parquet files.
+        repository (`str`): its id; or, for custom data, a folder or parquet files.
         same_test (`bool`): whether its test images are those of the published tables.
         note (`str`): what a table should say beside the figures.
         config (`str`, *optional*): its configuration.
@@ -117,7 +117,8 @@ class CatalogEntry:
         templates (`list[str]`): CoOp's zero-shot template, with `{}` for the class name.
         title (`str`): for messages. Default: the name.
         folder (`str`): below the root of all data sets.
-        layout (`str`, *optional*): how its files lie in this folder. Without one it is read from `hub` alone.
+        layout (`str`, *optional*): how its files lie in this folder, a name of [`LAYOUTS`]. Without one it is read
+            from `hub` alone.
         images (`str`): folder with the images, below its own folder.
         split (`str`, *optional*): the JSON file with the splits, for the layout `split-json`.
         classes (`int`, *optional*), counts (`dict[str, int]`): how many classes, and images by split, there should be.
@@ -128,15 +129,15 @@ class CatalogEntry:
         ensemble (`list[str]`): the seven templates that Tip-Adapter and its successors average on ImageNet.
 
     Raises:
-        ValueError: if a template lacks `{}`, the layout `split-json` its file, there is nowhere to read from, or
-            `folder`, `images` or `split` leaves the root.
+        ValueError: if a template lacks `{}`, the layout is unknown or lacks its file, there is nowhere to read from,
+            or `folder`, `images` or `split` leaves the root.
     """
 
     name: str
     templates: list[str]
     title: str = ""
     folder: str = ""
-    layout: Layout | None = None
+    layout: str | None = None
     images: str = ""
     split: str | None = None
     classes: int | None = None
@@ -152,6 +153,8 @@ class CatalogEntry:
         if self.ensemble:
             check_template(self.ensemble)
         object.__setattr__(self, "title", self.title or self.name)
+        if self.layout is not None and self.layout not in LAYOUTS:
+            raise ValueError(f"layout={short(self.layout)} must be one of {', '.join(LAYOUTS)}.")
         if self.layout is None and self.hub is None:
             raise ValueError("it needs a `layout` of files in a folder, or a copy on the `hub`.")
         if self.layout == "split-json" and not self.split:
@@ -185,21 +188,16 @@ def find_entry(name: str) -> CatalogEntry | None:
     return {_plain(known): entry for known, entry in catalog().items()}.get(_plain(name))
 
 
-def stays_inside(path: str) -> bool:
-    """Whether a path in a stranger's file is relative and without `..`."""
-    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
-
-
 def _plain(name: str) -> str:
     return re.sub(r"[-_\s]", "", name).lower()
 
 
 def read_entry(path: str | Path) -> CatalogEntry:
-    """Read an entry of one's own, such as an edited one of the catalog, from a JSON file.
+    """Read a custom entry, such as an edited one of the catalog, from a JSON file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON, or a field is unknown, missing, given twice or of the wrong type; the message
+        ValueError: if it is not JSON, or a field is unknown, missing, given twice or of the wrong type; the message
             names it.
     """
     data = read_bytes(path)
@@ -211,7 +209,7 @@ def read_entry(path: str | Path) -> CatalogEntry:
             f"{'.'.join(map(str, each['loc']))[:MAX_NAME] or 'entry'}: {each['msg']}"
             for each in error.errors()[:SHOWN]
         )
-        raise ValueError(f"{path} is no entry of a catalog: {'; '.join(problems)}.") from error
+        raise ValueError(f"{path} is not a valid entry of a catalog: {'; '.join(problems)}.") from error
     except ValueError as error:
-        raise ValueError(f"{path} is no entry of a catalog: {error}") from error
+        raise ValueError(f"{path} is not a valid entry of a catalog: {error}") from error
     return entry

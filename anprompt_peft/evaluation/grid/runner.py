@@ -23,9 +23,8 @@ from ...data.processor import load_image_processor
 from ...provenance import provenance
 from ...termination import sigterm_interrupts
 from ..backbone import Backbone
-from ..benchmarks.data import BenchmarkData, load_benchmark_data
-from ..benchmarks.shots import Shots, draw_shots
-from ..protocols import make_task
+from ..benchmarks import BenchmarkData, load_benchmark_data
+from ..protocols import Shots, draw_shots, make_task
 from ..task import ClassTexts, Part, Task
 from .cells import Cell, Setup
 from .measure import measure

@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import numpy as np
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 
-from ...data import RGBImage, class_names_of, split_data
-from ...data.columns import with_labels
-from ...data.images import IMAGE
-from ...method.class_texts import check_template
-from ..task import ClassTexts
+from ..data import class_names_of
+from ..data.columns import labels_of
+from ..method.class_texts import check_template
+from .task import ClassTexts
 
 PHOTO = "a photo of a {}."
-TEST_SHARE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +37,8 @@ class BenchmarkData:
         ensemble (`tuple[str, ...]`): templates that some methods average in place of the zero-shot ones.
 
     Raises:
-        ValueError: if the splits have different classes, a template lacks `{}`, there is nothing to test on, or
-            `written` or `synonyms` names an unknown class.
+        ValueError: if the splits have different classes, a template lacks `{}`, there is nothing to test on, a test
+            image has no label, or `written` or `synonyms` names an unknown class.
     """
 
     name: str
@@ -63,11 +60,11 @@ class BenchmarkData:
         for split, part in (("train", self.train), ("validation", self.validation)):
             if part is not None and class_names_of(part) != names:
                 raise ValueError(f"{self.name}: the classes of {split} are not those of test, in the same order.")
-        if not len(self.test):
+        if not len(labels_of(self.test)):
             raise ValueError(f"{self.name}: the split test is empty, so there is nothing to measure on.")
         for field_name in ("written", "synonyms"):
             if unknown := sorted(set(getattr(self, field_name)) - set(names)):
-                raise ValueError(f"{self.name}: {field_name} has {unknown}, which are no classes of it.")
+                raise ValueError(f"{self.name}: {field_name} has {unknown}, which are not classes of it.")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -79,22 +76,3 @@ class BenchmarkData:
         chosen = self.class_names if names is None else tuple(names)
         written = tuple(self.written.get(name, name) for name in chosen)
         return ClassTexts(chosen, self.templates, written, self.ensemble)
-
-
-def from_paths(paths: Sequence[str], labels: Sequence[int], names: Sequence[str]) -> Dataset:
-    """Return images in files as a split, which may be empty. No file is opened.
-
-    Args:
-        paths (`Sequence[str]`): n files.
-        labels (`Sequence[int]`): n positions in `names`.
-        names (`Sequence[str]`): the C classes.
-    """
-    files = Dataset.from_dict({IMAGE: list(paths)}, features=Features({IMAGE: Value("string")}))
-    return with_labels(files.cast_column(IMAGE, RGBImage()), np.asarray(labels, dtype=np.int64), names)
-
-
-def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset, str]:
-    """Cut data without a split `test` into train and test, 30 % of each class, and say so in a note."""
-    parts = split_data(dataset, test=TEST_SHARE, seed=0)
-    train, test = (parts[split].flatten_indices() for split in ("train", "test"))
-    return train, test, f"the data have no split test: it is {TEST_SHARE:.0%} of the images, drawn with seed 0"
