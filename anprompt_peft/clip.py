@@ -432,19 +432,20 @@ class PromptedCLIPModel(CLIPModel):
         return "fused" if self.training else self.active_config.logits_for(classes.names)
 
     def score(self, text: Tensor, seen: ImageFeatures, clean: Tensor | None = None) -> Scores:
-        """Return the logits of encoded images over texts `[C, d]`, as [`losses.score`] does.
-
-        With the frozen CLIP's features of the texts, `clean`, and of the images there are ensemble logits.
-        """
+        """Return the logits of encoded images over texts `[C, d]`; with clean texts also those of the ensemble."""
         prompts = None if seen.prompts is None else self.vision_model.post_layernorm(seen.prompts)
         with full_precision(seen.features):
-            prototype = None if prompts is None else self.head.prototype(prompts)
-            scores = score(seen.features, prototype, text, self._scale(), self.active_config.alpha)
+            prototype = None if prompts is None else normalize(at_least_float32(self.head.prototype(prompts)))
+            frozen = None
             if clean is not None and seen.frozen is not None:
                 frozen = clip_logits(normalize(at_least_float32(seen.frozen)), clean.to(text), self._scale())
-                share = self.active_config.frozen_share
-                scores.logits_ensemble = (1 - share) * scores.logits_class + share * frozen
-            return scores
+            return self.score_features(text, normalize(at_least_float32(seen.features)), prototype, frozen)
+
+    def score_features(
+        self, text: Tensor, image: Tensor, prototype: Tensor | None, frozen: Tensor | None = None
+    ) -> Scores:
+        """Return the logits of normalised images and prototypes `[B, d]`, as [`losses.score`] does."""
+        return score(image, prototype, text, self._scale(), self.active_config, frozen)
 
     @torch.compiler.disable
     def _classes_and_kept_text(self) -> tuple[ClassSet, Tensor | None]:

@@ -409,7 +409,7 @@ def test_a_failing_cell_is_named_and_does_not_stop_the_others(
     ("logits", "message"),
     [
         (torch.zeros(3, 2), r"the logits for part 'base' have shape \(3, 2\), not \(15, 5\)"),
-        (torch.full((15, 5), math.nan), "the logits for part 'base' are not all finite"),
+        (torch.full((15, 5), math.nan), "the logits for images of base hold NaN or infinity"),
     ],
 )
 def test_wrong_logits(
@@ -1233,6 +1233,7 @@ def test_the_command_applies_what_is_published_for_single_data_sets(
         return []
 
     monkeypatch.setattr("anprompt_cli.jobs.benchmark.run_grid", keep)
+    monkeypatch.setattr("anprompt_cli.jobs.benchmark.collect", lambda output: output)
     grid = tmp_path / "grid.yaml"
     grid.write_text(
         "seeds: 1\ndata: [imagenet, photos]\nmethods: {coop: , short: {method: coop, recipe: {epochs: 3}}}"

@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from anprompt_peft import ANPromptConfig
+from anprompt_peft.method.features import normalize
 from anprompt_peft.method.losses import (
     Frozen,
     Scores,
@@ -22,6 +24,8 @@ from anprompt_peft.method.losses import (
     total_loss,
     waloss,
 )
+from conftest import MakeClip
+from helpers import adapt
 
 SCALE = torch.tensor(7.0, dtype=torch.float64)
 LABELS = torch.tensor([3, 0, 2, 3, 1])
@@ -60,10 +64,10 @@ def normalized(rows: int, seed: int) -> Tensor:
 def example(prototype: bool = True, frozen: bool = True, **weights: Any) -> tuple[Scores, dict[str, Any]]:
     """Five images, four classes, and what `loss_terms` takes."""
     text = normalized(4, 3)
-    scores = score(features(5, 1), features(5, 2) if prototype else None, text, SCALE, 0.3)
     config = ANPromptConfig(
         class_names=list("abcd"), **{"alpha": 0.3, "similarity_weight": 2.0, "waloss_weight": 5.0, **weights}
     )
+    scores = score(normalized(5, 1), normalized(5, 2) if prototype else None, text, SCALE, config)
     return scores, {
         "text": text,
         "labels": LABELS,
@@ -105,14 +109,12 @@ def test_without_a_prototype_the_class_logits_are_all() -> None:
     ("given_dtype", "expected"),
     [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
 )
-def test_logits_are_at_least_float32(given_dtype: torch.dtype, expected: torch.dtype) -> None:
-    text = normalized(4, 3).to(expected)
-    scores = score(features(5, 1, given_dtype), features(5, 2, given_dtype), text, SCALE.to(expected), 0.3)
-    assert {tensor.dtype for tensor in vars(scores).values() if tensor is not None} == {expected}
-    exact = score(
-        features(5, 1, given_dtype).double(), features(5, 2, given_dtype).double(), text.double(), SCALE, 0.3
-    )
-    torch.testing.assert_close(scores.logits_fused.double(), exact.logits_fused, rtol=1e-6, atol=1e-5)
+def test_logits_are_at_least_float32(
+    given_dtype: torch.dtype, expected: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+) -> None:
+    model = adapt(make_clip(dtype=given_dtype), tokenizer, inference_logits="ensemble")
+    output = model(pixel_values=pixels.to(given_dtype), return_dict=False)
+    assert [tensor.dtype for tensor in output] == [expected] * 7
 
 
 def test_terms_by_hand() -> None:
@@ -210,7 +212,7 @@ def test_permuted_classes_permute_the_logits_and_leave_the_loss(order: list[int]
         "frozen": Frozen(frozen.image, frozen.clean[permuted], frozen.perturbed[permuted]),
     }
     weights = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
-    other = score(features(5, 1), features(5, 2), moved["text"], SCALE, 0.3)
+    other = score(normalized(5, 1), normalized(5, 2), moved["text"], SCALE, given_["config"])
     for name in ("logits_class", "logits_prototype", "logits_fused"):
         torch.testing.assert_close(getattr(other, name), getattr(scores, name)[:, permuted], rtol=0, atol=1e-12)
     ours = loss_terms(scores, **given_, class_weights=weights)
@@ -222,10 +224,8 @@ def test_permuted_classes_permute_the_logits_and_leave_the_loss(order: list[int]
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0.01, 100), st.integers(0, 2**31))
 def test_the_length_of_features_plays_no_part(length: float, seed: int) -> None:
-    scores, given_ = example()
     factors = length * (0.5 + torch.rand(5, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-    other = score(features(5, 1) * factors, features(5, 2) * factors, given_["text"], SCALE, 0.3)
-    torch.testing.assert_close(other.logits_fused, scores.logits_fused, rtol=0, atol=1e-11)
+    torch.testing.assert_close(normalize(features(5, 1) * factors), normalized(5, 1), rtol=0, atol=1e-12)
 
 
 def test_clip_logits_keep_images_in_rows() -> None:

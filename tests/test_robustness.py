@@ -526,7 +526,7 @@ def test_unusable_logits_and_nothing_to_measure_are_refused(part: Part) -> None:
 
     for answer, message in (
         (lambda: torch.zeros(4, 2), r"'base' have shape \(4, 2\), not \(4, 3\)"),
-        (lambda: torch.full((4, 3), float("nan")), "'base' are not all finite"),
+        (lambda: torch.full((4, 3), float("nan")), "images of base hold NaN or infinity"),
     ):
         with pytest.raises(ValueError, match=message):
             measure_robustness({"wrong": Wrong(answer)}, part, [Renamed()])

@@ -66,11 +66,13 @@ def run_benchmark(
     cells = choose_shard(make_cells(setup, options.data, makers, seeds), options.shard)
     root = None if options.root is None else str(options.root)
     place = Place(options.output, root, str(choose_device(options.device)), options.threads)
-    if any(not is_done(place.output, cell) for cell in cells):
+
+    def prepare() -> None:
         quieten()
         load_clip(options.model)  # says what is wrong with it, once
+
     try:
-        failed = run_grid(cells, place, options.jobs)
+        failed = run_grid(cells, place, options.jobs, prepare)
     except KeyboardInterrupt:
         done = sum(is_done(place.output, cell) for cell in cells)
         raise Interrupted(
@@ -80,7 +82,7 @@ def run_benchmark(
         raise Failure(
             "a process was killed, most likely because memory ran out: use fewer --jobs. Finished cells stay."
         ) from error
-    if any(is_done(place.output, cell) for cell in cells):
+    if len(failed) < len(cells):
         collect(place.output)
     return _reasons(failed)
 

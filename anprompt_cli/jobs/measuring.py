@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
+from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import default_data_collator
 
 from anprompt_peft.data import ClipTransform, class_names_of
 from anprompt_peft.data.columns import image_names
 from anprompt_peft.data.images import IMAGE
-from anprompt_peft.evaluation import Estimate, balanced_accuracy, class_sizes, is_imbalanced, macro_f1
+from anprompt_peft.evaluation import Estimate, Predictions, class_sizes, is_imbalanced
+from anprompt_peft.evaluation.adapter import FittedAdapter
 from anprompt_peft.evaluation.backbone import CLIPFeatures
 from anprompt_peft.evaluation.peers import METHODS
 from anprompt_peft.evaluation.peers.probe import LinearProbe
+from anprompt_peft.evaluation.predictions import LogitsError, predict_part
 from anprompt_peft.evaluation.tables import ClassRow, class_rows, estimates
-from anprompt_peft.evaluation.task import ClassTexts, ImageSet
-from anprompt_peft.report import Predictions, describe_adapter, predict
+from anprompt_peft.evaluation.task import BATCH, ClassTexts, Fitted, ImageSet, Part
+from anprompt_peft.report import describe_adapter
 from anprompt_peft.training import NonFiniteError
 from anprompt_peft.tuner import adapted_clip
 
@@ -28,7 +32,7 @@ from ..text import aligned
 from .labelled import public_name
 
 ZERO_SHOT, PROBE, ADAPTED = "zero-shot CLIP", "linear probe", "ANPrompt"
-BALANCED = {"balanced accuracy": balanced_accuracy, "macro-F1": macro_f1}
+BALANCED = {"balanced accuracy": attrgetter("balanced_accuracy"), "macro-F1": attrgetter("macro_f1")}
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,28 @@ class Measured:
         return aligned(rows)
 
 
+@dataclass(frozen=True, eq=False)
+class LoadedImages(ImageSet):
+    """Images that a `DataLoader` reads anew for each method, with a progress bar."""
+
+    name: str = ""
+    batch_size: int = BATCH
+    workers: int = 0
+
+    def batches(self, size: int = BATCH) -> Iterator[Tensor]:
+        """Yield the pixel values of all images in order, `[<= batch_size, 3, H, W]` at a time."""
+        images: Any = self.transform.apply(self.dataset)
+        loader = DataLoader(images, self.batch_size, num_workers=self.workers, collate_fn=default_data_collator)
+        for batch in tqdm(loader, desc=f"predicting {self.name}", unit="batch"):
+            yield batch["pixel_values"]
+
+
+def fitted_methods(model: Any) -> dict[str, FittedAdapter]:
+    """Return zero-shot CLIP and the adapter, which share what the frozen CLIP has encoded."""
+    zero_shot = FittedAdapter(model, zero_shot=True)
+    return {ZERO_SHOT: zero_shot, ADAPTED: FittedAdapter(model, frozen=zero_shot)}
+
+
 def measure(
     model: Any,
     parts: Mapping[str, Dataset],
@@ -155,52 +181,41 @@ def measure(
         shots (`Dataset`, *optional*): what the adapter was trained on; without it there is no probe.
 
     Raises:
-        NonFiniteError: if a probability is NaN.
+        ValueError: if class names are too long for CLIP, or the same to it.
+        NonFiniteError: if a logit is NaN or infinite.
     """
-    measured = Measured([], [])
-    transform = ClipTransform(processor)
+    transform, templates = ClipTransform(processor), tuple(adapted_clip(model).active_config.templates)
+    measured, methods, asked = Measured([], []), fitted_methods(model), []
     for name, dataset in parts.items():
         model.set_classes(class_names_of(dataset))
-        batches: Any = DataLoader(
-            transform.apply(dataset), batch_size, num_workers=workers, collate_fn=default_data_collator
-        )
-        extras = (lambda row, images=dataset: images[row][IMAGE]), image_names(dataset)
-        measured.adapted.append(_finite(predict(model, batches, name, *extras)))
-        with model.disable_adapter():
-            measured.zero_shot.append(_finite(predict(model, batches, name, *extras)))
+        images = LoadedImages(dataset, transform, keep=False, name=name, batch_size=batch_size, workers=workers)
+        asked.append(Part(name, images, ClassTexts(tuple(model.class_names), templates)))
     model.set_classes(None)
+    for part in asked:
+        measured.adapted.append(_predict(methods[ADAPTED], part))
+        measured.zero_shot.append(_predict(methods[ZERO_SHOT], part))
     if shots is not None:
+        learned = ImageSet(shots, transform, keep=False)
         with model.disable_adapter():
-            measured.probe.extend(_probe(CLIPFeatures(adapted_clip(model), processor), shots, parts))
+            frozen, seed = CLIPFeatures(adapted_clip(model), processor), 0  # nothing is random
+            probe = LinearProbe(**METHODS["linear-probe"].settings)
+            fitted = probe.fit(frozen, learned, ClassTexts(learned.class_names, templates), seed)
+            measured.probe.extend(predict_part(fitted, part) for part in asked)
     return measured
 
 
-def _probe(frozen: CLIPFeatures, shots: Dataset, parts: Mapping[str, Dataset]) -> Iterator[Predictions]:
-    """Yield a linear probe's predictions; classes without shots are zero-shot CLIP's."""
-    transform, templates = ClipTransform(frozen.processor), tuple(frozen.clip.active_config.templates)
-
-    def texts(dataset: Dataset) -> ClassTexts:
-        return ClassTexts(tuple(class_names_of(dataset)), templates)
-
-    seed = 0  # nothing is random
-    method = LinearProbe(**METHODS["linear-probe"].settings)
-    probe = method.fit(frozen, ImageSet(shots, transform, keep=False), texts(shots), seed)
-    for name, dataset in parts.items():
-        images, classes = ImageSet(dataset, transform, keep=False), texts(dataset)
-        probabilities = probe.logits(images, classes).softmax(dim=-1).numpy()
-        yield Predictions(name, classes.names, images.labels.numpy(), probabilities.argmax(axis=-1), probabilities)
+def _predict(fitted: Fitted, part: Part) -> Predictions:
+    dataset = part.images.dataset
+    try:
+        return predict_part(fitted, part, lambda row: dataset[row][IMAGE], image_names(dataset))
+    except LogitsError as error:
+        raise NonFiniteError(str(error)) from error
 
 
 def describe(model: Any) -> dict[str, Any]:
     """Return what the report says about the active adapter, without the folder that the base model is in."""
     settings = describe_adapter(model)
     return {**settings, "base model": public_name(settings["base model"])}
-
-
-def _finite(predictions: Predictions) -> Predictions:
-    if predictions.probabilities is not None and not np.isfinite(predictions.probabilities).all():
-        raise NonFiniteError(f"The logits for images of {predictions.name} hold NaN or infinity: no figure is right.")
-    return predictions
 
 
 def _counts(row: ClassRow) -> dict[str, int | None]:

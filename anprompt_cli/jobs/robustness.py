@@ -13,7 +13,6 @@ from anprompt_peft.data import ClipTransform
 from anprompt_peft.evaluation.robustness import (
     IMAGE_FAMILIES,
     Family,
-    FittedAdapter,
     Robustness,
     measure_robustness,
     text_families,
@@ -23,7 +22,7 @@ from anprompt_peft.files import read_json
 from anprompt_peft.tuner import adapted_clip
 
 from ..text import aligned
-from .measuring import ADAPTED, ZERO_SHOT
+from .measuring import ADAPTED, ZERO_SHOT, fitted_methods
 
 SEED = 0
 
@@ -60,8 +59,7 @@ def robustness_of(
         ValueError: if the synonyms' file is wrong, or no class of a part has one.
     """
     families: list[Family] = [*text_families(read_synonyms(synonyms) if synonyms else None), *IMAGE_FAMILIES]
-    zero_shot = FittedAdapter(model, zero_shot=True)
-    methods = {ZERO_SHOT: zero_shot, ADAPTED: FittedAdapter(model, frozen=zero_shot)}
+    methods = fitted_methods(model)
     templates = tuple(adapted_clip(model).active_config.templates)
     measured = []
     for name, dataset in parts.items():

@@ -1,8 +1,17 @@
 """Measuring: predictions for labelled images, accuracies with intervals, tables."""
 
-from .intervals import BaseToNew, Estimate, base_to_new, gain, harmonic_mean
+from .metrics import (
+    BaseToNew,
+    Estimate,
+    balanced_accuracy,
+    base_to_new,
+    class_sizes,
+    gain,
+    harmonic_mean,
+    is_imbalanced,
+    macro_f1,
+)
 from .predictions import Predictions, predict_labelled
-from .tables import balanced_accuracy, class_sizes, is_imbalanced, macro_f1
 
 __all__ = [
     "BaseToNew",

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..method.class_texts import ClassSet, load_tokenizer
+from ..method.class_texts import ClassSet, load_tokenizer, tokenize
 from ..method.config import LogitsKind
 from ..method.features import evaluating
-from ..method.losses import clip_logits
 from ..tuner import adapted_clip
 from .backbone import KeptFeatures
 from .task import ClassTexts, ImageSet
@@ -47,19 +46,14 @@ class FittedAdapter:
         self._seen = KeptFeatures(self._encode)
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
-        """Return the logits of n images for C classes, `[n, C]` on the CPU; the images' features are kept."""
+        """Return the logits of n images for C classes, `[n, C]` on the CPU; the images' features are cached."""
+        ids = tokenize(classes.texts, self.tokenizer, self.clip.config, truncate=True)
         with self._answering():
             image, prototype = self._seen.of(images).chunk(2, dim=-1)
-            text = self.clip.text_embeds(ClassSet(classes.written, classes.templates, self._tokens(classes.texts)))
-            scale = self.clip.logit_scale.to(text).exp()
-            by_class = clip_logits(image, text, scale)
-            config = self.clip.active_config
+            text = self.clip.text_embeds(ClassSet(classes.written, classes.templates, ids))
             kind = "class" if self.zero_shot else self._kind(classes)
-            if kind == "ensemble":
-                frozen = self.frozen.logits(images, classes).to(by_class)
-                return ((1 - config.frozen_share) * by_class + config.frozen_share * frozen).cpu()
-            share = {"class": 1.0, "prototype": 0.0, "fused": config.alpha}[kind]
-            return (share * by_class + (1 - share) * clip_logits(prototype, text, scale)).cpu()
+            frozen = self.frozen.logits(images, classes).to(text) if kind == "ensemble" else None
+            return getattr(self.clip.score_features(text, image, prototype, frozen), f"logits_{kind}").cpu()
 
     @cached_property
     def frozen(self) -> Any:
@@ -71,10 +65,6 @@ class FittedAdapter:
         if classes.other_data and config.inference_logits == "auto" and config.frozen_share == 0:
             return "class"
         return config.logits_for(classes.names)
-
-    def _tokens(self, texts: list[str]) -> Tensor:
-        context = self.clip.config.text_config.max_position_embeddings
-        return self.tokenizer(texts, padding=True, truncation=True, max_length=context, return_tensors="pt").input_ids
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """Return normalised features and prototypes side by side, `[m, 2 d]`; without prompts twice the former."""

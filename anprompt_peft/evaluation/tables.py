@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, f1_score, recall_score
+from sklearn.metrics import confusion_matrix
 
-from .intervals import BaseToNew, Estimate, base_to_new, gain
+from .metrics import BaseToNew, Estimate, base_to_new, gain
 from .predictions import Predictions
-
-IMBALANCED = 1.5
 
 
 @dataclass(frozen=True)
@@ -62,32 +60,6 @@ def gains(parts: Sequence[Predictions], zero_shot: Sequence[Predictions]) -> dic
     """Return the same figures' gains over zero-shot CLIP on the same images, in points, with paired intervals."""
     hits, before = [part.hits[None] for part in parts], [part.hits for part in zero_shot]
     return _by_name(parts, gain(hits[0], hits[-1], before[0], before[-1]))
-
-
-def balanced_accuracy(part: Predictions) -> float:
-    """Return the mean recall over the classes that have images, in per cent."""
-    return 100 * float(recall_score(part.labels, part.predicted, labels=np.unique(part.labels), average="macro"))
-
-
-def macro_f1(part: Predictions) -> float:
-    """Return the mean F1 over the classes that have images, in per cent.
-
-    A class's F1 is the harmonic mean of its precision and its recall; 0 for a class that the model never chose.
-    """
-    labels = np.unique(part.labels)
-    return 100 * float(f1_score(part.labels, part.predicted, labels=labels, average="macro", zero_division=0))
-
-
-def class_sizes(part: Predictions) -> tuple[int, int]:
-    """Return the fewest and the most images of a class; classes without images do not count."""
-    counts = np.unique(part.labels, return_counts=True)[1]
-    return int(counts.min()), int(counts.max())
-
-
-def is_imbalanced(part: Predictions) -> bool:
-    """Whether the largest class has more than 1.5 times the images of the smallest; see [`class_sizes`]."""
-    fewest, most = class_sizes(part)
-    return most > IMBALANCED * fewest
 
 
 def count_confusions(part: Predictions) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from datasets import Dataset
@@ -164,3 +165,13 @@ class Task:
     shots: ImageSet
     classes: ClassTexts
     parts: tuple[Part, ...]
+
+
+class Fitted(Protocol):
+    """A method after it has learned from the shots."""
+
+    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
+        """Return the logits of n images for any C classes, learned or not: at least float32 `[n, C]`, on the CPU.
+
+        A softmax over them gives the method's probabilities.
+        """

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import ANPromptConfig
-from .features import at_least_float32, normalize
 
 STD_EPSILON = 1e-6
 
@@ -42,23 +41,23 @@ class Term(NamedTuple):
     weight: float
 
 
-def score(image: Tensor, prototype: Tensor | None, text: Tensor, scale: Tensor, alpha: float) -> Scores:
-    """Return the three logits of images, with prompts in.
-
-    Args:
-        image (`Tensor`): `[B, d]`, not normalised.
-        prototype (`Tensor`, *optional*): NRVPP, `[B, d]`, not normalised.
-        text (`Tensor`): t, `[C, d]`, normalised, at least float32.
-        scale (`Tensor`): scalar, `exp(logit_scale)`.
-        alpha (`float`): share of the class logits in the fused ones.
-    """
-    image = normalize(at_least_float32(image))
+def score(
+    image: Tensor,  # v, [B, d], normalised
+    prototype: Tensor | None,  # v_p (NRVPP), [B, d], normalised
+    text: Tensor,  # t, [C, d], normalised
+    scale: Tensor,  # exp(logit_scale)
+    config: ANPromptConfig,
+    frozen: Tensor | None = None,  # the frozen CLIP's logits [B, C]
+) -> Scores:
+    """Return all logits of images, with prompts in; those of the ensemble only with the frozen CLIP's."""
     logits = clip_logits(image, text, scale)
-    if prototype is None:
-        return Scores(image, logits, logits)
-    prototype = normalize(at_least_float32(prototype))
-    logits_prototype = clip_logits(prototype, text, scale)
-    return Scores(image, logits, alpha * logits + (1 - alpha) * logits_prototype, prototype, logits_prototype)
+    scores = Scores(image, logits, logits, prototype)
+    if prototype is not None:
+        scores.logits_prototype = clip_logits(prototype, text, scale)
+        scores.logits_fused = config.alpha * logits + (1 - config.alpha) * scores.logits_prototype
+    if frozen is not None:
+        scores.logits_ensemble = (1 - config.frozen_share) * logits + config.frozen_share * frozen
+    return scores
 
 
 def loss_terms(

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from ..evaluation import tables
+from ..evaluation import class_sizes, is_imbalanced, tables
 from ..evaluation.predictions import Predictions
 from ..files import whole_file
 from .data import ReportData, loss_table, project
@@ -73,7 +73,7 @@ def render_report(data: ReportData) -> str:
         data=data,
         gains=tables.gains(data.predictions, data.zero_shot) if data.zero_shot else {},
         results=_results(data),
-        sizes={part.name: tables.class_sizes(part) for part in data.predictions if tables.is_imbalanced(part)},
+        sizes={part.name: class_sizes(part) for part in data.predictions if is_imbalanced(part)},
         losses=losses,
         charts=charts,
         geometry=data.geometry,
@@ -125,11 +125,7 @@ def _results(data: ReportData) -> dict[str, dict[str, Any]]:
     return {
         method: {
             "accuracy": tables.estimates(parts),
-            "balanced": {
-                part.name: (tables.balanced_accuracy(part), tables.macro_f1(part))
-                for part in parts
-                if tables.is_imbalanced(part)
-            },
+            "balanced": {part.name: (part.balanced_accuracy, part.macro_f1) for part in parts if is_imbalanced(part)},
         }
         for method, parts in methods.items()
         if parts

@@ -26,10 +26,9 @@ from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.peers import make_method
 from anprompt_peft.evaluation.peers.anprompt import ANPrompt
 from anprompt_peft.evaluation.peers.lora import LoRA
-from anprompt_peft.evaluation.peers.protocol import Fitted
 from anprompt_peft.evaluation.peers.training import Batch, LossOfBatch, seeded
 from anprompt_peft.evaluation.robustness import text_families
-from anprompt_peft.evaluation.task import ClassTexts, ImageSet
+from anprompt_peft.evaluation.task import ClassTexts, Fitted, ImageSet
 from anprompt_peft.fast import set_precision
 from anprompt_peft.method.class_texts import ClassSet
 from anprompt_peft.method.features import frozen_text_features, normalize

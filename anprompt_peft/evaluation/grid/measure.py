@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from operator import attrgetter
 from time import perf_counter
 from typing import Any
 
@@ -13,55 +14,49 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ..answers import Answers
 from ..backbone import Backbone
-from ..intervals import harmonic_mean
-from ..peers.protocol import Fitted
+from ..metrics import harmonic_mean
+from ..predictions import Predictions, predict_part
 from ..robustness import IMAGE_FAMILIES, measure_robustness, text_families
 from ..robustness.curves import Family
-from ..task import Task
+from ..task import Fitted, Task
 from .cells import Cell
 
 BASE_AND_NEW = ("base", "new")
-METRICS = ("accuracy", "images", "ECE", "adaptive ECE")
+METRICS: Mapping[str, Callable[[Predictions], float]] = {
+    "accuracy": attrgetter("accuracy"),
+    "images": lambda found: len(found.labels),
+    "ECE": attrgetter("ece"),
+    "adaptive ECE": attrgetter("adaptive_ece"),
+}
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What one cell gave.
+def measure(cell: Cell, backbone: Backbone, task: Task) -> tuple[dict[str, Any], dict[str, Predictions]]:
+    """Fit a cell's method and measure it.
 
-    Args:
-        rows (`list[dict]`): tidy figures: part, metric, value.
-        answers (`dict[str, Answers]`): by the names of the parts.
-        fit_seconds (`float`): of `Method.fit`.
-        learnable_parameters (`int`, *optional*): how many numbers torch's optimizers changed in it; `None` if none.
-        robustness (`list[dict]`): the same with family, strength and draw of a perturbation.
-    """
-
-    rows: list[dict[str, Any]]
-    answers: dict[str, Answers]
-    fit_seconds: float
-    learnable_parameters: int | None
-    robustness: list[dict[str, Any]]
-
-
-def measure(cell: Cell, backbone: Backbone, task: Task) -> Measured:
-    """Fit a cell's method and measure it: accuracies, H and calibration errors in per cent.
-
-    Raises:
-        ValueError: if the method returns logits of another shape, or none that are finite.
+    Returns:
+        `tuple`: what [`store.write_cell`] writes about it, with accuracies, H and calibration errors in per cent; and
+        the predictions, without all probabilities, by the names of the parts.
     """
     with optimized_tensors() as tensors:
         started = perf_counter()
         fitted = cell.method.fit(backbone, task.shots, task.classes, cell.seed)
         seconds = perf_counter() - started
-    learnable = sum(tensor.numel() for tensor in tensors.values()) or None
-    answers = {part.name: Answers.of(fitted, part) for part in task.parts}
-    rows = [row for name, each in answers.items() for row in _rows(name, each)]
-    if tuple(answers) == BASE_AND_NEW:
-        base, new = (np.array(each.accuracy) for each in answers.values())
+    found = {part.name: replace(predict_part(fitted, part), probabilities=None) for part in task.parts}
+    rows = [_row(name, metric, figure(each)) for name, each in found.items() for metric, figure in METRICS.items()]
+    if tuple(found) == BASE_AND_NEW:
+        base, new = (np.array(each.accuracy) for each in found.values())
         rows.append(_row(" and ".join(BASE_AND_NEW), "H", float(harmonic_mean(base, new))))
-    return Measured(rows, answers, seconds, learnable, list(perturbed_rows(cell, fitted, task)))
+    parts = [
+        {"name": part.name, "images": len(part.images), "classes": list(part.classes.names)} for part in task.parts
+    ]
+    return {
+        "parts": parts,
+        "fit_seconds": seconds,
+        "learnable_parameters": sum(tensor.numel() for tensor in tensors.values()) or None,
+        "rows": rows,
+        "robustness": list(perturbed_rows(cell, fitted, task)),
+    }, found
 
 
 @contextmanager
@@ -102,11 +97,6 @@ def choose_families(names: Sequence[str], synonyms: Mapping[str, Sequence[str]] 
     if unknown := [name for name in names if name not in families]:
         raise ValueError(f"robustness={unknown} must be of {', '.join(families)}.")
     return list(dict.fromkeys(family for name in names for family in families[name]))
-
-
-def _rows(part: str, answers: Answers) -> list[dict[str, Any]]:
-    values = (answers.accuracy, len(answers.labels), answers.ece, answers.adaptive_ece)
-    return [_row(part, metric, value) for metric, value in zip(METRICS, values, strict=True)]
 
 
 def _row(part: str, metric: str, value: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -28,7 +28,7 @@ from ..protocols import Shots, draw_shots, make_task
 from ..task import ClassTexts, Part, Task
 from .cells import Cell, Setup
 from .measure import measure
-from .store import is_done, set_aside_damaged, write_cell
+from .store import is_done, write_cell
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Failed:
     traceback: str
 
 
-def run_grid(cells: Sequence[Cell], place: Place, jobs: int = 1) -> list[Failed]:
+def run_grid(
+    cells: Sequence[Cell], place: Place, jobs: int = 1, prepare: Callable[[], None] | None = None
+) -> list[Failed]:
     """Run the cells that are not there yet, or cannot be read. A cell that fails does not stop the others.
 
     A cell's result depends on neither the number of jobs nor the cells beside it. Several calls, also on other
@@ -67,11 +69,14 @@ def run_grid(cells: Sequence[Cell], place: Place, jobs: int = 1) -> list[Failed]
         cells (`Sequence[Cell]`): see [`make_cells`].
         place (`Place`): where.
         jobs (`int`): processes; one runs them in this one.
+        prepare (`Callable`, *optional*): called before, if there are any to run.
 
     Returns:
         `list[Failed]`: those that failed.
     """
     waiting = [cell for cell in cells if not is_done(place.output, cell)]
+    if waiting and prepare is not None:
+        prepare()
     failed = []
     with (
         sigterm_interrupts(),
@@ -106,9 +111,8 @@ def run_cell(cell: Cell, place: Place, scratch: Path | None = None) -> Failed | 
     Returns:
         `Failed`, *optional*: if it could not be run.
     """
-    if is_done(place.output, cell):
+    if is_done(place.output, cell, sets_aside=True):
         return None
-    set_aside_damaged(place.output, cell)
     try:
         _settle()
         with threads(place.threads):
@@ -135,19 +139,13 @@ def _run(cell: Cell, place: Place, scratch: Path | None) -> None:
     backbone = _backbone(cell.setup.model, place.device)
     data = _data(cell.data, place.root, cell.setup.source)
     task, shots = _task(cell.setup, cell.data, cell.seed, place)
-    measured = measure(cell, backbone, task)
+    measured, predictions = measure(cell, backbone, task)
     result = {
         "data": {"name": data.name, "comparable": data.comparable, "note": data.note},
-        "parts": [
-            {"name": part.name, "images": len(part.images), "classes": list(part.classes.names)} for part in task.parts
-        ],
-        "fit_seconds": measured.fit_seconds,
-        "learnable_parameters": measured.learnable_parameters,
-        "rows": measured.rows,
-        "robustness": measured.robustness,
+        **measured,
         "provenance": provenance("joblib", "scipy"),
     }
-    write_cell(place.output, cell, result, measured.answers, lambda path: shots.save(path, data), scratch)
+    write_cell(place.output, cell, result, predictions, lambda path: shots.save(path, data), scratch)
 
 
 @cache
@@ -190,15 +188,11 @@ def _task(setup: Setup, name: str, seed: int, place: Place) -> tuple[Task, Shots
 
 @lru_cache(maxsize=1)
 def _parts_of_last_task(setup: Setup, name: str, place: Place) -> dict[tuple[str, ClassTexts], Part]:
-    """Return the parts of the data set's task for the last seed, which [`_reused`] keeps here."""
     return {}
 
 
 def _reused(last: dict[tuple[str, ClassTexts], Part], parts: Sequence[Part]) -> tuple[Part, ...]:
-    """Put the last task's parts in place of equal ones, so that their images and features are computed once.
-
-    What is measured depends on the seed through the classes alone.
-    """
+    """Put the last seed's parts in place of equal ones, so that their images and features are computed once."""
     reused = {(part.name, part.classes): last.get((part.name, part.classes), part) for part in parts}
     last.clear()
     last.update(reused)

@@ -7,8 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,30 +17,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ...files import set_aside, to_json, whole_file, whole_folder
-from ..answers import Answers
+from ..predictions import Predictions
 from .cells import KEY_DIGITS, Cell, canonical, key_of
 from .measure import METRICS
 
 RESULT, PREDICTIONS, SHOTS, COLLECTED = "result.json", "predictions.npz", "shots.json", "results.jsonl"
+KEPT = ("labels", "predicted", "confidence")
 CELL_FOLDER = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
 EXACT = ConfigDict(strict=True, allow_inf_nan=False)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class PartPredictions:
-    """What a cell's folder keeps of the [`Answers`] for the n images of a part.
-
-    Args:
-        labels (`np.ndarray`): int64 `[n]`, the true classes.
-        predicted (`np.ndarray`): int64 `[n]`, the most probable classes.
-        confidence (`np.ndarray`): float32 `[n]`, their probabilities.
-    """
-
-    labels: np.ndarray
-    predicted: np.ndarray
-    confidence: np.ndarray
 
 
 class DamagedCellError(ValueError):
@@ -94,8 +79,13 @@ class _Record:
 _RECORD = TypeAdapter(_Record)
 
 
-def is_done(output: Path, cell: Cell) -> bool:
+def is_done(output: Path, cell: Cell, sets_aside: bool = False) -> bool:
     """Whether a cell's folder is there and all that it holds can be read.
+
+    Args:
+        output (`Path`): the grid's folder.
+        cell (`Cell`): what was run.
+        sets_aside (`bool`): rename a folder that cannot be read to `damaged-<key>`, with a warning.
 
     Raises:
         OSError: if the operating system cannot read it, which says nothing about what it holds.
@@ -103,56 +93,27 @@ def is_done(output: Path, cell: Cell) -> bool:
     folder = output / cell.key
     try:
         read_cell(folder)
-    except DamagedCellError:
+    except DamagedCellError as error:
+        if sets_aside and os.path.lexists(folder):
+            aside = set_aside(folder).name
+            logger.warning("%s It is now called %s, and the cell is measured again.", error, aside)
         return False
     return True
-
-
-def set_aside_damaged(output: Path, cell: Cell) -> None:
-    """Rename a cell's folder that cannot be read to `damaged-<key>`, with a warning. Others stay.
-
-    Raises:
-        OSError: if the operating system cannot read it.
-    """
-    folder = output / cell.key
-    if not os.path.lexists(folder):
-        return
-    try:
-        read_cell(folder)
-    except DamagedCellError as error:
-        aside = set_aside(folder).name
-        logger.warning("%s It is now called %s, and the cell is measured again.", error, aside)
 
 
 def write_cell(
     output: Path,
     cell: Cell,
     result: Mapping[str, Any],
-    answers: Mapping[str, Answers],
+    predictions: Mapping[str, Predictions],
     save_shots: Callable[[Path], None],
     scratch: Path | None = None,
 ) -> None:
-    """Write a cell's folder atomically. If another process has written it meanwhile, that one stays.
-
-    Args:
-        output (`Path`): the grid's folder.
-        cell (`Cell`): what was run.
-        result (`Mapping`): JSON values that stand beside the cell's configuration.
-        answers (`Mapping[str, Answers]`): by the names of the parts.
-        save_shots (`Callable`): writes to a path which images were drawn.
-        scratch (`Path`, *optional*): folder to write to until all is written; the grid's by default.
-
-    Raises:
-        FileExistsError: if something else is in the place of the cell's folder.
-        ValueError: if the result is not what [`read_results`] reads.
-    """
+    """Write a cell's folder atomically, in `scratch` first; one that another process has written meanwhile stays."""
     text = to_json({"key": cell.key, "configuration": cell.configuration, **result})
     _record_of(text.encode())
-    arrays = {
-        f"{name}/{field.name}": getattr(each, field.name)
-        for name, each in answers.items()
-        for field in fields(PartPredictions)
-    }
+    arrays = {f"{name}/{kept}": getattr(each, kept) for name, each in predictions.items() for kept in KEPT}
+    arrays |= {name: array.astype(np.float32) for name, array in arrays.items() if array.dtype.kind == "f"}
     try:
         with whole_folder(output / cell.key, scratch=scratch) as fresh:
             np.savez_compressed(fresh / PREDICTIONS, **arrays)
@@ -180,24 +141,22 @@ def read_results(output: Path) -> list[dict[str, Any]]:
         raise DamagedCellError(f"{error} The `anprompt benchmark` that made it measures it again.") from error
 
 
-def read_predictions(output: Path, key: str) -> dict[str, PartPredictions]:
-    """Return the predictions of a cell, by the names of its parts.
+def read_predictions(output: Path, key: str) -> dict[str, Predictions]:
+    """Return the predictions of a cell, with the confidence in place of all probabilities, by the names of its parts.
 
     Raises:
         ValueError: if they cannot be read, or are not those of the cell's parts and their numbers of images.
     """
     folder = output / key
-    return _read_predictions(folder, _read_record(folder))
+    predictions: dict[str, Predictions] = _parse(
+        folder, PREDICTIONS, partial(_predictions_of, _read_record(folder)["parts"])
+    )
+    return predictions
 
 
 def read_cell(folder: Path) -> None:
-    """Read all that a cell's folder holds.
-
-    Raises:
-        DamagedCellError: if something cannot be read.
-        OSError: if the operating system does not read it.
-    """
-    _read_predictions(folder, _read_record(folder))
+    """Read all that a cell's folder holds; raise [`DamagedCellError`] if something cannot be read."""
+    read_predictions(folder.parent, folder.name)
     _parse(folder, SHOTS, _check_shots)
 
 
@@ -206,12 +165,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if not folder.name == record["key"] == key_of(canonical(record["configuration"])):
         raise _damaged(folder, RESULT, "it does not hold the cell that its folder is named after")
     return record
-
-
-def _read_predictions(folder: Path, record: Mapping[str, Any]) -> dict[str, PartPredictions]:
-    images = {part["name"]: part["images"] for part in record["parts"]}
-    predictions: dict[str, PartPredictions] = _parse(folder, PREDICTIONS, partial(_predictions_of, images))
-    return predictions
 
 
 def _record_of(content: bytes) -> Any:
@@ -227,16 +180,17 @@ def _record_of(content: bytes) -> Any:
     return json.loads(content)
 
 
-def _predictions_of(images: Mapping[str, int], content: bytes) -> dict[str, PartPredictions]:
+def _predictions_of(parts: Sequence[Mapping[str, Any]], content: bytes) -> dict[str, Predictions]:
     found = {}
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        for part, number in images.items():
-            each = [arrays[f"{part}/{field.name}"] for field in fields(PartPredictions)]
+        for part in parts:
+            name, number = part["name"], part["images"]
+            labels, predicted, confidence = each = [arrays[f"{name}/{kept}"] for kept in KEPT]
             if [(array.shape, array.dtype.kind) for array in each] != [((number,), kind) for kind in "iif"]:
-                raise ValueError(f"they are not the answers for the {number} images of the part {part}")
-            if not np.isfinite(each[-1]).all():
-                raise ValueError(f"the probabilities for the part {part} are not all finite")
-            found[part] = PartPredictions(*each)
+                raise ValueError(f"they are not the predictions for the {number} images of the part {name}")
+            if not np.isfinite(confidence).all():
+                raise ValueError(f"the probabilities for the part {name} are not all finite")
+            found[name] = Predictions(name, part["classes"], labels, predicted, confidence=confidence)
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from ..intervals import LEVEL
+from ..metrics import LEVEL
 from ..robustness.curves import areas, mean
 from .cells import canonical
 from .measure import BASE_AND_NEW

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ...text import plain_markdown
-from ..intervals import harmonic_mean
+from ..metrics import harmonic_mean
 from ..robustness.curves import mean
 from .measure import BASE_AND_NEW
 from .published import Published, published_for

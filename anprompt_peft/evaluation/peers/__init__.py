@@ -1,6 +1,7 @@
 """Ways to adapt CLIP that are measured beside each other, by name."""
 
-from .protocol import Fitted, Method
+from ..task import Fitted
+from .protocol import Method
 from .registry import METHODS, Preset, make_method
 from .training import Batch, Recipe, seeded, train
 

@@ -5,20 +5,8 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from ..backbone import Backbone
-from ..task import ClassTexts, ImageSet
-
-
-class Fitted(Protocol):
-    """A method after it has learned from the shots."""
-
-    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
-        """Return the logits of n images for any C classes, learned or not: at least float32 `[n, C]`, on the CPU.
-
-        A softmax over them gives the method's probabilities.
-        """
+from ..task import ClassTexts, Fitted, ImageSet
 
 
 class Method(Protocol):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..answers import Answers
-from ..peers.protocol import Fitted
-from ..task import Part
+from ..predictions import Predictions, predict_part
+from ..task import Fitted, Part
 
 
 class Family(Protocol):
@@ -159,25 +159,23 @@ def measure_robustness(
     """
     if not methods or not len(part.images):
         raise ValueError(f"need at least one method and one image, got {list(methods)} and {len(part.images)} images.")
-    clean = {name: Answers.of(fitted, part) for name, fitted in methods.items()}
-    records: list[Record] = []
 
-    def record(family: Family, strength: float, draw: int, answers: Mapping[str, Answers]) -> None:
-        for name, each in answers.items():
+    def ask(changed: Part) -> dict[str, Predictions]:
+        return {name: predict_part(fitted, changed) for name, fitted in methods.items()}
+
+    def record(family: Family, strength: float, draw: int, found: Mapping[str, Predictions]) -> None:
+        for name, each in found.items():
             figures = _figures(each, clean[name]).items()
             records.extend(Record(name, part.name, family.name, strength, draw, *figure) for figure in figures)
 
+    clean, records = ask(part), list[Record]()
     total = sum(len(family.strengths) * family.draws for family in families)
     with tqdm(total=total, desc=f"robustness of {part.name}", unit="draw", disable=not progress) as bar:
         for family in families:
             record(family, 0, 0, clean)
-            for strength in family.strengths:
-                for draw in range(family.draws):
-                    changed = family.perturbed(part, strength, draw, seed)
-                    record(
-                        family, strength, draw, {name: Answers.of(fitted, changed) for name, fitted in methods.items()}
-                    )
-                    bar.update()
+            for strength, draw in product(family.strengths, range(family.draws)):
+                record(family, strength, draw, ask(family.perturbed(part, strength, draw, seed)))
+                bar.update()
     return Robustness(part.name, len(part.images), seed, tuple(records), tuple(summarise(records, families)))
 
 
@@ -224,14 +222,10 @@ def mean(values: pd.Series) -> float:
     return float(values.to_numpy().mean())
 
 
-def _figures(answers: Answers, clean: Answers) -> dict[str, float]:
-    """Return the figures of perturbed answers beside the clean ones, by metric."""
-    return {
-        "accuracy": answers.accuracy,
-        "flip rate": 100 * float((answers.predicted != clean.predicted).mean()),
-        "ECE": answers.ece,
-        "adaptive ECE": answers.adaptive_ece,
-    }
+def _figures(found: Predictions, clean: Predictions) -> dict[str, float]:
+    """Return the figures of perturbed predictions beside the clean ones, by metric."""
+    flips = 100 * float((found.predicted != clean.predicted).mean())
+    return {"accuracy": found.accuracy, "flip rate": flips, "ECE": found.ece, "adaptive ECE": found.adaptive_ece}
 
 
 def _figures_by_strength(rows: pd.DataFrame) -> pd.DataFrame:
