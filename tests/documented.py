@@ -65,7 +65,7 @@ class Block:
 def pages() -> list[str]:
     """The pages that tell readers what to type, by their paths in the repository."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    found += [ROOT / "examples" / "speed" / "README.md", *ROOT.glob("examples/*.ipynb")]
+    found += [*ROOT.glob("examples/*/README.md"), *ROOT.glob("examples/*.ipynb")]
     return sorted(str(path.relative_to(ROOT)) for path in found if path.is_file())
 
 

@@ -247,7 +247,8 @@ EXPECTED = {
 }
 # Pages none of whose blocks can be run.
 ONLY_STATIC = {
-    "CONTRIBUTING.md", "docs/ablations.md", "docs/architecture.md", "docs/method.md", "examples/speed/README.md"
+    "CONTRIBUTING.md", "docs/ablations.md", "docs/architecture.md", "docs/method.md", "examples/embedded/README.md",
+    "examples/speed/README.md",
 }  # fmt: skip
 
 

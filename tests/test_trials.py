@@ -1,4 +1,4 @@
-"""The trials of docs/ablations.md do what they say."""
+"""The trials of examples/embedded/README.md do what they say."""
 
 from __future__ import annotations
 

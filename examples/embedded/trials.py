@@ -2,7 +2,7 @@
 
     anprompt benchmark --config ablations.yaml --output ablations
 
-What they gave is in docs/ablations.md.
+README.md has their results.
 """
 
 from __future__ import annotations
