@@ -1,9 +1,17 @@
-"""Short hands of the tests."""
+"""What the tests share: a tiny random CLIP, its tokenizer, an adapted model, and short hands.
+
+A test that needs an adapted model calls [`adapted`], without any fixture:
+
+    model = adapted()                                    # float32, evaluation mode, weights away from their start
+    model = adapted(dtype=torch.float64, alpha=0.5)      # further keywords are settings of ANPromptConfig
+    model = adapted(make_clip(seed=1), scattered=False)  # around a CLIP of its own, as `get_peft_model` leaves it
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
+from functools import cache
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -12,12 +20,15 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils import check_peft_version
 
 from anprompt_peft import ANPromptConfig
 
+CONTEXT = 48
+IMAGE_SIZE = 16
+CORPUS = ["a photo of a cat.", "a picture of a dog.", "an image of a small fish.", "the drawing of one red bird."]
 CLASSES = ["cat", "dog", "small fish"]
 LABELS = torch.tensor([0, 2, 1])
 
@@ -34,15 +45,83 @@ def _refusal() -> str:
 needs_add_adapter = pytest.mark.skipif(bool(_refusal()), reason=_refusal())
 
 
-def make_config(tokenizer: CLIPTokenizer, **settings: Any) -> ANPromptConfig:
+@cache
+def tiny_tokenizer() -> CLIPTokenizer:
+    """The tokenizer of the tiny CLIP."""
+    from tokenization import train_tokenizer  # in `examples`, which the worker processes of the tests do not see
+
+    return train_tokenizer(CORPUS, merges=40, context=CONTEXT)
+
+
+def make_clip(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0, **text: Any) -> CLIPModel:
+    """A small random CLIP whose two towers differ in width and depth; equal seeds give equal weights."""
+    tokenizer = tiny_tokenizer()
+    config = CLIPConfig(
+        text_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": CONTEXT,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **text,
+        },
+        vision_config={
+            "hidden_size": 48,
+            "intermediate_size": 64,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+        },
+        projection_dim=24,
+        attn_implementation=attention,
+    )
+    torch.manual_seed(seed)
+    clip = CLIPModel(config)
+    with torch.no_grad():
+        for parameter in clip.parameters():
+            if parameter.dim():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return clip.to(dtype).eval()
+
+
+def make_config(tokenizer: CLIPTokenizer | None = None, **settings: Any) -> ANPromptConfig:
     """A configuration for three classes and two target layers per tower, whose loss draws nothing at random."""
-    defaults = {"class_names": CLASSES, "tokenizer_name_or_path": tokenizer, "text_layers": 2, "vision_layers": 2}
-    return ANPromptConfig(**{**defaults, "rephrased_weight": 0.0, **settings})
+    if "tokenizer_name_or_path" not in settings:
+        settings["tokenizer_name_or_path"] = tokenizer or tiny_tokenizer()
+    defaults = {"class_names": CLASSES, "text_layers": 2, "vision_layers": 2, "rephrased_weight": 0.0}
+    return ANPromptConfig(**{**defaults, **settings})
+
+
+def adapted(
+    clip: CLIPModel | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    scattered: bool = True,
+    adapter_name: str = "default",
+    **settings: Any,
+) -> Any:
+    """The tiny CLIP, or the given one, with an adapter, in evaluation mode.
+
+    Args:
+        clip (`CLIPModel`, *optional*): to adapt instead of `make_clip(dtype=dtype)`.
+        dtype (`torch.dtype`): of the tiny CLIP.
+        scattered (`bool`): whether the trainable weights leave their initial values.
+        adapter_name (`str`): of the adapter.
+        settings: of the configuration, beside those of [`make_config`].
+    """
+    config = make_config(**settings)
+    model: Any = get_peft_model(clip or make_clip(dtype=dtype), config, adapter_name=adapter_name).eval()
+    return scatter(model) if scattered else model
 
 
 def adapt(clip: CLIPModel, tokenizer: CLIPTokenizer, **settings: Any) -> Any:
-    """An adapted model in evaluation mode whose trainable weights have left their initial values."""
-    return scatter(get_peft_model(clip, make_config(tokenizer, **settings)).eval())
+    """[`adapted`] with another tokenizer."""
+    return adapted(clip, tokenizer_name_or_path=tokenizer, **settings)
 
 
 def scatter(model: Any, scale: float = 0.1, seed: int = 2) -> Any:
