@@ -121,7 +121,7 @@ def adapted(
 
 def adapt(clip: CLIPModel, tokenizer: CLIPTokenizer, **settings: Any) -> Any:
     """[`adapted`] with another tokenizer."""
-    return adapted(clip, tokenizer_name_or_path=tokenizer, **settings)
+    return adapted(clip, **{"tokenizer_name_or_path": tokenizer, **settings})
 
 
 def scatter(model: Any, scale: float = 0.1, seed: int = 2) -> Any:

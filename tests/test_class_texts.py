@@ -22,12 +22,13 @@ from anprompt_peft.method.class_texts import (
     tokenize_classes,
     trim,
 )
-from conftest import CONTEXT, MakeClip
+from conftest import CONTEXT
+from helpers import make_clip
 from reference import eot_positions
 
 
 @pytest.fixture(scope="module")
-def config(make_clip: MakeClip) -> CLIPConfig:
+def config() -> CLIPConfig:
     return make_clip().config
 
 
@@ -60,7 +61,7 @@ def test_wrong_names(names: Any, message: str) -> None:
         check_class_names(names)
 
 
-def test_accents_are_composed(tokenizer: CLIPTokenizer, config: CLIPConfig) -> None:
+def test_accents_are_composed(config: CLIPConfig) -> None:
     """macOS decomposes the names of files; CLIP reads both forms as the same tokens."""
     assert check_class_names(["Cafe\u0301", "\u30ab\u3099"]) == ["Caf\u00e9", "\u30ac"]
 

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from anprompt_peft.method.features import evaluating
-from conftest import MakeClip
-from helpers import CLASSES, adapt, count_calls, logits, make_config, scatter, trainable
+from helpers import CLASSES, adapted, count_calls, logits, make_config, scatter, trainable
 
 NEW = ["red bird", "cow"]
 LABELS = torch.tensor([0, 2, 1])
@@ -32,8 +31,8 @@ def expected_text(model: Any, tokenizer: CLIPTokenizer, names: list[str], templa
     return features / features.norm(dim=-1, keepdim=True)
 
 
-def test_decomposed_names_are_those_trained_on(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer, class_names=["Cafe\u0301", "dog", "cat"])
+def test_decomposed_names_are_those_trained_on(pixels: Tensor) -> None:
+    model = adapted(class_names=["Cafe\u0301", "dog", "cat"])
     assert model.class_names == ["Caf\u00e9", "dog", "cat"]
     trained = logits(model, pixels)
     for accent in ("e\u0301", "\u00e9"):
@@ -41,8 +40,8 @@ def test_decomposed_names_are_those_trained_on(clip: CLIPModel, tokenizer: CLIPT
         assert torch.allclose(logits(model, pixels), trained)
 
 
-def test_set_classes(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_set_classes(tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapted()
     trained = logits(model, pixels)
     model.set_classes(NEW)
     assert model.class_names == NEW
@@ -57,12 +56,10 @@ def test_set_classes(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(4)))
-def test_permuted_classes_permute_the_logits(
-    order: list[int], make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_permuted_classes_permute_the_logits(order: list[int], pixels: Tensor) -> None:
     """And leave the loss, perturbed targets of the asked classes included."""
     names = [*CLASSES, "cow"]
-    model = adapt(make_clip(dtype=torch.float64), tokenizer)
+    model = adapted(dtype=torch.float64)
     model.set_classes(names)
     expected = model(pixel_values=pixels.double(), labels=LABELS)
     model.set_classes([names[index] for index in order])
@@ -83,8 +80,8 @@ def test_permuted_classes_permute_the_logits(
         ((["cat", "dog " * 60],), "more than the 48"),
     ],
 )
-def test_wrong_classes_change_nothing(arguments: Any, message: str, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    model = adapt(clip, tokenizer)
+def test_wrong_classes_change_nothing(arguments: Any, message: str) -> None:
+    model = adapted()
     with pytest.raises(ValueError, match=message):
         model.set_classes(*arguments)
     assert model.class_names == CLASSES
@@ -104,10 +101,8 @@ def test_wrong_classes_change_nothing(arguments: Any, message: str, clip: CLIPMo
         ("prototype", NEW, "prototype"),
     ],
 )
-def test_inference_logits(
-    choice: str, names: list[str] | None, used: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(clip, tokenizer, inference_logits=choice)
+def test_inference_logits(choice: str, names: list[str] | None, used: str, pixels: Tensor) -> None:
+    model = adapted(inference_logits=choice)
     model.set_classes(names)
     with torch.no_grad():
         output = model(pixel_values=pixels)
@@ -118,9 +113,9 @@ def test_inference_logits(
     assert trained.logits is trained.logits_fused
 
 
-def test_weights_written_through_data_count_at_once(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_weights_written_through_data_count_at_once(pixels: Tensor) -> None:
     """As torch_ema and diffusers' EMAModel write a moving average; also where the sum of a tensor stays."""
-    model = adapt(clip, tokenizer)
+    model = adapted()
     for change in (lambda data: data + 0.1, lambda data: data.flip(0)):
         before = logits(model, pixels)
         for parameter in trainable(model).values():
@@ -134,11 +129,9 @@ def test_weights_written_through_data_count_at_once(clip: CLIPModel, tokenizer: 
         assert not torch.allclose(after, before)
 
 
-def test_all_trained_weights_written_through_data_count(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_all_trained_weights_written_through_data_count(pixels: Tensor) -> None:
     """Those of CLIP that are trained along, before and behind the first prompts, and an adapter's noise prompts."""
-    model = adapt(clip, tokenizer, text_update_rank=None)
+    model = adapted(text_update_rank=None)
     text, head = model.get_base_model().text_model, model.get_base_model().head
     layers = text.encoder.layers
     for weight in (
@@ -154,9 +147,9 @@ def test_all_trained_weights_written_through_data_count(
         assert torch.equal(after, logits(model, pixels))
 
 
-def test_hooks_on_the_text_encoder_count(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_hooks_on_the_text_encoder_count(pixels: Tensor) -> None:
     """As interpretability scripts set them between two calls, here also on what the frozen texts pass."""
-    model = adapt(clip, tokenizer)
+    model = adapted()
     model.set_classes(["cow", "red bird"])
     before = logits(model, pixels)
     layer = model.get_base_model().text_model.encoder.layers[-1].get_base_layer()
@@ -169,12 +162,10 @@ def test_hooks_on_the_text_encoder_count(clip: CLIPModel, tokenizer: CLIPTokeniz
     assert torch.equal(logits(model, pixels), before)
 
 
-def test_kept_results_end_with_eval(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_results_end_with_eval(pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where weights cannot be read without waiting, as on a GPU, and for frozen weights."""
     monkeypatch.setattr("anprompt_peft.clip.checksum", lambda tensor: None)
-    model = adapt(clip, tokenizer)
+    model = adapted()
     rows = count_calls(model.get_base_model().text_projection)
     before = logits(model, pixels)
     rows.clear()
@@ -187,26 +178,22 @@ def test_kept_results_end_with_eval(
     assert rows
 
 
-def test_losses_for_other_classes(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, make_clip: MakeClip
-) -> None:
+def test_losses_for_other_classes(pixels: Tensor) -> None:
     """Asked classes get clean and perturbed features by the same pipeline as trained ones."""
-    model = adapt(clip, tokenizer, num_noise_tokens=0)
+    model = adapted(num_noise_tokens=0)
     asked = [*NEW, "dog"]
     model.set_classes(asked)
     terms = model(pixel_values=pixels, labels=LABELS).loss_terms
-    other = adapt(make_clip(), tokenizer, num_noise_tokens=0, class_names=asked)
+    other = adapted(num_noise_tokens=0, class_names=asked)
     same = other(pixel_values=pixels, labels=LABELS).loss_terms
     assert set(terms) == set(same)
     for name, term in terms.items():
         torch.testing.assert_close(term, same[name])
 
 
-def test_images_and_labels_as_other_classifiers_take_them(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_images_and_labels_as_other_classifiers_take_them(pixels: Tensor) -> None:
     """Images in the first place, labels as a list, and -100 for images without one."""
-    model = adapt(clip, tokenizer)
+    model = adapted()
     expected = model(pixel_values=pixels, labels=LABELS)
     assert torch.equal(model(pixels).logits, expected.logits)
     assert torch.equal(model(pixels, labels=LABELS.tolist()).loss, expected.loss)
@@ -216,23 +203,19 @@ def test_images_and_labels_as_other_classifiers_take_them(
 
 
 @pytest.mark.parametrize("name", ["label", "lables", "output_attentions", "output_hidden_states", "return_loss"])
-def test_arguments_without_effect_are_refused(
-    name: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_arguments_without_effect_are_refused(name: str, pixels: Tensor) -> None:
     with pytest.raises(TypeError, match=f"{name} would have no effect on images without input_ids"):
-        adapt(clip, tokenizer)(pixel_values=pixels, **{name: True})
+        adapted()(pixel_values=pixels, **{name: True})
 
 
 @pytest.mark.parametrize("labels", [[0.5, 0.25, 0.25], [[1.0, 0, 0]] * 3, "abc", ["cat", "dog", "cat"], [0, 1]])
-def test_labels_that_are_no_class_numbers(
-    labels: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_labels_that_are_no_class_numbers(labels: Any, pixels: Tensor) -> None:
     with pytest.raises(ValueError, match=r"labels must be one class number per image, .*got"):
-        adapt(clip, tokenizer)(pixel_values=pixels, labels=labels)
+        adapted()(pixel_values=pixels, labels=labels)
 
 
-def test_labels_are_checked(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_labels_are_checked(tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapted()
     for wrong in ([0, 1, 3], [-1, 0, 1]):
         with pytest.raises(ValueError, match="between 0 and 2 for 3 classes"):
             model(pixel_values=pixels, labels=torch.tensor(wrong))
@@ -243,8 +226,8 @@ def test_labels_are_checked(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: T
         model(labels=LABELS)
 
 
-def test_tuple_output(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_tuple_output(pixels: Tensor) -> None:
+    model = adapted()
     output = model(pixel_values=pixels, labels=LABELS)
     assert torch.equal(model(pixel_values=pixels, labels=LABELS, return_dict=False)[0], output.loss)
 
@@ -262,8 +245,8 @@ def count_text_passes(model: Any) -> Callable[[], int]:
 
 
 @torch.no_grad()
-def test_class_features_are_kept_at_inference(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_class_features_are_kept_at_inference(pixels: Tensor) -> None:
+    model = adapted()
     passes = count_text_passes(model)
     first = logits(model, pixels)
     assert passes() == 1
@@ -312,12 +295,10 @@ CHANGES: dict[str, Callable[[Any, Path], Any]] = {
 @pytest.mark.filterwarnings("ignore:Adapter default was active")
 @pytest.mark.parametrize("change", CHANGES)
 @torch.no_grad()
-def test_kept_features_are_dropped_on_change(
-    change: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path
-) -> None:
-    scatter(adapt(make_clip(), tokenizer), seed=9).save_pretrained(tmp_path)
-    model = adapt(make_clip(), tokenizer)
-    model.add_adapter("two", make_config(tokenizer, num_noise_tokens=1))
+def test_kept_features_are_dropped_on_change(change: str, tmp_path: Path) -> None:
+    scatter(adapted(), seed=9).save_pretrained(tmp_path)
+    model = adapted()
+    model.add_adapter("two", make_config(num_noise_tokens=1))
     before = model.encode_classes()
     CHANGES[change](model, tmp_path)
     after = model.encode_classes()
@@ -327,28 +308,24 @@ def test_kept_features_are_dropped_on_change(
 
 
 @torch.no_grad()
-def test_kept_features_follow_autocast(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    model = adapt(clip, tokenizer)
+def test_kept_features_follow_autocast() -> None:
+    model = adapted()
     before = model.encode_classes()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not torch.equal(model.encode_classes(), before)
     assert torch.equal(model.encode_classes(), before)
 
 
-def test_features_kept_in_inference_mode_do_not_reach_training(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(clip, tokenizer)
+def test_features_kept_in_inference_mode_do_not_reach_training(pixels: Tensor) -> None:
+    model = adapted()
     with torch.inference_mode():
         model(pixel_values=pixels)
     model(pixel_values=pixels, labels=LABELS).loss.backward()
 
 
-def test_asked_classes_survive_switching_adapters(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(), tokenizer)
-    model.add_adapter("two", make_config(tokenizer, class_names=NEW))
+def test_asked_classes_survive_switching_adapters(pixels: Tensor) -> None:
+    model = adapted()
+    model.add_adapter("two", make_config(class_names=NEW))
     assert model.class_names == CLASSES
     model.set_adapter("two")
     assert model.class_names == NEW

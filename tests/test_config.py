@@ -27,8 +27,7 @@ from transformers import (
 
 from anprompt_peft import ANPromptConfig, TrainingFacts
 from anprompt_peft.method.config import TYPES, resolve_layers
-from conftest import MakeClip
-from helpers import CLASSES, make_config
+from helpers import CLASSES, make_clip, make_config
 
 names = st.lists(st.text(min_size=1).filter(str.strip), min_size=2, max_size=5, unique=True)
 templates = st.text().filter(lambda text: "{" not in text and "}" not in text).map(lambda text: text + "{}")
@@ -155,23 +154,21 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "message"), UNFIT, ids=[str(wrong)[:60] for wrong, _ in UNFIT])
-def test_values_that_do_not_fit_the_backbone(
-    wrong: dict[str, Any], message: str, make_clip: MakeClip, tokenizer: CLIPTokenizer
-) -> None:
+def test_values_that_do_not_fit_the_backbone(wrong: dict[str, Any], message: str) -> None:
     clip = make_clip()
     before = {name: type(module) for name, module in clip.named_modules()}
     with pytest.raises(ValueError, match=message):
-        get_peft_model(clip, make_config(tokenizer, **wrong))
+        get_peft_model(clip, make_config(**wrong))
     assert {name: type(module) for name, module in clip.named_modules()} == before
     assert all(parameter.requires_grad for parameter in clip.parameters())
 
 
-def test_foreign_tokenizer(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_foreign_tokenizer() -> None:
     with pytest.raises(ValueError, match="does not belong to this CLIP"):
-        get_peft_model(make_clip(eos_token_id=5), make_config(tokenizer))
+        get_peft_model(make_clip(eos_token_id=5), make_config())
 
 
-def test_backbones_that_are_not_clip(clip: torch.nn.Module, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_backbones_that_are_not_clip() -> None:
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPConfig(
         text_config={**small, "vocab_size": 99}, vision_config={**small, "image_size": 16, "patch_size": 8}
@@ -188,25 +185,25 @@ def test_backbones_that_are_not_clip(clip: torch.nn.Module, make_clip: MakeClip,
         torch.nn.Linear(2, 2),
     ):
         with pytest.raises(TypeError, match=f"not {type(other).__name__}"):
-            get_peft_model(other, make_config(tokenizer))
+            get_peft_model(other, make_config())
 
 
-def test_an_end_of_text_that_came_too_late_is_refused(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+def test_an_end_of_text_that_came_too_late_is_refused(clip: CLIPModel) -> None:
     clip.config.text_config.eos_token_id = 2
     with pytest.raises(ValueError, match=r"eos_token_id=2 .* came too late.*from_pretrained\(name, config=config\)"):
-        get_peft_model(clip, make_config(tokenizer))
+        get_peft_model(clip, make_config())
 
 
-def test_other_attention_is_refused(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_other_attention_is_refused() -> None:
     clip = make_clip()
     clip.text_model.config._attn_implementation = "flex_attention"
     with pytest.raises(NotImplementedError, match=r"'flex_attention' is not supported.*sdpa"):
-        get_peft_model(clip, make_config(tokenizer))
+        get_peft_model(clip, make_config())
 
 
-def test_an_adapter_has_a_config_of_its_own(clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+def test_an_adapter_has_a_config_of_its_own(clip: CLIPModel, tmp_path: Path) -> None:
     """Completed from the backbone, while the user's object stays as it is. What is saved has no noise to compute."""
-    config = make_config(tokenizer, text_layers=None)
+    config = make_config(text_layers=None)
     model = get_peft_model(clip, config)
     head: Any = clip.visual_projection
     own = model.peft_config["default"]
@@ -226,8 +223,8 @@ def test_descriptions_are_found_under_composed_names() -> None:
     assert config.descriptions == {"Caf\u00e9": ["a place"], "dog": ["an animal"]}
 
 
-def test_a_config_used_twice_stays_open(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
-    config = make_config(tokenizer, text_layers=None, vision_layers=None)
+def test_a_config_used_twice_stays_open() -> None:
+    config = make_config(text_layers=None, vision_layers=None)
     shallow, deep = (get_peft_model(make_clip(num_hidden_layers=depth), config) for depth in (4, 6))
     assert shallow.peft_config["default"].text_layers == [3, 4]
     assert deep.peft_config["default"].text_layers == [3, 4, 5, 6]
@@ -239,8 +236,8 @@ def test_a_config_used_twice_stays_open(make_clip: MakeClip, tokenizer: CLIPToke
     assert config.class_names == shallow.peft_config["default"].class_names == CLASSES
 
 
-def test_a_config_makes_the_same_adapter_again(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
-    config = make_config(tokenizer, text_layers=None, noise_seed=3)
+def test_a_config_makes_the_same_adapter_again() -> None:
+    config = make_config(text_layers=None, noise_seed=3)
     models = [get_peft_model(make_clip(), config) for _ in range(2)]
     first, second = (dict(model.named_buffers()) for model in models)
     assert first.keys() == second.keys()
@@ -253,7 +250,7 @@ def test_a_config_makes_the_same_adapter_again(make_clip: MakeClip, tokenizer: C
 def test_a_failed_injection_leaves_the_config_as_it_was(
     wrong: dict[str, Any], message: str, clip: torch.nn.Module, tokenizer: CLIPTokenizer
 ) -> None:
-    config = make_config(tokenizer, **wrong)
+    config = make_config(**wrong)
     before = copy.deepcopy({**vars(config), "tokenizer": None})
     tokenizer_before = config.tokenizer
     with pytest.raises(ValueError, match=message):
@@ -381,17 +378,17 @@ def test_wrong_layers(layers: Any) -> None:
         resolve_layers("text_layers", layers, 12)
 
 
-def test_ranks_may_be_as_large_as_what_they_apply_to(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+def test_ranks_may_be_as_large_as_what_they_apply_to(clip: CLIPModel) -> None:
     """Widths 32 and 48, joint 24; a smaller latent dim is the bound of `projection_rank` alone."""
     for fits in (
         {"projection_rank": 24, "prototype_rank": 24},
         {"latent_dim": 40, "projection_rank": 32, "text_update_rank": 32},
     ):
-        make_config(tokenizer, **fits).resolve(clip.config)
+        make_config(**fits).resolve(clip.config)
     for wrong, bound in (({"latent_dim": 10, "projection_rank": 11}, 10), ({"prototype_rank": 25}, 24)):
         with pytest.raises(ValueError, match=f"between 1 and {bound}"):
-            make_config(tokenizer, **wrong).resolve(clip.config)
-    config = make_config(tokenizer, latent_dim=10, prototype_rank=24)
+            make_config(**wrong).resolve(clip.config)
+    config = make_config(latent_dim=10, prototype_rank=24)
     config.resolve(clip.config)
     assert config.latent_dim == 10
 
@@ -411,13 +408,11 @@ def test_the_tokenizer_is_a_name_or_an_object(tokenizer: CLIPTokenizer) -> None:
         assert config.tokenizer_name_or_path is None
 
 
-def test_the_base_model_is_recorded_as_the_plain_clip_it_is(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path
-) -> None:
-    get_peft_model(clip, make_config(tokenizer)).save_pretrained(str(tmp_path))
+def test_the_base_model_is_recorded_as_the_plain_clip_it_is(clip: CLIPModel, tmp_path: Path) -> None:
+    get_peft_model(clip, make_config()).save_pretrained(str(tmp_path))
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["auto_mapping"] == {"base_model_class": "CLIPModel", "parent_library": "transformers"}
-    config = make_config(tokenizer)
+    config = make_config()
     config.save_pretrained(str(tmp_path))
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
     assert saved["auto_mapping"] is None

@@ -12,16 +12,16 @@ import pytest
 import torch
 from peft import get_peft_model
 from PIL import Image
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from demo import Demo
 from helpers import make_config, scatter
 
 
 @pytest.fixture(scope="module")
-def demo(clip_folder: Path, tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def demo(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     folder = tmp_path_factory.mktemp("demo") / "adapter"
-    config = make_config(tokenizer, tokenizer_name_or_path=str(clip_folder))
+    config = make_config(tokenizer_name_or_path=str(clip_folder))
     scatter(get_peft_model(CLIPModel.from_pretrained(clip_folder), config)).save_pretrained(str(folder))
     return Demo(str(folder))
 

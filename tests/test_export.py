@@ -28,8 +28,8 @@ from anprompt_peft import ANPromptConfig
 from anprompt_peft.method.config import LogitsKind
 from anprompt_peft.serve import export_onnx
 from anprompt_peft.serve import onnx as export
-from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, adapt, make_config, needs_add_adapter, scatter
+from conftest import IMAGE_SIZE
+from helpers import CLASSES, adapted, make_clip, make_config, needs_add_adapter, scatter
 from tokenization import train_tokenizer
 
 onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
@@ -109,10 +109,10 @@ def unchanged(model: Any) -> Iterator[None]:
         assert model.encode_classes() is text
 
 
-def test_default(clip: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path) -> None:
+def test_default(clip: CLIPModel, processor: Any, tmp_path: Path) -> None:
     """Fused logits for trained classes; one pass through the image encoder, and no weights but those it needs."""
-    model = adapt(clip, tokenizer)
-    model.add_adapter("unused", make_config(tokenizer))
+    model = adapted(clip)
+    model.add_adapter("unused", make_config())
     path = tmp_path / "new folder" / "model.onnx"
     export_onnx(model, processor, path)
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
@@ -147,9 +147,9 @@ VARIANTS: dict[str, tuple[str, LogitsKind, int, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants(variant: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path) -> None:
+def test_variants(variant: str, processor: Any, tmp_path: Path) -> None:
     attention, logits, opset, settings = VARIANTS[variant]
-    model = adapt(make_clip(attention), tokenizer, **settings)
+    model = adapted(make_clip(attention), **settings)
     path = tmp_path / "model.onnx"
     export_onnx(model, processor, path, logits=logits, opset=opset)
     assert_parity(path, model, logits)
@@ -158,11 +158,9 @@ def test_variants(variant: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, p
 
 
 @needs_add_adapter
-def test_asked_classes_in_the_metadata(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path
-) -> None:
+def test_asked_classes_in_the_metadata(clip: CLIPModel, processor: Any, tmp_path: Path) -> None:
     """Unseen classes and an ensemble of templates, on a model that transformers' `add_adapter` made."""
-    clip.add_adapter(make_config(tokenizer, latent_dim=40, noise_map="learned", vision_layers=[4]))
+    clip.add_adapter(make_config(latent_dim=40, noise_map="learned", vision_layers=[4]))
     model: Any = scatter(clip)
     model.set_classes(UNSEEN, template=["a photo of a {}.", "the drawing of one {}."])
     model.name_or_path = "someone/their-clip"
@@ -188,11 +186,9 @@ def test_asked_classes_in_the_metadata(
     }
 
 
-def test_half_precision_in_training(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path
-) -> None:
+def test_half_precision_in_training(processor: Any, tmp_path: Path) -> None:
     """The file holds the same weights in float32, in evaluation mode; the model stays as it is."""
-    model = adapt(make_clip(dtype=torch.bfloat16), tokenizer).train()
+    model = adapted(dtype=torch.bfloat16).train()
     pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.bfloat16)
     model(pixel_values=pixels, labels=torch.tensor([0, 1])).loss.backward()
     with unchanged(model):
@@ -201,10 +197,8 @@ def test_half_precision_in_training(
 
 
 @pytest.mark.slow
-def test_without_prompts_it_is_clip(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path
-) -> None:
-    model = adapt(make_clip(), tokenizer, num_virtual_tokens=0, num_noise_tokens=0)
+def test_without_prompts_it_is_clip(tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path) -> None:
+    model = adapted(num_virtual_tokens=0, num_noise_tokens=0)
     export_onnx(model, processor, tmp_path / "model.onnx")
     assert metadata(tmp_path / "model.onnx")["logits"] == "class"
     texts = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")
@@ -215,10 +209,8 @@ def test_without_prompts_it_is_clip(
 
 
 @pytest.mark.slow
-def test_two_exports_are_the_same_bytes(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path
-) -> None:
-    model = adapt(clip, tokenizer)
+def test_two_exports_are_the_same_bytes(processor: Any, tmp_path: Path) -> None:
+    model = adapted()
     for name in ("one.onnx", "two.onnx"):
         export_onnx(model, processor, tmp_path / name)
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
@@ -275,9 +267,9 @@ REFUSED: dict[str, tuple[Callable[[Any, Any], dict[str, Any]], type[Exception], 
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused(case: str, clip: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path) -> None:
+def test_refused(case: str, processor: Any, tmp_path: Path) -> None:
     change, error, message = REFUSED[case]
-    arguments = {"model": adapt(clip, tokenizer), "processor": processor, "path": tmp_path / "model.onnx"}
+    arguments = {"model": adapted(), "processor": processor, "path": tmp_path / "model.onnx"}
     arguments |= change(arguments["model"], processor)
     with pytest.raises(error, match=message):
         export_onnx(**arguments)
@@ -285,9 +277,9 @@ def test_refused(case: str, clip: CLIPModel, tokenizer: CLIPTokenizer, processor
 
 
 def test_refused_for_want_of_room_packages_or_a_file_name(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = adapt(clip, tokenizer)
+    model = adapted()
     with pytest.raises(IsADirectoryError, match="is a folder"):
         export_onnx(model, processor, tmp_path)
     monkeypatch.setattr(export, "MAX_BYTES", 1000)
@@ -300,7 +292,7 @@ def test_refused_for_want_of_room_packages_or_a_file_name(
 
 
 def test_an_interrupted_write_leaves_the_old_file(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill_the_disk(path: Path) -> None:
         path.write_text("half")
@@ -311,7 +303,7 @@ def test_an_interrupted_write_leaves_the_old_file(
     program = SimpleNamespace(model=SimpleNamespace(metadata_props={}), save=fill_the_disk)
     monkeypatch.setattr(export, "_to_onnx", lambda *_: program)
     with pytest.raises(OSError, match="No space left"):
-        export_onnx(adapt(clip, tokenizer), processor, path)
+        export_onnx(adapted(), processor, path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

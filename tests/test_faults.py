@@ -55,9 +55,9 @@ from anprompt_peft.training import (
     save_newest,
 )
 from anprompt_peft.training.checkpoint import resume_point
-from conftest import IMAGE_SIZE, MakeClip
+from conftest import IMAGE_SIZE
 from export_folder import export
-from helpers import CLASSES, adapt, logits, make_config, scatter, trainable
+from helpers import CLASSES, adapted, logits, make_clip, make_config, scatter, trainable
 
 TINY_CLIP = worker.EXAMPLES / "embedded" / "tiny_clip"
 WEIGHTS = "adapter_model.safetensors"
@@ -103,7 +103,7 @@ def make_trainer(clip: CLIPModel, tokenizer: CLIPTokenizer, data: Any, folder: P
 
 
 def test_the_first_loss_that_is_not_finite_ends_the_training(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, digits: Path, clip_folder: Path, tmp_path: Path
+    tokenizer: CLIPTokenizer, digits: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
     """The message names step and images, the weights are those of the step before, and so is the checkpoint."""
     shots = load_dataset("imagefolder", data_dir=str(digits), split="train").select(range(8))
@@ -127,9 +127,7 @@ def test_the_first_loss_that_is_not_finite_ends_the_training(
         assert torch.equal(weight, seen[-1][name])
 
 
-def test_images_without_files_are_named_by_row(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_images_without_files_are_named_by_row(tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path) -> None:
     rows = [dict(row) for row in data]
     rows[7]["pixel_values"] = torch.full_like(rows[7]["pixel_values"], math.inf)
     trainer = make_trainer(make_clip(), tokenizer, rows, tmp_path, save_strategy="no")
@@ -138,12 +136,10 @@ def test_images_without_files_are_named_by_row(
     assert "row 7" in str(caught.value)
 
 
-def test_weights_that_are_not_finite_are_not_saved(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     """Through PEFT and through transformers; a second adapter that is whole is."""
-    model = adapt(make_clip(), tokenizer)
-    model.add_adapter("broken", make_config(tokenizer))
+    model = adapted()
+    model.add_adapter("broken", make_config())
     next(weight for name, weight in model.named_parameters() if ".broken" in name).data.view(-1)[0] = math.inf
     with pytest.raises(NonFiniteError, match=r"The adapter 'broken' holds NaN or infinity in 1 tensors \(.*\.broken"):
         model.save_pretrained(tmp_path / "both")
@@ -151,7 +147,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     model.save_pretrained(tmp_path / "one", selected_adapters=["default"])
     PeftModel.from_pretrained(make_clip(), tmp_path / "one")
     clip = make_clip()
-    clip.add_adapter(make_config(tokenizer))
+    clip.add_adapter(make_config())
     next(weight for name, weight in clip.named_parameters() if "anprompt_tokens" in name).data.fill_(math.nan)
     with pytest.raises(NonFiniteError, match="'default'"):
         clip.save_pretrained(tmp_path / "theirs")
@@ -159,7 +155,7 @@ def test_weights_that_are_not_finite_are_not_saved(
 
 
 def test_a_last_step_that_spoils_the_weights_is_noticed(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+    tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
 ) -> None:
     settings = {"max_steps": 1, "learning_rate": math.inf, "warmup_epochs": 0}
     for strategy in ("no", "steps"):
@@ -169,10 +165,8 @@ def test_a_last_step_that_spoils_the_weights_is_noticed(
         assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_predictions_that_are_not_finite_are_errors(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, clip_folder: Path, digits: Path, tmp_path: Path
-) -> None:
-    model, processor = adapt(make_clip(), tokenizer), CLIPProcessor.from_pretrained(clip_folder)
+def test_predictions_that_are_not_finite_are_errors(clip_folder: Path, digits: Path, tmp_path: Path) -> None:
+    model, processor = adapted(), CLIPProcessor.from_pretrained(clip_folder)
     path = next(digits.rglob("*.png"))
     next(weight for name, weight in model.named_parameters() if "anprompt_tokens" in name).data.fill_(math.nan)
     (found,) = predict(model, [str(path)], processor)
@@ -328,12 +322,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_resuming_falls_back_to_the_newest_checkpoint_that_can_be_read(
-    name: str,
-    make_clip: MakeClip,
-    tokenizer: CLIPTokenizer,
-    data: Dataset,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    name: str, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"save_strategy": "steps", "num_train_epochs": 1}
     trainer = make_trainer(make_clip(), tokenizer, data, tmp_path, **settings)
@@ -362,7 +351,6 @@ FOREIGN: dict[str, Callable[[Path], Any]] = {
 
 
 def test_foreign_files_damage_no_checkpoint(
-    make_clip: MakeClip,
     tokenizer: CLIPTokenizer,
     data: Dataset,
     tmp_path: Path,
@@ -452,7 +440,7 @@ def test_a_new_checkpoint_of_a_loop_replaces_its_own_kind_alone(tmp_path: Path) 
 
 
 def test_trainer_names_checkpoints_that_are_all_broken(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+    tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoint-7").mkdir()
     trainer = make_trainer(make_clip(), tokenizer, data, tmp_path)
@@ -537,7 +525,6 @@ with alone_in({folder!r}):
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(
     trained: tuple[Path, Path],
-    make_clip: MakeClip,
     tokenizer: CLIPTokenizer,
     data: Dataset,
     digits: Path,
@@ -736,9 +723,9 @@ def test_closed_streams_say_nothing(command: str, redirection: str, expected: in
 MARKUP = "<img src=x onerror=alert(1)> [text](javascript:alert(1)) ![x](https://host/x) `a` | b &lt;b&gt; <!-- x"
 
 
-def test_nothing_in_a_card_is_markup(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+def test_nothing_in_a_card_is_markup(tmp_path: Path) -> None:
     """Whatever it holds is read as text: rendered by CommonMark, only the template's own tags and links are there."""
-    model = adapt(make_clip(), tokenizer, class_names=["cat", "dog", "<b>`x"], template="a {} <i>|")
+    model = adapted(class_names=["cat", "dog", "<b>`x"], template="a {} <i>|")
     facts = TrainingFacts(
         training_data=f"# {MARKUP}\n\n---\n{MARKUP}",
         arguments={f"a `{MARKUP}": MARKUP, "list": [MARKUP]},
@@ -776,10 +763,10 @@ def markdown_of(card: str) -> str:
 
 
 @pytest.fixture
-def pair(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> Any:
+def pair() -> Any:
     """A model with two adapters that differ."""
-    model = adapt(make_clip(), tokenizer)
-    model.add_adapter("other", make_config(tokenizer, text_layers=1, vision_layers=3))
+    model = adapted()
+    model.add_adapter("other", make_config(text_layers=1, vision_layers=3))
     for adapter, seed in (("other", 5), ("default", 2)):
         model.set_adapter(adapter)
         scatter(model, seed=seed)
@@ -855,11 +842,9 @@ def test_every_output_is_that_of_one_adapter(rounds: int, pair: Any, pixels: Ten
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
-def test_iterators_of_several_threads_keep_their_classes(
-    rounds: int, make_clip: MakeClip, tokenizer: CLIPTokenizer, clip_folder: Path, digits: Path
-) -> None:
+def test_iterators_of_several_threads_keep_their_classes(rounds: int, clip_folder: Path, digits: Path) -> None:
     """While a third thread chooses classes, none of which is lost. The model is in training mode, before and after."""
-    model, processor = adapt(make_clip(), tokenizer).train(), CLIPProcessor.from_pretrained(clip_folder)
+    model, processor = adapted().train(), CLIPProcessor.from_pretrained(clip_folder)
     files = sorted(map(str, digits.rglob("*.png")))[:6]
     lists = [["cat", "dog"], ["small fish", "bird", "dog"]]
     expected = []

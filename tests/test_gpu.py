@@ -17,8 +17,8 @@ from transformers import CLIPImageProcessorPil, CLIPTokenizer
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.fast import Savings
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
-from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, LABELS, adapt, trainable
+from conftest import IMAGE_SIZE
+from helpers import CLASSES, LABELS, adapt, adapted, make_clip, trainable
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,8 +39,8 @@ def step(model: Any, pixels: Tensor, **autocast: Any) -> tuple[Tensor, dict[str,
 
 
 @pytest.mark.parametrize("savings", KINDS)
-def test_equals_the_cpu(savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(make_clip(dtype=torch.float64), tokenizer, prototype_rank=2, rephrased_weight=10.0).double().train()
+def test_equals_the_cpu(savings: Savings, pixels: Tensor) -> None:
+    model = adapted(dtype=torch.float64, prototype_rank=2, rephrased_weight=10.0).double().train()
     model.set_savings(savings)
     loss, gradients = step(model, pixels.double())
     found, others = step(model.to("cuda"), pixels.double())
@@ -53,12 +53,7 @@ def test_equals_the_cpu(savings: Savings, make_clip: MakeClip, tokenizer: CLIPTo
 @pytest.mark.parametrize("frozen_half", [False, True])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_mixed_precision(
-    dtype: torch.dtype,
-    frozen_half: bool,
-    savings: Savings,
-    make_clip: MakeClip,
-    tokenizer: CLIPTokenizer,
-    pixels: Tensor,
+    dtype: torch.dtype, frozen_half: bool, savings: Savings, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
     """All gradients together are off by less than one rounding of each layer, forth and back."""
     base = dtype if frozen_half else torch.float32
@@ -77,10 +72,8 @@ def test_mixed_precision(
 
 
 @pytest.mark.parametrize("savings", KINDS[:2])
-def test_no_step_waits_for_the_device(
-    savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(), tokenizer, rephrased_weight=10.0).train().to("cuda")
+def test_no_step_waits_for_the_device(savings: Savings, pixels: Tensor) -> None:
+    model = adapted(rephrased_weight=10.0).train().to("cuda")
     model.set_savings(savings)
     step(model, pixels)
     pixels, labels = pixels.to("cuda"), LABELS.to("cuda")
@@ -94,18 +87,16 @@ def test_no_step_waits_for_the_device(
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_attention_has_fast_kernels(
-    dtype: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_attention_has_fast_kernels(dtype: torch.dtype, pixels: Tensor) -> None:
     """Without the plain kernel that PyTorch falls back to, images need no mask and texts a bool one."""
     clip = make_clip(hidden_size=64)  # heads of 16
-    model = adapt(clip, tokenizer, rephrased_weight=10.0).train().to("cuda")
+    model = adapted(clip, rephrased_weight=10.0).train().to("cuda")
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
         step(model, pixels, dtype=dtype)
 
 
-def test_nccl(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path) -> None:
-    model = adapt(make_clip(), tokenizer).train().to("cuda")
+def test_nccl(pixels: Tensor, tmp_path: Path) -> None:
+    model = adapted().train().to("cuda")
     _, gradients = step(model, pixels)
     torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
@@ -121,7 +112,7 @@ def test_nccl(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, tmp
 
 @pytest.mark.parametrize("mixed", ["bf16", "fp16"])
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=str)
-def test_trainer(mixed: str, base: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+def test_trainer(mixed: str, base: torch.dtype, tmp_path: Path) -> None:
     features = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
     images = [Pillow.new("RGB", (20, 20), (80 * (at % 3), 30, 200 - 80 * (at % 3))) for at in range(12)]
     dataset = Dataset.from_dict({"image": images, "label": [at % 3 for at in range(12)]}, features=features)
@@ -136,7 +127,7 @@ def test_trainer(mixed: str, base: torch.dtype, make_clip: MakeClip, tokenizer: 
         report_to="none",
         save_strategy="no",
     )
-    model = adapt(make_clip(dtype=base), tokenizer, rephrased_weight=10.0)
+    model = adapted(make_clip(dtype=base), rephrased_weight=10.0)
     trainer = ANPromptTrainer(model, arguments, train_dataset=ClipTransform(processor).apply(dataset))
     trainer.train()
     first, last = (each["cross_entropy_class"] for each in trainer.state.log_history[:-1:9])

@@ -18,11 +18,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
 
 from anprompt_peft.fast import ImageCache, image_cache
-from conftest import MakeClip
-from helpers import LABELS, adapt, assert_exact, count_calls, make_config, trainable
+from helpers import LABELS, adapted, assert_exact, count_calls, make_config, trainable
 
 
 def gradients(model: Any, pixels: Tensor) -> dict[str, Tensor]:
@@ -37,8 +35,8 @@ def files(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def model(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> Any:
-    return adapt(make_clip(dtype=torch.float64), tokenizer).train()
+def model() -> Any:
+    return adapted(dtype=torch.float64).train()
 
 
 def test_results_are_the_same_and_the_frozen_layers_run_once_per_image(
@@ -77,10 +75,8 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_a_result_depends_on(
-    change: str, model: Any, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
-) -> None:
-    model.add_adapter("deeper", make_config(tokenizer, vision_layers=1))
+def test_what_a_result_depends_on(change: str, model: Any, pixels: Tensor, tmp_path: Path) -> None:
+    model.add_adapter("deeper", make_config(vision_layers=1))
     model.set_image_cache(tmp_path)
     gradients(model, pixels.double())
     CHANGES[change](model)
@@ -92,9 +88,7 @@ def test_what_a_result_depends_on(
         torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_adapters_and_training_share_the_files(
-    model: Any, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
-) -> None:
+def test_adapters_and_training_share_the_files(model: Any, pixels: Tensor, tmp_path: Path) -> None:
     model.set_image_cache(tmp_path)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.1)
     for _ in range(3):
@@ -393,9 +387,9 @@ def test_a_full_disk_is_told_once_and_training_goes_on(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "10GB"])
-def test_wrong_size(wrong: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+def test_wrong_size(wrong: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"max_bytes={wrong!r} must be a whole number"):
-        adapt(clip, tokenizer).set_image_cache(tmp_path, wrong)
+        adapted().set_image_cache(tmp_path, wrong)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

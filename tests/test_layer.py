@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from anprompt_peft.method.layer import ANPromptLayer, LowRank
 from conftest import MakeClip
-from helpers import CLASSES, make_config, trainable
+from helpers import CLASSES, make_clip, make_config, trainable
 
 
 def new(clip: CLIPModel, tokenizer: CLIPTokenizer, **settings: Any) -> Any:
@@ -72,7 +72,7 @@ def test_the_prototype_starts_as_the_frozen_visual_projection(
     assert (head.prototype(rows) - rows.mean(dim=1) @ frozen.T).abs().max() > 0.1
 
 
-def test_the_prototype_copies_a_half_precision_projection(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_the_prototype_copies_a_half_precision_projection(tokenizer: CLIPTokenizer) -> None:
     model = new(make_clip(dtype=torch.bfloat16), tokenizer)
     (copied,) = (weight for name, weight in trainable(model).items() if "prototype" in name)
     assert copied.dtype == torch.float32
@@ -107,9 +107,7 @@ def fixed_map(make_clip: MakeClip, tokenizer: CLIPTokenizer, latent_dim: int, se
 
 
 @pytest.mark.parametrize("latent_dim", [10, 23, 25, 40])
-def test_the_fixed_map_is_orthogonal_and_seeded(
-    latent_dim: int, make_clip: MakeClip, tokenizer: CLIPTokenizer
-) -> None:
+def test_the_fixed_map_is_orthogonal_and_seeded(latent_dim: int, tokenizer: CLIPTokenizer) -> None:
     """Into more dimensions it changes no angle and no length; into fewer it is a projection."""
     found = fixed_map(make_clip, tokenizer, latent_dim, 0)
     gram = found @ found.T if latent_dim > 24 else found.T @ found
@@ -118,7 +116,7 @@ def test_the_fixed_map_is_orthogonal_and_seeded(
     assert (fixed_map(make_clip, tokenizer, latent_dim, 1) - found).abs().max() > 0.1
 
 
-def test_maps_are_made_only_where_they_are_needed(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_maps_are_made_only_where_they_are_needed(tokenizer: CLIPTokenizer) -> None:
     def parts(**settings: Any) -> set[str]:
         names = trainable(new(make_clip(), tokenizer, **settings))
         return {
@@ -136,7 +134,7 @@ def test_maps_are_made_only_where_they_are_needed(make_clip: MakeClip, tokenizer
     assert parts(num_virtual_tokens=0, num_noise_tokens=0, projection_rank=2) == set()
 
 
-def test_a_learned_map_takes_the_noise_prompts_as_they_are(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_a_learned_map_takes_the_noise_prompts_as_they_are(tokenizer: CLIPTokenizer) -> None:
     plain = new(make_clip(), tokenizer)
     model = new(make_clip(), tokenizer, latent_dim=40, noise_map="learned")
     head = model.visual_projection
@@ -146,7 +144,7 @@ def test_a_learned_map_takes_the_noise_prompts_as_they_are(make_clip: MakeClip, 
     torch.testing.assert_close(head.prompts("default")[5:], noise_prompts(plain) @ weight.T + bias)
 
 
-def test_buffers_are_empty_until_they_are_filled(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_buffers_are_empty_until_they_are_filled(tokenizer: CLIPTokenizer) -> None:
     """Shapes are those of the filled ones, so that weights load into them."""
     settings = {"template": ["a photo of a {}.", "{}"], "latent_dim": 10}
     empty = new(make_clip(), tokenizer, **settings, init_noise_prompts=False).visual_projection
@@ -182,7 +180,7 @@ def test_prompts_of_add_are_sums(clip: CLIPModel, tokenizer: CLIPTokenizer) -> N
     assert torch.equal(model.visual_projection.prompts("default"), tokens + noise_prompts(model))
 
 
-def test_weights_start_as_the_seed_says(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_weights_start_as_the_seed_says(tokenizer: CLIPTokenizer) -> None:
     """Layers do not share a start, and torch's seed decides on it."""
 
     def start(seed: int) -> dict[str, Tensor]:

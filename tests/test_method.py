@@ -12,8 +12,7 @@ from transformers.models.clip import modeling_clip
 
 import reference
 from anprompt_peft.fast.savings import Savings
-from conftest import MakeClip
-from helpers import CLASSES, LABELS, adapt, assert_exact, count_calls, logits, scatter, trainable
+from helpers import CLASSES, LABELS, adapted, assert_exact, count_calls, logits, make_clip, scatter, trainable
 from oracle import reference_adapter, reference_outputs
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -74,11 +73,11 @@ WAYS = [
     ids=["-".join((variant, way, *(() if saved.decomposed else ("plain",)))) for variant, way, saved in WAYS],
 )
 def test_classes_and_losses(
-    variant: str, attention: str, savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+    variant: str, attention: str, savings: Savings, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
     """Plain is CLIP's own forward, layer by layer."""
     settings = VARIANTS[variant]
-    model = adapt(make_clip(attention, torch.float64), tokenizer, **settings)
+    model = adapted(make_clip(attention, torch.float64), **settings)
     model.set_savings(savings)
     output = model(pixel_values=pixels.double(), labels=LABELS)
 
@@ -109,10 +108,8 @@ def test_classes_and_losses(
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("variant", ["default", "layers differ, with gaps", "the last layer only"])
-def test_clip_form(
-    variant: str, attention: str, padded: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(attention, torch.float64), tokenizer, **VARIANTS[variant])
+def test_clip_form(variant: str, attention: str, padded: bool, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    model = adapted(make_clip(attention, torch.float64), **VARIANTS[variant])
     texts = ["a cat", "a photo of one red bird and a very small dog."] if padded else ["a red cat", "a red dog"]
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     assert bool((tokens.attention_mask == 0).any()) is padded
@@ -135,12 +132,12 @@ def test_clip_form(
         assert_exact(mine, other)
 
 
-def test_no_prompts_is_clip_bit_for_bit(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_no_prompts_is_clip_bit_for_bit(tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     clip = make_clip()
     tokens = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = clip(**tokens, pixel_values=pixels)
-    model = adapt(clip, tokenizer, num_virtual_tokens=0, num_noise_tokens=0)
+    model = adapted(clip, num_virtual_tokens=0, num_noise_tokens=0)
     assert not trainable(model)
     with torch.no_grad():
         output = model(pixel_values=pixels, labels=LABELS)
@@ -152,10 +149,10 @@ def test_no_prompts_is_clip_bit_for_bit(make_clip: MakeClip, tokenizer: CLIPToke
     assert output.loss_terms["similarity_image"].abs() < 1e-6
 
 
-def test_no_noise_prompts_is_mmrl(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_no_noise_prompts_is_mmrl(pixels: Tensor) -> None:
     """Without noise prompts the noise settings do not touch the logits."""
-    first = adapt(make_clip(), tokenizer, num_noise_tokens=0)
-    second = adapt(make_clip(), tokenizer, num_noise_tokens=0, noise_seed=5, noise_scale=2.0, noise_source="gaussian")
+    first = adapted(num_noise_tokens=0)
+    second = adapted(num_noise_tokens=0, noise_seed=5, noise_scale=2.0, noise_source="gaussian")
     second.load_state_dict(
         {**second.state_dict(), **{k: v for k, v in first.state_dict().items() if "features" not in k}}
     )
@@ -165,8 +162,8 @@ def test_no_noise_prompts_is_mmrl(make_clip: MakeClip, tokenizer: CLIPTokenizer,
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
-def test_text_stays_causal(attention: str, padded: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
-    model = adapt(make_clip(attention), tokenizer, text_layers=[2, 4])
+def test_text_stays_causal(attention: str, padded: bool, tokenizer: CLIPTokenizer) -> None:
+    model = adapted(make_clip(attention), text_layers=[2, 4])
     ids = torch.randint(300, (2, 9))
     ids[:, -1] = tokenizer.eos_token_id
     mask = torch.ones_like(ids)
@@ -182,8 +179,8 @@ def test_text_stays_causal(attention: str, padded: bool, make_clip: MakeClip, to
             assert not torch.allclose(after[1, position], before[1, position], atol=1e-4)
 
 
-def test_nothing_after_the_end_of_text_matters(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
-    model = adapt(make_clip(dtype=torch.float64), tokenizer)
+def test_nothing_after_the_end_of_text_matters(tokenizer: CLIPTokenizer) -> None:
+    model = adapted(dtype=torch.float64)
     ids = tokenizer("a photo of a cat.", return_tensors="pt").input_ids
     longer = torch.cat([ids, torch.randint(300, (1, 7))], dim=1)
     with torch.no_grad():
@@ -196,9 +193,9 @@ def test_nothing_after_the_end_of_text_matters(make_clip: MakeClip, tokenizer: C
     "settings", [{}, {"inference_logits": "ensemble", "frozen_share": 0.25}], ids=["auto", "asked"]
 )
 def test_the_frozen_clip_takes_part_for_other_classes(
-    settings: dict[str, Any], savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+    settings: dict[str, Any], savings: Savings, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
-    model = adapt(make_clip(dtype=torch.float64), tokenizer, **settings)
+    model = adapted(dtype=torch.float64, **settings)
     model.set_savings(savings)
     plain, adapter = reference_clip(model), reference_adapter(model)
     share, images = model.peft_config["default"].frozen_share, pixels.double()
@@ -223,10 +220,8 @@ def test_the_frozen_clip_takes_part_for_other_classes(
         assert model.train()(pixel_values=images).logits_ensemble is None
 
 
-def test_no_frozen_share_leaves_class_logits_and_costs_nothing(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(clip, tokenizer, frozen_share=0.0)
+def test_no_frozen_share_leaves_class_logits_and_costs_nothing(pixels: Tensor) -> None:
+    model = adapted(frozen_share=0.0)
     model.set_classes(["cat", "red bird"])
     passes = count_calls(model.vision_model.post_layernorm)
     with torch.no_grad():
@@ -236,10 +231,8 @@ def test_no_frozen_share_leaves_class_logits_and_costs_nothing(
     assert passes.count(len(pixels)) == 2  # class tokens and prompts
 
 
-def test_the_clean_features_follow_the_classes_and_the_weights(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(clip, tokenizer)
+def test_the_clean_features_follow_the_classes_and_the_weights(pixels: Tensor) -> None:
+    model = adapted()
     model.set_classes(["red bird", "cat"])
     turned = logits(model, pixels)
     model.set_classes(["cat", "red bird"])
@@ -249,10 +242,8 @@ def test_the_clean_features_follow_the_classes_and_the_weights(
     torch.testing.assert_close(logits(model, pixels), -turned.flip(1))
 
 
-def test_the_clean_features_outlive_changes_of_the_adapter(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(clip, tokenizer)
+def test_the_clean_features_outlive_changes_of_the_adapter(pixels: Tensor) -> None:
+    model = adapted()
     model.set_classes(["red bird", "cat"])
     passes = count_calls(model.text_projection)
     before = logits(model, pixels)
@@ -262,13 +253,11 @@ def test_the_clean_features_outlive_changes_of_the_adapter(
     assert not torch.allclose(after, before)
 
 
-def test_noise_prompts_count_only_through_their_products(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_noise_prompts_count_only_through_their_products(pixels: Tensor) -> None:
     """Turned noise prompts with turned tokens and maps give the same training: docs/ablations.md."""
     losses = []
     for turned in (False, True):
-        model = adapt(make_clip(dtype=torch.float64), tokenizer)
+        model = adapted(dtype=torch.float64)
         prompts = [*model.visual_projection.anprompt_tokens.values()]
         prompts += [*model.visual_projection.anprompt_noise_prompts.values()]
         maps = [each for name, each in trainable(model).items() if "anprompt_projection" in name and each.dim() == 2]

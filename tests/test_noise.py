@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,7 @@ from anprompt_peft.method.perturb import (
     perturb_class_text,
     swap_letters,
 )
-from conftest import MakeClip
-from helpers import CLASSES, adapt, make_config
+from helpers import CLASSES, adapt, adapted, make_clip, make_config
 
 TEMPLATES = [
     "a photo of a {}.",
@@ -77,12 +77,12 @@ def test_every_edit_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("source", ["text", "descriptions", "gaussian", ["gaussian", "text"]])
-def test_pipeline_written_out(source: str, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_pipeline_written_out(source: str, tokenizer: CLIPTokenizer) -> None:
     """Noise prompts and perturbed features again, step by step, from the reference's text encoder."""
     descriptions = {name: [f"{name} {word}" for word in ("one", "two", "three", "four", "five")] for name in CLASSES}
     clip = make_clip(dtype=torch.float64)
-    settings = {"noise_source": source, "descriptions": descriptions, "noise_scale": 0.5, "noise_seed": 3}
-    model = adapt(make_clip(dtype=torch.float64), tokenizer, **settings)
+    settings: Any = {"noise_source": source, "descriptions": descriptions, "noise_scale": 0.5, "noise_seed": 3}
+    model = adapted(dtype=torch.float64, **settings)
 
     def encode(texts: list[str]) -> Tensor:
         tokens = tokenizer(texts, padding=True, return_tensors="pt")
@@ -114,9 +114,9 @@ def test_pipeline_written_out(source: str, make_clip: MakeClip, tokenizer: CLIPT
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(sorted(centroids.tolist())), rtol=0, atol=1e-10)
 
 
-def test_draws_do_not_depend_on_the_other_classes(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_draws_do_not_depend_on_the_other_classes(tokenizer: CLIPTokenizer) -> None:
     for source in ("text", "gaussian"):
-        few = adapt(make_clip(dtype=torch.float64), tokenizer, noise_source=source)
+        few = adapted(dtype=torch.float64, noise_source=source)
         more = adapt(
             make_clip(dtype=torch.float64),
             tokenizer,
@@ -128,11 +128,9 @@ def test_draws_do_not_depend_on_the_other_classes(make_clip: MakeClip, tokenizer
         torch.testing.assert_close(rows, other, rtol=0, atol=1e-12)
 
 
-def test_the_frozen_clip_is_asked_without_dropout_and_left_as_it_was(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer
-) -> None:
+def test_the_frozen_clip_is_asked_without_dropout_and_left_as_it_was(tokenizer: CLIPTokenizer) -> None:
     """In training mode, with dropout in the attention; modules in evaluation mode by themselves stay in it."""
-    expected = adapt(make_clip(), tokenizer).visual_projection
+    expected = adapted().visual_projection
     clip = make_clip(attention_dropout=0.5).train()
     clip.text_model.encoder.layers[1].eval()
     modes = [(module, module.training) for module in clip.modules()]
@@ -141,14 +139,14 @@ def test_the_frozen_clip_is_asked_without_dropout_and_left_as_it_was(
     assert not torch.equal(clip.get_text_features(ids).pooler_output, clip.get_text_features(ids).pooler_output)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "transformers .* builds CLIP's encoder layers in a way unknown here")
-        model = get_peft_model(clip, make_config(tokenizer))
+        model = get_peft_model(clip, make_config())
     assert [module.training for module, _ in modes] == [training for _, training in modes]
     for name in ("anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features"):
         assert torch.equal(getattr(model.visual_projection, name)["default"], getattr(expected, name)["default"])
 
 
 def test_the_frozen_clip_is_left_as_it_was_by_a_failure(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
+    tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = make_clip().train()
 
@@ -161,14 +159,12 @@ def test_the_frozen_clip_is_left_as_it_was_by_a_failure(
     assert all(module.training for module in clip.modules())
 
 
-def test_frozen_features_take_many_texts(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frozen_features_take_many_texts(tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks, without gradients, normalised, at least float32; an adapter in the model plays no part."""
     ids = tokenizer(["a cat", "a red dog", "one bird"] * 3, padding=True, return_tensors="pt").input_ids
     expected = reference.normalize(reference.encode_text(make_clip(dtype=torch.float64), ids, None, None)).detach()
     monkeypatch.setattr(features, "TEXT_CHUNK", 4)
-    model = adapt(make_clip(dtype=torch.float64), tokenizer)
+    model = adapted(dtype=torch.float64)
     rows = features.frozen_text_features(model.base_model.model, ids)
     assert not rows.requires_grad
     torch.testing.assert_close(rows, expected, rtol=0, atol=1e-12)
@@ -178,21 +174,20 @@ def test_frozen_features_take_many_texts(
     torch.testing.assert_close(half.double(), expected, rtol=0, atol=0.05)
 
 
-def test_noise_is_repeatable_and_seeded(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_noise_is_repeatable_and_seeded() -> None:
     first, again, other = (
-        adapt(make_clip(), tokenizer, noise_seed=seed).visual_projection.anprompt_noise_prompts["default"]
-        for seed in (0, 0, 1)
+        adapted(noise_seed=seed).visual_projection.anprompt_noise_prompts["default"] for seed in (0, 0, 1)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_long_perturbed_texts_are_cut_but_class_texts_are_not(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_long_perturbed_texts_are_cut_but_class_texts_are_not(tokenizer: CLIPTokenizer) -> None:
     """A typo can push a text that just fits over the context; the pipeline must not fail on it."""
     words = 3
     while len(tokenizer("a photo of a {}, " + "red " * (words + 1) + "small fish.")["input_ids"]) <= 48:
         words += 1
-    model = adapt(make_clip(), tokenizer, template="a photo of a {}, " + "red " * words + ".", noise_draws=32)
+    model = adapted(template="a photo of a {}, " + "red " * words + ".", noise_draws=32)
     assert model.visual_projection.anprompt_noise_prompts["default"].isfinite().all()
 
 
@@ -204,8 +199,8 @@ def test_cluster_counts_distinct_features() -> None:
     assert noise.cluster(points, 0, seed=0).shape == (0, 6)
 
 
-def test_noise_prompts_are_frozen(clip: torch.nn.Module, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_noise_prompts_are_frozen(pixels: Tensor) -> None:
+    model = adapted()
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if "anprompt" in name}
     assert {name.split(".")[-2] for name in before} == {
         "anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features", "anprompt_class_ids"
@@ -235,10 +230,10 @@ def test_class_means_by_hand() -> None:
     torch.testing.assert_close(noise.class_means(rows, torch.tensor([0, 1, 0, 2]), 3), expected)
 
 
-def test_draws_of_several_sources_count_alike(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_draws_of_several_sources_count_alike(tokenizer: CLIPTokenizer) -> None:
     """Fewer descriptions than draws are all taken; a class with more gets as many as there are draws."""
     described = {"cat": ["fur"], "dog": ["a red dog", "one dog"], "small fish": ["a", "b", "c", "d", "e", "f"]}
-    config = make_config(tokenizer, noise_source=["descriptions", "gaussian"], descriptions=described, noise_draws=4)
+    config = make_config(noise_source=["descriptions", "gaussian"], descriptions=described, noise_draws=4)
     config.resolve(make_clip().config)
     clip = make_clip(dtype=torch.float64)
     input_ids = tokenize_classes(CLASSES, config.templates, tokenizer, clip.config)
@@ -254,9 +249,9 @@ def test_draws_of_several_sources_count_alike(make_clip: MakeClip, tokenizer: CL
     assert all(torch.allclose(length, torch.ones_like(length)) for length in lengths)
 
 
-def test_noise_needs_weights(tokenizer: CLIPTokenizer, clip: torch.nn.Module) -> None:
+def test_noise_needs_weights(clip: torch.nn.Module) -> None:
     with pytest.raises(ValueError, match=r"on the meta device\. Load it first"):
-        get_peft_model(clip.to("meta"), make_config(tokenizer))
+        get_peft_model(clip.to("meta"), make_config())
 
 
 def test_clusters_are_the_means_of_what_lies_together() -> None:

@@ -20,15 +20,14 @@ from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.peers import lora, make_method, prolip, seeded, tip_adapter
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
-from conftest import MakeClip
-from helpers import assert_exact, scatter
+from helpers import assert_exact, make_clip, scatter
 from peers import BASE, MIXED, NEW, Spy, image_set, images_of, make_backbone, texts_of, unit
 
 LABELS = [0, 1, 2, 2, 1, 0, 1]
 
 
 @pytest.fixture
-def backbone(make_clip: MakeClip, clip_folder: Path) -> Backbone:
+def backbone(clip_folder: Path) -> Backbone:
     return make_backbone(make_clip, clip_folder)
 
 

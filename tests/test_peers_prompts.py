@@ -31,8 +31,8 @@ from anprompt_peft.evaluation.peers.promptsrc import PromptSRC
 from anprompt_peft.evaluation.peers.training import seeded
 from anprompt_peft.evaluation.peers.vpt import VPT
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
-from conftest import CONTEXT, IMAGE_SIZE, MakeClip
-from helpers import assert_exact, count_calls
+from conftest import CONTEXT, IMAGE_SIZE
+from helpers import assert_exact, count_calls, make_clip
 
 NAMES = ("cat", "dog", "small fish")
 SHOTS = 2
@@ -92,7 +92,7 @@ def shots(processor: CLIPProcessor) -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def backbone(make_clip: MakeClip, processor: CLIPProcessor) -> Backbone:
+def backbone(processor: CLIPProcessor) -> Backbone:
     return Backbone(make_clip(dtype=torch.float64), processor)
 
 
@@ -496,9 +496,7 @@ def test_the_published_average_is_that_of_twenty_epochs() -> None:
 # Precision, attention, presets
 
 
-def test_all_attentions_agree(
-    make_clip: MakeClip, processor: CLIPProcessor, shots: ImageSet, classes: ClassTexts
-) -> None:
+def test_all_attentions_agree(processor: CLIPProcessor, shots: ImageSet, classes: ClassTexts) -> None:
     sdpa, eager = (
         PEERS["ivlp"](Recipe(learning_rate=0.1, batch_size=3))
         .fit(Backbone(make_clip(attention), processor), shots, classes, SEED)
@@ -511,7 +509,7 @@ def test_all_attentions_agree(
 
 @pytest.mark.parametrize("name", ["coop", "cocoop", "ivlp", "promptsrc", "vpt"])
 def test_half_precision_clip_is_prompted_in_float32(
-    name: str, make_clip: MakeClip, processor: CLIPProcessor, shots: ImageSet, classes: ClassTexts
+    name: str, processor: CLIPProcessor, shots: ImageSet, classes: ClassTexts
 ) -> None:
     half = Backbone(make_clip(dtype=torch.bfloat16), processor)
     fitted = PEERS[name](STEP).fit(half, shots, classes, SEED)
@@ -528,7 +526,7 @@ def test_images_without_prompts_are_clips_own(backbone: Backbone, shots: ImageSe
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_a_source_and_fit(
-    name: str, make_clip: MakeClip, processor: CLIPProcessor, shots: ImageSet, classes: ClassTexts
+    name: str, processor: CLIPProcessor, shots: ImageSet, classes: ClassTexts
 ) -> None:
     preset = METHODS[name]
     assert "arXiv" in preset.source

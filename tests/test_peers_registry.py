@@ -22,7 +22,7 @@ from anprompt_peft.evaluation.benchmarks import catalog
 from anprompt_peft.evaluation.peers import METHODS, Batch, Recipe, make_method, seeded, train
 from anprompt_peft.evaluation.task import ImageSet
 from anprompt_peft.training.recipes import RECIPES
-from conftest import MakeClip
+from helpers import make_clip
 from peers import BASE, MIXED, NEW, ONE_STEP, image_set, make_backbone
 
 OWN = """
@@ -48,7 +48,7 @@ TRAINED = {preset.method: name for name, preset in METHODS.items() if preset.set
 
 
 @pytest.fixture
-def backbone(make_clip: MakeClip, clip_folder: Path) -> Backbone:
+def backbone(clip_folder: Path) -> Backbone:
     return make_backbone(make_clip, clip_folder, torch.float32)
 
 

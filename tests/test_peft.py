@@ -32,12 +32,22 @@ from anprompt_peft import ANPromptCLIPModel, ANPromptConfig, ANPromptModel
 from anprompt_peft.fast.savings import Savings
 from anprompt_peft.method import registration
 from anprompt_peft.method.layer import ANPromptHead, ANPromptLayer, grow_mask
-from conftest import MakeClip
-from helpers import CLASSES, adapt, cached, logits, make_config, needs_add_adapter, scatter, trainable
+from helpers import (
+    CLASSES,
+    adapt,
+    adapted,
+    cached,
+    logits,
+    make_clip,
+    make_config,
+    needs_add_adapter,
+    scatter,
+    trainable,
+)
 
 LABELS = torch.tensor([0, 2, 1])
 ANPROMPT = PeftType["ANPROMPT"]
-OTHER = {"text_layers": [1, 3], "vision_layers": [4], "num_virtual_tokens": 2, "num_noise_tokens": 1}
+OTHER: dict[str, Any] = {"text_layers": [1, 3], "vision_layers": [4], "num_virtual_tokens": 2, "num_noise_tokens": 1}
 
 
 def test_registration_is_idempotent() -> None:
@@ -48,17 +58,15 @@ def test_registration_is_idempotent() -> None:
     assert pickle.loads(pickle.dumps(ANPROMPT)) is ANPROMPT
 
 
-def test_a_cell_that_is_run_again_leaves_nothing_of_the_first(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
-) -> None:
+def test_a_cell_that_is_run_again_leaves_nothing_of_the_first(pixels: Tensor, tmp_path: Path) -> None:
     clip = make_clip()
-    first = adapt(clip, tokenizer)
+    first = adapted(clip)
     first.set_classes(["cow", "red bird"])
     first.set_class_weights(torch.tensor([1.0, 2.0]))
     with pytest.warns(UserWarning, match="second time"):
-        model = get_peft_model(clip, make_config(tokenizer, text_layers=[4], vision_layers=[4]))
+        model = get_peft_model(clip, make_config(text_layers=[4], vision_layers=[4]))
     torch.manual_seed(0)
-    fresh = get_peft_model(make_clip(), make_config(tokenizer, text_layers=[4], vision_layers=[4]))
+    fresh = get_peft_model(make_clip(), make_config(text_layers=[4], vision_layers=[4]))
     assert trainable(model).keys() == trainable(fresh).keys()
     scatter(model)(pixel_values=pixels, labels=LABELS).loss.backward()
     assert model.class_names == CLASSES
@@ -67,13 +75,11 @@ def test_a_cell_that_is_run_again_leaves_nothing_of_the_first(
     assert torch.equal(logits(again.eval(), pixels), logits(model.eval(), pixels))
 
 
-def test_a_second_adapter_that_fails_leaves_the_first(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
-) -> None:
-    model = adapt(clip, tokenizer)
+def test_a_second_adapter_that_fails_leaves_the_first(clip: CLIPModel, pixels: Tensor, tmp_path: Path) -> None:
+    model = adapted(clip)
     before = logits(model, pixels)
     with pytest.raises(ValueError, match="between 1 and 4"):
-        get_peft_model(clip, make_config(tokenizer, text_layers=[9]))
+        get_peft_model(clip, make_config(text_layers=[9]))
     assert torch.equal(logits(model, pixels), before)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(clip, tmp_path), pixels), before)
@@ -110,14 +116,14 @@ def pefts_tests(folder: Path) -> Path:
 
 @pytest.mark.parametrize("load", [False, True], ids=["get_peft_model", "from_pretrained"])
 def test_a_hook_of_accelerate_on_the_root(
-    load: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
+    load: bool, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
 ) -> None:
     """As device_map puts there: it holds the forward of the instance."""
-    expected = adapt(make_clip(), tokenizer)
+    expected = adapted()
     expected.save_pretrained(tmp_path)
     clip = make_clip()
     add_hook_to_module(clip, AlignDevicesHook(io_same_device=True))
-    model = PeftModel.from_pretrained(clip, tmp_path) if load else adapt(clip, tokenizer)
+    model = PeftModel.from_pretrained(clip, tmp_path) if load else adapted(clip)
     if not load:
         model.load_adapter(tmp_path, "default")
     assert torch.equal(logits(model, pixels), logits(expected, pixels))
@@ -176,14 +182,9 @@ def _quantise(clip: Any) -> None:
     ],
 )
 def test_a_clip_that_prompts_cannot_enter_is_refused(
-    change: Callable[[CLIPModel], None],
-    message: str,
-    adapting: str,
-    make_clip: MakeClip,
-    tokenizer: CLIPTokenizer,
-    tmp_path: Path,
+    change: Callable[[CLIPModel], None], message: str, adapting: str, tokenizer: CLIPTokenizer, tmp_path: Path
 ) -> None:
-    adapt(make_clip(), tokenizer).save_pretrained(tmp_path)
+    adapted().save_pretrained(tmp_path)
     clip = make_clip()
     change(clip)
     with pytest.raises(ValueError, match=message):
@@ -222,8 +223,8 @@ def test_peft_type_is_a_full_member_of_the_enum(monkeypatch: pytest.MonkeyPatch)
         type.__setattr__(PeftType, "ANPROMPT", ANPROMPT)
 
 
-def test_only_the_adapter_is_trainable_and_saved(clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
-    model = adapt(clip, tokenizer)
+def test_only_the_adapter_is_trainable_and_saved(tmp_path: Path) -> None:
+    model = adapted()
     assert trainable(model)
     assert all("anprompt_" in name for name in trainable(model))
     model.save_pretrained(tmp_path)
@@ -246,9 +247,7 @@ def test_parameter_count_at_vit_b_16(capsys: pytest.CaptureFixture[str]) -> None
     assert "5,090,560" in readme
 
 
-def test_save_and_load_in_a_fresh_process(
-    clip_folder: Path, tmp_path: Path, pixels: Tensor, tokenizer: CLIPTokenizer
-) -> None:
+def test_save_and_load_in_a_fresh_process(clip_folder: Path, tmp_path: Path, pixels: Tensor) -> None:
     clip = CLIPModel.from_pretrained(clip_folder)
     model = scatter(get_peft_model(clip, ANPromptConfig(class_names=CLASSES)).eval())
     model.save_pretrained(tmp_path / "adapter")
@@ -292,22 +291,22 @@ def adapt_from(clip_folder: Path, **settings: Any) -> Any:
     return scatter(get_peft_model(CLIPModel.from_pretrained(clip_folder), config).eval())
 
 
-def test_low_cpu_mem_usage(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, pixels: Tensor) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_low_cpu_mem_usage(tmp_path: Path, pixels: Tensor) -> None:
+    model = adapted()
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(make_clip(), tmp_path, low_cpu_mem_usage=True).eval()
     assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
     assert torch.equal(logits(loaded, pixels), logits(model, pixels))
 
 
-def test_weights_that_were_never_loaded(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = get_peft_model(clip, make_config(tokenizer, init_noise_prompts=False))
+def test_weights_that_were_never_loaded(clip: CLIPModel, pixels: Tensor) -> None:
+    model = get_peft_model(clip, make_config(init_noise_prompts=False))
     with pytest.raises(ValueError, match="'default' were neither computed nor loaded"):
         model(pixel_values=pixels)
 
 
-def test_several_adapters(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, pixels: Tensor) -> None:
-    alone = {name: adapt(make_clip(), tokenizer, **settings) for name, settings in (("one", {}), ("two", OTHER))}
+def test_several_adapters(tmp_path: Path, pixels: Tensor) -> None:
+    alone = {name: adapted(**settings) for name, settings in (("one", {}), ("two", OTHER))}
     for name, model in alone.items():
         model.save_pretrained(tmp_path / name)
     both = PeftModel.from_pretrained(make_clip(), tmp_path / "one", adapter_name="one").eval()
@@ -324,13 +323,11 @@ def test_several_adapters(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_pat
     assert list(both.visual_projection.configs) == ["two"]
 
 
-def test_adding_a_second_adapter_uses_the_frozen_clip(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_adding_a_second_adapter_uses_the_frozen_clip(pixels: Tensor) -> None:
     """The second adapter's noise prompts come from CLIP alone, though the first adapter is active."""
-    model = adapt(make_clip(), tokenizer)
-    model.add_adapter("two", make_config(tokenizer, **OTHER))
-    fresh = get_peft_model(make_clip(), make_config(tokenizer, **OTHER))
+    model = adapted()
+    model.add_adapter("two", make_config(**OTHER))
+    fresh = get_peft_model(make_clip(), make_config(**OTHER))
     for name in ("anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features"):
         ours, expected = (
             getattr(model.visual_projection, name)["two"],
@@ -341,8 +338,8 @@ def test_adding_a_second_adapter_uses_the_frozen_clip(
     assert not any("two" in name for name in trainable(model))
 
 
-def test_deleting_the_last_adapter_leaves_clip(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_deleting_the_last_adapter_leaves_clip(pixels: Tensor) -> None:
+    model = adapted()
     model.delete_adapter("default")
     with torch.no_grad():
         ours, base = model.get_image_features(pixels), make_clip().get_image_features(pixels)
@@ -351,33 +348,33 @@ def test_deleting_the_last_adapter_leaves_clip(make_clip: MakeClip, tokenizer: C
         model.base_model.model(pixel_values=pixels)
 
 
-def test_two_active_adapters_are_refused(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    model = adapt(clip, tokenizer)
-    model.add_adapter("two", make_config(tokenizer))
+def test_two_active_adapters_are_refused() -> None:
+    model = adapted()
+    model.add_adapter("two", make_config())
     with pytest.raises(ValueError, match=r"one active adapter at a time, not \['default', 'two'\]"):
         model.base_model.set_adapter(["default", "two"])
     assert model.active_adapters == ["default"]
 
 
-def test_mixed_batches_are_refused(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_mixed_batches_are_refused(pixels: Tensor) -> None:
+    model = adapted()
     with pytest.raises(ValueError, match="cannot mix adapters within a batch"):
         model(pixel_values=pixels, adapter_names=["default"] * 3)
 
 
 @pytest.mark.parametrize("verb", ["merge_adapter", "merge_and_unload"])
-def test_merge_is_refused(verb: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_merge_is_refused(verb: str, pixels: Tensor) -> None:
+    model = adapted()
     before = logits(model, pixels)
     with pytest.raises(ValueError, match="cannot be merged"):
         getattr(model, verb)()
     assert torch.equal(logits(model, pixels), before)
 
 
-def test_other_adapters_in_the_model_are_refused(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+def test_other_adapters_in_the_model_are_refused(clip: CLIPModel) -> None:
     lora: Any = get_peft_model(clip, peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(TypeError, match="already carries adapters of another method"):
-        get_peft_model(lora.base_model.model, make_config(tokenizer))
+        get_peft_model(lora.base_model.model, make_config())
 
 
 LORA = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
@@ -390,10 +387,8 @@ BESIDE: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("way", [pytest.param("add_adapter", marks=needs_add_adapter), *[*BESIDE][1:]])
-def test_another_method_beside_an_adapter_is_refused(
-    way: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(clip, tokenizer)
+def test_another_method_beside_an_adapter_is_refused(way: str, pixels: Tensor) -> None:
+    model = adapted()
     before, names = logits(model, pixels), [name for name, _ in model.named_parameters()]
     with pytest.raises(ValueError, match=r"Merge it into the CLIP first|Cannot combine adapters"):
         BESIDE[way](model)
@@ -402,10 +397,8 @@ def test_another_method_beside_an_adapter_is_refused(
     assert list(model.peft_config) == ["default"]
 
 
-def test_a_base_model_with_adapters_in_it_is_not_saved(
-    clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path
-) -> None:
-    model = adapt(clip, tokenizer)
+def test_a_base_model_with_adapters_in_it_is_not_saved(clip: CLIPModel, tmp_path: Path) -> None:
+    model = adapted(clip)
     with pytest.raises(ValueError, match=r"could not be loaded again. Save them with .*PeftModel.*unload\(\)"):
         model.get_base_model().save_pretrained(tmp_path / "clip")
     assert not (tmp_path / "clip").exists()
@@ -414,8 +407,8 @@ def test_a_base_model_with_adapters_in_it_is_not_saved(
     assert all(torch.equal(tensor, clip.state_dict()[name]) for name, tensor in again.state_dict().items())
 
 
-def test_disabled_is_the_base_model_bit_for_bit(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    clip, model = make_clip(), adapt(make_clip(), tokenizer)
+def test_disabled_is_the_base_model_bit_for_bit(tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+    clip, model = make_clip(), adapted()
     tokens = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")
     with torch.no_grad(), model.disable_adapter():
         ours, base = model(**tokens, pixel_values=pixels), clip(**tokens, pixel_values=pixels)
@@ -427,11 +420,9 @@ def test_disabled_is_the_base_model_bit_for_bit(make_clip: MakeClip, tokenizer: 
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_disabled_heeds_masks_as_the_base_model_does(
-    attention: str, make_clip: MakeClip, tokenizer: CLIPTokenizer
-) -> None:
+def test_disabled_heeds_masks_as_the_base_model_does(attention: str, tokenizer: CLIPTokenizer) -> None:
     """Masks that hide words before the end of the text, too."""
-    clip, model = make_clip(attention), adapt(make_clip(attention), tokenizer)
+    clip, model = make_clip(attention), adapted(make_clip(attention))
     tokens = tokenizer(["a photo of one red bird.", "a cat"], padding=True, return_tensors="pt")
     hiding = tokens.attention_mask.clone()
     hiding[:, 2] = 0
@@ -442,10 +433,10 @@ def test_disabled_heeds_masks_as_the_base_model_does(
         assert not torch.equal(clip.get_text_features(tokens.input_ids).pooler_output, base.pooler_output)
 
 
-def test_unload_gives_the_base_model_back(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_unload_gives_the_base_model_back(tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     clip = make_clip()
     attributes = set(vars(clip))
-    model = adapt(clip, tokenizer)
+    model = adapted(clip)
     model.set_classes(["bird", "cow"])
     logits(model, pixels)
     base = model.unload()
@@ -461,10 +452,10 @@ def test_unload_gives_the_base_model_back(make_clip: MakeClip, tokenizer: CLIPTo
 
 
 @needs_add_adapter
-def test_native_integration(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, pixels: Tensor) -> None:
+def test_native_integration(tmp_path: Path, pixels: Tensor) -> None:
     """`add_adapter`, `save_pretrained`, `load_adapter`, `set_adapter`, `delete_adapter` of transformers itself."""
     model = make_clip()
-    model.add_adapter(make_config(tokenizer), adapter_name="one")
+    model.add_adapter(make_config(), adapter_name="one")
     assert type(model) is ANPromptCLIPModel
     scatter(model)
     before = logits(model, pixels)
@@ -474,7 +465,7 @@ def test_native_integration(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_p
     fresh = make_clip()
     fresh.load_adapter(tmp_path, adapter_name="two")
     assert torch.equal(logits(fresh.eval(), pixels), before)
-    fresh.add_adapter(make_config(tokenizer, **OTHER), adapter_name="three")
+    fresh.add_adapter(make_config(**OTHER), adapter_name="three")
     assert fresh.active_adapters() == ["three"]
     fresh.set_adapter("two")
     assert torch.equal(logits(fresh, pixels), before)
@@ -490,11 +481,9 @@ def test_native_integration(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_p
 
 @pytest.mark.filterwarnings("ignore:Adapter one was active")
 @pytest.mark.parametrize("way", ["peft", pytest.param("transformers", marks=needs_add_adapter)])
-def test_targets_of_a_deleted_adapter_do_not_outlive_it(
-    way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_targets_of_a_deleted_adapter_do_not_outlive_it(way: str, pixels: Tensor) -> None:
     """Asked classes get w and u by the settings of the adapter in place, not of one that bore its name before."""
-    first, second = (make_config(tokenizer, noise_seed=seed, noise_scale=seed) for seed in (1, 2))
+    first, second = (make_config(noise_seed=seed, noise_scale=seed) for seed in (1, 2))
 
     def build(config: ANPromptConfig) -> Any:
         model = make_clip()
@@ -518,7 +507,7 @@ def test_targets_of_a_deleted_adapter_do_not_outlive_it(
     else:
         used.add_adapter(second, adapter_name="one")
     used.set_adapter("one")
-    fresh = build(make_config(tokenizer, noise_seed=2, noise_scale=2))
+    fresh = build(make_config(noise_seed=2, noise_scale=2))
     fresh.load_state_dict(used.state_dict())
     after, expected = terms(used), terms(fresh)
     assert after.keys() == expected.keys() == before.keys()
@@ -536,8 +525,8 @@ def test_auto_model_from_an_adapter_directory(clip_folder: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
-def test_copies_are_independent(way: str, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_copies_are_independent(way: str, pixels: Tensor) -> None:
+    model = adapted()
     before = logits(model, pixels)
     model(pixel_values=pixels, labels=LABELS).loss.backward()
     if way == "deepcopy":
@@ -555,10 +544,8 @@ def test_copies_are_independent(way: str, clip: CLIPModel, tokenizer: CLIPTokeni
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing(
-    reentrant: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(dtype=torch.float64), tokenizer).train()
+def test_gradient_checkpointing(reentrant: bool, pixels: Tensor) -> None:
+    model = adapted(dtype=torch.float64).train()
     loss = model(pixel_values=pixels.double(), labels=LABELS).loss
     expected = torch.autograd.grad(loss, list(trainable(model).values()))
     calls = 0
@@ -592,18 +579,11 @@ RANKS = {
 @pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["fast", "plain"])
 @pytest.mark.parametrize("parts", [{}, RANKS], ids=["full", "ranks"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_base(
-    dtype: torch.dtype,
-    parts: dict[str, Any],
-    savings: Savings,
-    make_clip: MakeClip,
-    tokenizer: CLIPTokenizer,
-    pixels: Tensor,
-) -> None:
+def test_half_precision_base(dtype: torch.dtype, parts: dict[str, Any], savings: Savings, pixels: Tensor) -> None:
     """The adapter trains in float32 on a half precision base, or follows it when PEFT is told so."""
-    exact = adapt(make_clip(), tokenizer, **parts)(pixel_values=pixels, labels=LABELS)
+    exact = adapted(**parts)(pixel_values=pixels, labels=LABELS)
     for autocast_adapter_dtype, adapter_dtype in ((True, torch.float32), (False, dtype)):
-        base, config = make_clip(dtype=dtype), make_config(tokenizer, **parts)
+        base, config = make_clip(dtype=dtype), make_config(**parts)
         model = get_peft_model(base, config, autocast_adapter_dtype=autocast_adapter_dtype).eval()
         model.set_savings(savings)
         assert {weight.dtype for weight in trainable(model).values()} == {adapter_dtype}
@@ -615,8 +595,8 @@ def test_half_precision_base(
         assert all(weight.grad.isfinite().all() for weight in trainable(model).values())
 
 
-def test_autocast(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_autocast(pixels: Tensor) -> None:
+    model = adapted()
     exact = model(pixel_values=pixels, labels=LABELS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(pixel_values=pixels, labels=LABELS)
@@ -627,8 +607,8 @@ def test_autocast(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> 
     assert all(weight.grad.isfinite().all() for weight in trainable(model).values())
 
 
-def test_torch_compile(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_torch_compile(pixels: Tensor) -> None:
+    model = adapted()
     weights = list(trainable(model).values())
     expected = model(pixel_values=pixels, labels=LABELS)
     gradients = torch.autograd.grad(expected.loss, weights)
@@ -642,8 +622,8 @@ def test_torch_compile(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Te
         torch.testing.assert_close(compiled(pixel_values=pixels).logits, logits(model, pixels), rtol=1e-5, atol=1e-5)
 
 
-def test_hidden_states_and_attentions_come_through(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_hidden_states_and_attentions_come_through(pixels: Tensor) -> None:
+    model = adapted()
     output = model.get_image_features(pixels, output_hidden_states=True)
     lengths = [state.shape[1] for state in output.hidden_states]
     assert lengths == [5, 5, 5, 5, 14, 14], "nine prompts in what the layers give out"
@@ -655,13 +635,13 @@ def test_every_trainable_weight_gets_a_gradient(clip: CLIPModel, tokenizer: CLIP
     model = adapt(
         clip, tokenizer, projection_rank=2, text_update_rank=3, prototype_rank=2, latent_dim=10, noise_map="learned"
     )
-    model.add_adapter("two", make_config(tokenizer))
+    model.add_adapter("two", make_config())
     model.train()(pixel_values=pixels, labels=LABELS).loss.backward()
     assert all(weight.grad is not None for weight in trainable(model).values())
 
 
-def test_layers_have_no_second_copy_of_the_head(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    model = adapt(clip, tokenizer)
+def test_layers_have_no_second_copy_of_the_head() -> None:
+    model = adapted()
     heads = [module for module in model.modules() if isinstance(module, ANPromptHead)]
     assert len(heads) == 1
     names = list(model.state_dict())

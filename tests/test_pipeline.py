@@ -31,8 +31,7 @@ from transformers import (
 )
 
 from anprompt_peft import ANPromptConfig, tuner
-from conftest import MakeClip
-from helpers import CLASSES, adapt, cached, make_config, needs_add_adapter, scatter
+from helpers import CLASSES, adapt, adapted, cached, make_clip, make_config, needs_add_adapter, scatter
 
 TASK = "zero-shot-image-classification"
 FIXED = "image-classification"
@@ -54,16 +53,16 @@ def images() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module")
-def adapted(clip_folder: Path) -> Any:
+def fitted(clip_folder: Path) -> Any:
     clip = CLIPModel.from_pretrained(clip_folder)
     return scatter(get_peft_model(clip, ANPromptConfig(class_names=CLASSES)).eval())
 
 
 @pytest.fixture(scope="module")
-def folder(adapted: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(fitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `save_pretrained` writes; no processor lies beside the adapter."""
     folder = tmp_path_factory.mktemp("adapter")
-    adapted.save_pretrained(folder)
+    fitted.save_pretrained(folder)
     assert {path.name for path in folder.iterdir()} == {
         "README.md",
         "adapter_config.json",
@@ -77,7 +76,7 @@ def processor(clip_folder: Path) -> CLIPProcessor:
     return CLIPProcessor.from_pretrained(clip_folder)
 
 
-def build(way: str, adapted: Any, folder: Path, processor: CLIPProcessor, tmp_path: Path, task: Any = TASK) -> Any:
+def build(way: str, fitted: Any, folder: Path, processor: CLIPProcessor, tmp_path: Path, task: Any = TASK) -> Any:
     parts: dict[str, Any] = {"image_processor": processor.image_processor, "device": "cpu"}
     if task == TASK:
         parts["tokenizer"] = processor.tokenizer
@@ -88,7 +87,7 @@ def build(way: str, adapted: Any, folder: Path, processor: CLIPProcessor, tmp_pa
         return pipeline(task, model=str(tmp_path), device="cpu")
     if way == "AutoPeftModel":
         return pipeline(task, model=AutoPeftModel.from_pretrained(folder), **parts)
-    return pipeline(task, model=adapted if way == "PeftModel" else adapted.get_base_model(), **parts)
+    return pipeline(task, model=fitted if way == "PeftModel" else fitted.get_base_model(), **parts)
 
 
 def scores(classifier: Any, images: list[Image.Image], labels: list[str], **settings: Any) -> Tensor:
@@ -113,18 +112,18 @@ def own_scores(model: Any, processor: CLIPProcessor, images: list[Image.Image], 
 def test_scores_are_the_models_own(
     way: str,
     labels: list[str],
-    adapted: Any,
+    fitted: Any,
     folder: Path,
     processor: CLIPProcessor,
     images: list[Image.Image],
     tmp_path: Path,
 ) -> None:
-    classifier = build(way, adapted, folder, processor, tmp_path)
-    ours, expected = scores(classifier, images, labels), own_scores(adapted, processor, images, labels)
+    classifier = build(way, fitted, folder, processor, tmp_path)
+    ours, expected = scores(classifier, images, labels), own_scores(fitted, processor, images, labels)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(scores(classifier, images, labels, batch_size=2), expected, rtol=0, atol=1e-6)
-    with adapted.disable_adapter():
-        assert (own_scores(adapted, processor, images, labels) - expected).abs().max() > 0.01
+    with fitted.disable_adapter():
+        assert (own_scores(fitted, processor, images, labels) - expected).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("labels", [CLASSES, UNSEEN], ids=["trained", "unseen"])
@@ -142,9 +141,9 @@ def test_scores_are_class_logits_alone(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(
-    dtype: torch.dtype, adapted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image]
+    dtype: torch.dtype, fitted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image]
 ) -> None:
-    exact = own_scores(adapted, processor, images, UNSEEN)
+    exact = own_scores(fitted, processor, images, UNSEEN)
     from_folder = pipeline(TASK, model=str(folder), dtype=dtype, device="cpu")
     assert {weight.dtype for weight in from_folder.model.parameters()} == {dtype}
     loaded = AutoPeftModel.from_pretrained(folder, dtype=dtype)
@@ -162,12 +161,12 @@ def test_half_precision(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_fixed_classes(
-    way: str, adapted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image], tmp_path: Path
+    way: str, fitted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image], tmp_path: Path
 ) -> None:
     """The image-classification pipeline names the adapter's classes and gives the model's own, fused logits."""
-    classifier = build(way, adapted, folder, processor, tmp_path, FIXED)
+    classifier = build(way, fitted, folder, processor, tmp_path, FIXED)
     with torch.no_grad():
-        logits = adapted(**processor(images=images, return_tensors="pt")).logits
+        logits = fitted(**processor(images=images, return_tensors="pt")).logits
     expected = logits.softmax(dim=-1)
     for settings in ({}, {"batch_size": 2}):
         for rows, row in zip(classifier(images, **settings), expected, strict=True):
@@ -182,7 +181,7 @@ def test_fixed_classes(
 def test_a_pipeline_logs_nothing(
     way: str,
     task: str,
-    adapted: Any,
+    fitted: Any,
     folder: Path,
     processor: CLIPProcessor,
     tmp_path: Path,
@@ -191,18 +190,18 @@ def test_a_pipeline_logs_nothing(
 ) -> None:
     """Neither a report on weights that a class without prompts would need, nor that the task is not supported."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    build(way, adapted, folder, processor, tmp_path, task)
+    build(way, fitted, folder, processor, tmp_path, task)
     assert caplog.messages == []
 
 
 def test_the_image_classifier_of_an_adapter_is_the_adapted_clip(
-    adapted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image]
+    fitted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image]
 ) -> None:
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     assert_labels(model, CLASSES)
     pixels = processor(images=images, return_tensors="pt")
     with torch.no_grad():
-        assert torch.equal(model(**pixels).logits, adapted(**pixels).logits)
+        assert torch.equal(model(**pixels).logits, fitted(**pixels).logits)
 
 
 @pytest.mark.parametrize("cls", [CLIPForImageClassification, CLIPVisionModel])
@@ -255,11 +254,11 @@ BASE_LABELS = ["LABEL_0", "LABEL_1"]
 OTHER = ["one", "two", "three", "four"]
 
 
-def test_labels_follow_the_adapter_and_the_classes(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+def test_labels_follow_the_adapter_and_the_classes(clip: CLIPModel) -> None:
     assert_labels(clip, BASE_LABELS)
-    model = adapt(clip, tokenizer)
+    model = adapted(clip)
     assert_labels(model, CLASSES)
-    model.add_adapter("other", make_config(tokenizer, class_names=OTHER))
+    model.add_adapter("other", make_config(class_names=OTHER))
     assert_labels(model, CLASSES)
     model.set_adapter("other")
     assert_labels(model, OTHER)
@@ -277,13 +276,13 @@ def test_labels_follow_the_adapter_and_the_classes(clip: CLIPModel, tokenizer: C
 
 
 @pytest.mark.parametrize("labels", [None, ["plant", "animal", "stone"]], ids=["without labels", "with labels"])
-def test_unload_gives_the_labels_back(labels: list[str] | None, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_unload_gives_the_labels_back(labels: list[str] | None, tokenizer: CLIPTokenizer) -> None:
     clip = make_clip()
     if labels:
         clip.config.id2label = dict(enumerate(labels))
         clip.config.label2id = {name: number for number, name in enumerate(labels)}
     before = clip.config.to_dict()
-    model = adapt(clip, tokenizer)
+    model = adapted(clip)
     model.set_classes(OTHER)
     assert_labels(model, OTHER)
     base = model.unload()
@@ -293,8 +292,8 @@ def test_unload_gives_the_labels_back(labels: list[str] | None, make_clip: MakeC
 
 
 @needs_add_adapter
-def test_labels_follow_transformers_own_verbs(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    clip.add_adapter(make_config(tokenizer, class_names=OTHER), "other")
+def test_labels_follow_transformers_own_verbs(clip: CLIPModel, folder: Path) -> None:
+    clip.add_adapter(make_config(class_names=OTHER), "other")
     assert_labels(clip, OTHER)
     clip.load_adapter(folder, "loaded")
     assert_labels(clip, CLASSES)
@@ -307,10 +306,10 @@ def test_labels_follow_transformers_own_verbs(clip: CLIPModel, tokenizer: CLIPTo
 
 
 def test_a_processor_beside_the_adapter(
-    adapted: Any, processor: CLIPProcessor, images: list[Image.Image], tmp_path: Path
+    fitted: Any, processor: CLIPProcessor, images: list[Image.Image], tmp_path: Path
 ) -> None:
     """A folder with both loads by every door, and gives back the processor that was saved."""
-    adapted.save_pretrained(tmp_path)
+    fitted.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     found = CLIPProcessor.from_pretrained(tmp_path)
     assert found.image_processor.to_dict() == processor.image_processor.to_dict()
@@ -320,18 +319,16 @@ def test_a_processor_beside_the_adapter(
     assert found.tokenizer.special_tokens_map == processor.tokenizer.special_tokens_map
     texts = [TEMPLATE.format(name) for name in UNSEEN]
     assert AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] == processor.tokenizer(texts)["input_ids"]
-    expected = own_scores(adapted, processor, images, UNSEEN)
+    expected = own_scores(fitted, processor, images, UNSEEN)
     for model in (AutoPeftModel.from_pretrained(tmp_path), CLIPModel.from_pretrained(tmp_path)):
         assert torch.equal(own_scores(model.eval(), found, images, UNSEEN), expected)
     classifier = pipeline(TASK, model=model, image_processor=str(tmp_path), tokenizer=str(tmp_path), device="cpu")
     torch.testing.assert_close(scores(classifier, images, UNSEEN), expected, rtol=0, atol=1e-6)
 
 
-def test_input_embeddings_of_transformers_are_kept(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_input_embeddings_of_transformers_are_kept(tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = make_clip()
-    for model in (clip, adapt(make_clip(), tokenizer)):
+    for model in (clip, adapted()):
         assert model.get_input_embeddings().weight.shape == (len(tokenizer), 32)
     monkeypatch.setattr(CLIPModel, "get_input_embeddings", PreTrainedModel.get_input_embeddings)
     with pytest.raises(NotImplementedError):

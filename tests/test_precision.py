@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 from anprompt_peft.fast import Savings, choose_precision, multiplies_bfloat16, precision, set_precision
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 from conftest import MakeClip
-from helpers import LABELS, adapt, logits, make_config, trainable
+from helpers import LABELS, adapt, adapted, logits, make_clip, make_config, trainable
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
@@ -41,11 +41,9 @@ def test_the_processor_is_asked() -> None:
     assert not multiplies_bfloat16("meta")
 
 
-def test_frozen_weights_are_cast_and_nothing_else(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path
-) -> None:
+def test_frozen_weights_are_cast_and_nothing_else(pixels: Tensor, tmp_path: Path) -> None:
     """Class features that were kept are computed anew, and the saved adapter is in float32."""
-    model = adapt(make_clip(), tokenizer)
+    model = adapted()
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     exact, kept = logits(model, pixels), model.encode_classes().detach()
     assert set_precision(model, "bf16") == "bf16"
@@ -65,8 +63,8 @@ def test_frozen_weights_are_cast_and_nothing_else(
     }
 
 
-def test_weights_that_are_trained_stay(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_weights_that_are_trained_stay() -> None:
+    model = adapted()
     model.base_model.model.vision_model.post_layernorm.requires_grad_(True)
     set_precision(model, "bf16")
     assert model.base_model.model.vision_model.post_layernorm.weight.dtype == torch.float32
@@ -98,9 +96,7 @@ def relative_errors(
 
 
 @pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["fast", "plain"])
-def test_bfloat16_errs_by_its_unit_roundoff(
-    savings: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_bfloat16_errs_by_its_unit_roundoff(savings: Savings, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     """First-order error analysis: the same roundings, each 2**16 times as large, give 2**16 times the error.
 
     Sums inside products, norms and softmaxes are float32 in both, and so are logits, losses and the adapter, so that
@@ -115,12 +111,12 @@ def test_bfloat16_errs_by_its_unit_roundoff(
         assert 1 / 32 < error / (of_float32[name] * ratio) < 2, name
 
 
-def test_trainer_casts_once(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, tmp_path: Path) -> None:
+def test_trainer_casts_once(pixels: Tensor, tmp_path: Path) -> None:
     """No weight of a layer is cast again in a step, and the adapter is trained in float32."""
     settings: dict[str, Any] = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "num_train_epochs": 1}
     arguments = ANPromptTrainingArguments(str(tmp_path), precision="bf16", **settings)
     rows = [{"pixel_values": image, "labels": int(label)} for image, label in zip(pixels, LABELS, strict=True)]
-    model: Any = get_peft_model(make_clip(), make_config(tokenizer))
+    model: Any = get_peft_model(make_clip(), make_config())
     trainer = ANPromptTrainer(model, arguments, train_dataset=rows)
     frozen = {name: weight.data_ptr() for name, weight in model.named_parameters() if not weight.requires_grad}
     trainer.train()

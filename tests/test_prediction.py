@@ -15,12 +15,12 @@ import torch
 from peft import get_peft_model
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.serve import Prediction, classify, predict
-from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, adapt, make_config, needs_add_adapter, scatter
+from conftest import IMAGE_SIZE
+from helpers import CLASSES, adapted, make_clip, make_config, needs_add_adapter, scatter
 
 ROOT = Path(__file__).parent.parent
 UNSEEN = ["red bird", "one fish"]
@@ -49,8 +49,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture
-def model(clip: CLIPModel, tokenizer: CLIPTokenizer) -> Any:
-    return adapt(clip, tokenizer)
+def model() -> Any:
+    return adapted()
 
 
 @torch.no_grad()
@@ -108,17 +108,15 @@ def test_equals_the_model_one_by_one_in_order(model: Any, files: list[str], batc
         pytest.param("natively disabled", marks=needs_add_adapter),
     ],
 )
-def test_every_kind_of_model(
-    way: str, classes: list[str] | None, make_clip: MakeClip, tokenizer: CLIPTokenizer, files: list[str]
-) -> None:
+def test_every_kind_of_model(way: str, classes: list[str] | None, files: list[str]) -> None:
     clip = make_clip()
     if "native" in way:
-        clip.add_adapter(make_config(tokenizer))
+        clip.add_adapter(make_config())
         model: Any = scatter(clip.eval())
     else:
-        model = adapt(clip, tokenizer)
+        model = adapted(clip)
     model.set_classes(classes)
-    adapted = one_by_one(model, files, 3)
+    enabled = one_by_one(model, files, 3)
     if way == "natively disabled":
         model.disable_adapters()
     if way == "disabled":
@@ -129,18 +127,16 @@ def test_every_kind_of_model(
         expected = one_by_one(model, files, 3)
         found = list(predict(model, files, PROCESSOR, top_k=3, batch_size=4))
     assert_rankings(found, expected)
-    assert (expected != adapted) == ("disabled" in way)
+    assert (expected != enabled) == ("disabled" in way)
     assert {name for name, _ in found[0].ranking} == set(classes or CLASSES)
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 0.02), (torch.float16, 0.002)], ids=str
 )
-def test_other_precisions(
-    dtype: torch.dtype, tolerance: float, make_clip: MakeClip, tokenizer: CLIPTokenizer, files: list[str]
-) -> None:
+def test_other_precisions(dtype: torch.dtype, tolerance: float, files: list[str]) -> None:
     """Half precision rounds differently by batch size, so only the probabilities are compared."""
-    model = adapt(make_clip(dtype=dtype), tokenizer)
+    model = adapted(make_clip(dtype=dtype))
     found = [dict(each.ranking) for each in predict(model, files, PROCESSOR, top_k=3, batch_size=4)]
     expected = [dict(ranking) for ranking in one_by_one(model, files, 3)]
     assert found == [pytest.approx(shares, abs=tolerance) for shares in expected]
@@ -427,24 +423,24 @@ def test_the_classes_are_those_of_the_call(model: Any, files: list[str]) -> None
     assert_rankings([each for _, each in both], unseen)
 
 
-def test_another_adapter_in_the_middle_changes_nothing(model: Any, tokenizer: CLIPTokenizer, files: list[str]) -> None:
+def test_another_adapter_in_the_middle_changes_nothing(model: Any, files: list[str]) -> None:
     expected = one_by_one(model, files, 1)
     with model.disable_adapter():
         zero_shot = predict(model, files, PROCESSOR)
         plain = one_by_one(model, files, 1)
     assert_rankings(list(zero_shot), plain)
-    adapted = predict(model, files, PROCESSOR, batch_size=1)
-    found = [next(adapted)]
-    model.add_adapter("two", make_config(tokenizer))
-    found.append(next(adapted))
+    stream = predict(model, files, PROCESSOR, batch_size=1)
+    found = [next(stream)]
+    model.add_adapter("two", make_config())
+    found.append(next(stream))
     model.set_adapter("two")
-    found += adapted
+    found += stream
     assert_rankings(found, expected)
-    adapted = predict(model, files, PROCESSOR, batch_size=1)
-    next(adapted)
+    stream = predict(model, files, PROCESSOR, batch_size=1)
+    next(stream)
     model.delete_adapter("two")
     with pytest.raises(RuntimeError, match=r"The adapter 'two' was deleted after predict was called\."):
-        next(adapted)
+        next(stream)
     assert own_threads() == []
 
 
@@ -485,10 +481,10 @@ def test_what_is_no_image_in_a_stream_is_refused_when_it_is_read(model: Any, fil
     assert own_threads() == []
 
 
-def test_models_that_cannot_predict_are_refused(clip: CLIPModel, tokenizer: CLIPTokenizer, files: list[str]) -> None:
+def test_models_that_cannot_predict_are_refused(clip: CLIPModel, files: list[str]) -> None:
     with pytest.raises(TypeError, match="with an ANPrompt adapter, not CLIPModel"):
         predict(clip, files, PROCESSOR)
-    model = get_peft_model(clip, make_config(tokenizer, init_noise_prompts=False))
+    model = get_peft_model(clip, make_config(init_noise_prompts=False))
     with pytest.raises(ValueError, match="were neither computed nor loaded"):
         predict(model, files, PROCESSOR)
 
@@ -497,15 +493,13 @@ def test_models_that_cannot_predict_are_refused(clip: CLIPModel, tokenizer: CLIP
 
 
 def test_the_page_runs_as_printed(
-    clip_folder: Path, tokenizer: CLIPTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     page = (ROOT / "docs" / "serving.md").read_text()
     section = page.partition("## Many images\n")[2].partition("\n## ")[0]
     (block,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     base = CLIPModel.from_pretrained(clip_folder)
-    scatter(get_peft_model(base, make_config(tokenizer, tokenizer_name_or_path=None))).save_pretrained(
-        tmp_path / "my-adapter"
-    )
+    scatter(get_peft_model(base, make_config(tokenizer_name_or_path=None))).save_pretrained(tmp_path / "my-adapter")
     CLIPProcessor.from_pretrained(clip_folder).save_pretrained(tmp_path / "my-adapter")
     (tmp_path / "photos" / "more").mkdir(parents=True)
     random_image(1).save(tmp_path / "photos" / "more" / "a.jpg")

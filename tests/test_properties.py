@@ -9,10 +9,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
-from transformers import CLIPTokenizer
 
-from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, adapt, assert_exact, make_config, scatter
+from conftest import IMAGE_SIZE
+from helpers import CLASSES, adapted, assert_exact, make_clip, make_config, scatter
 
 COUNT = 5
 KINDS = ("logits_class", "logits_prototype", "logits_fused", "logits_ensemble")
@@ -23,8 +22,8 @@ several = settings(
 
 
 @pytest.fixture(scope="module")
-def model(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> Any:
-    return adapt(make_clip(dtype=torch.float64), tokenizer, inference_logits="ensemble")
+def model() -> Any:
+    return adapted(dtype=torch.float64, inference_logits="ensemble")
 
 
 def images(seed: int, count: int = COUNT) -> torch.Tensor:
@@ -71,14 +70,12 @@ def test_padding_by_a_longer_class_changes_no_other(words: int, place: int, mode
     ),
     name=st.sampled_from(["two", "other adapter", "default2"]),
 )
-def test_twins_answer_alike(
-    seed: int, parts: dict[str, Any], name: str, make_clip: MakeClip, tokenizer: CLIPTokenizer
-) -> None:
+def test_twins_answer_alike(seed: int, parts: dict[str, Any], name: str) -> None:
     """Adapters with the same weights under two names in one model."""
     pixels, choices = images(seed), {**parts, "inference_logits": "ensemble"}
-    model: Any = get_peft_model(make_clip(dtype=torch.float64), make_config(tokenizer, **choices)).eval()
+    model: Any = get_peft_model(make_clip(dtype=torch.float64), make_config(**choices)).eval()
     scatter(model, seed=seed)
-    model.add_adapter(name, make_config(tokenizer, **choices))
+    model.add_adapter(name, make_config(**choices))
     values = dict([*model.named_parameters(), *model.named_buffers()])
     with torch.no_grad():
         for own, tensor in values.items():

@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 import reference
 from anprompt_peft.evaluation.robustness import texts as measured
 from anprompt_peft.fast.savings import Savings
 from anprompt_peft.method import rephrase as own
 from anprompt_peft.method.rephrase import draw_rephrased, rephrase, vocabulary
-from conftest import MakeClip
-from helpers import CLASSES, LABELS, adapt, assert_exact, trainable
+from helpers import CLASSES, LABELS, adapted, assert_exact, make_clip, trainable
 from oracle import reference_adapter
 
-REPHRASED = {"rephrased_weight": 2.0, "rephrased_texts": 5, "text_update_rank": 2}
+REPHRASED: dict[str, Any] = {"rephrased_weight": 2.0, "rephrased_texts": 5, "text_update_rank": 2}
 TEMPLATES = ["a photo of a {}.", "one {}"]
 
 
@@ -58,9 +57,9 @@ def expected_term(model: Any, plain: Any, tokenizer: CLIPTokenizer, seed: int) -
 @pytest.mark.parametrize("savings", [Savings(), Savings.none(), Savings(text_chunk=2)], ids=["all", "none", "chunks"])
 @pytest.mark.parametrize("template", [TEMPLATES[0], TEMPLATES], ids=["one template", "two"])
 def test_the_term_against_the_reference(
-    savings: Savings, template: Any, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
+    savings: Savings, template: Any, tokenizer: CLIPTokenizer, pixels: Tensor
 ) -> None:
-    model = adapt(make_clip(dtype=torch.float64), tokenizer, template=template, **REPHRASED)
+    model = adapted(dtype=torch.float64, template=template, **REPHRASED)
     model.set_savings(savings)
     inputs = {"pixel_values": pixels.double(), "labels": LABELS}
     without = model(**inputs)
@@ -82,16 +81,14 @@ def test_the_term_against_the_reference(
 
 
 @pytest.mark.parametrize("template", [TEMPLATES[0], TEMPLATES], ids=["one template", "two"])
-def test_the_page_prints_the_whole_loss(
-    template: Any, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_the_page_prints_the_whole_loss(template: Any, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     """With the default weights, and its gradients."""
     page = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?def loss\(.*?)```", page, re.DOTALL)
     assert code
     printed: dict[str, Any] = {}
     exec(code.group(1), printed)
-    model = adapt(make_clip(dtype=torch.float64), tokenizer, template=template, rephrased_weight=10.0).train()
+    model = adapted(dtype=torch.float64, template=template, rephrased_weight=10.0).train()
     torch.manual_seed(3)
     output = model(pixel_values=pixels.double(), labels=LABELS)
     clip = model.get_base_model()
@@ -112,20 +109,16 @@ def test_the_page_prints_the_whole_loss(
 
 
 @pytest.mark.parametrize("off", [{"rephrased_weight": 0.0}, {"rephrased_texts": 0}])
-def test_nothing_is_drawn_where_it_is_not_wanted(
-    off: dict[str, Any], make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(), tokenizer, **{**REPHRASED, **off}).train()
+def test_nothing_is_drawn_where_it_is_not_wanted(off: dict[str, Any], pixels: Tensor) -> None:
+    model = adapted(**{**REPHRASED, **off}).train()
     before = torch.get_rng_state()
     output = model(pixel_values=pixels, labels=LABELS)
     assert "similarity_rephrased" not in output.loss_terms
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_seed_gives_the_same_texts_and_the_next_step_others(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(), tokenizer, **REPHRASED).train()
+def test_a_seed_gives_the_same_texts_and_the_next_step_others(pixels: Tensor) -> None:
+    model = adapted(**REPHRASED).train()
 
     def step() -> Tensor:
         return model(pixel_values=pixels, labels=LABELS).loss_terms["similarity_rephrased"]
@@ -137,10 +130,8 @@ def test_a_seed_gives_the_same_texts_and_the_next_step_others(
     assert not torch.equal(first, second)
 
 
-def test_other_classes_are_rephrased_too(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, names = adapt(make_clip(), tokenizer, **REPHRASED).train(), []
+def test_other_classes_are_rephrased_too(pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, names = adapted(**REPHRASED).train(), []
 
     def noted(*given: Any) -> Any:
         names.append(given[0])
@@ -154,8 +145,8 @@ def test_other_classes_are_rephrased_too(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_few_rephrased_texts(count: int, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer, rephrased_weight=1.0, rephrased_texts=count).train()
+def test_few_rephrased_texts(count: int, pixels: Tensor) -> None:
+    model = adapted(rephrased_weight=1.0, rephrased_texts=count).train()
     assert model(pixel_values=pixels, labels=torch.tensor([0, 1, 2])).loss_terms["similarity_rephrased"] > 0
 
 

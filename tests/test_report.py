@@ -25,7 +25,7 @@ from peft import get_peft_model
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import CLIPModel, CLIPTokenizer, TrainingArguments
+from transformers import CLIPModel, TrainingArguments
 
 import chromium
 from anprompt_peft.evaluation import balanced_accuracy, base_to_new, gain, macro_f1
@@ -45,8 +45,8 @@ from anprompt_peft.report.charts import feature_chart, loss_chart
 from anprompt_peft.report.data import loss_table, project
 from anprompt_peft.report.page import shown
 from anprompt_peft.training import ANPromptTrainer
-from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, adapt, make_config, marks, texts
+from conftest import IMAGE_SIZE
+from helpers import CLASSES, adapted, make_clip, make_config, marks, texts
 
 HOSTILE = ["<script>alert(1)</script>", "a & b", "\"><img src=x onerror='alert(1)'>", "猫 الكلب", "unbroken" * 20]
 BINARY = chromium.BINARY
@@ -387,9 +387,9 @@ def test_wrong_report_data_are_refused() -> None:
 
 
 @torch.no_grad()
-def test_geometry_of_a_model(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_geometry_of_a_model() -> None:
     """The adapter's own classes are read, whatever classes are asked for, in float64 and without any change."""
-    model = adapt(make_clip(dtype=torch.float64), tokenizer)
+    model = adapted(dtype=torch.float64)
     prompted = model.encode_classes()
     with model.disable_adapter():
         clean = model.encode_classes()
@@ -406,23 +406,23 @@ def test_geometry_of_a_model(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> N
     assert "noise prompt 4" in render_report(ReportData("t", geometry=geometry))
 
 
-def test_noise_prompts_of_another_space_are_left_out(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
-    geometry = read_geometry(adapt(make_clip(), tokenizer, latent_dim=10))
+def test_noise_prompts_of_another_space_are_left_out() -> None:
+    geometry = read_geometry(adapted(latent_dim=10))
     assert geometry.noise_prompts is None
     assert "latent space of 10 dimensions" in geometry.note
     page = render_report(ReportData("t", geometry=geometry))
     assert "latent space of 10 dimensions" in page
     assert "noise prompt 1" not in page
-    assert read_geometry(adapt(make_clip(), tokenizer, latent_dim=10, noise_map="learned")).noise_prompts is not None
+    assert read_geometry(adapted(latent_dim=10, noise_map="learned")).noise_prompts is not None
 
 
-def test_predictions_of_a_model(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
-    model = adapt(make_clip(), tokenizer, inference_logits="class").train()
+def test_predictions_of_a_model() -> None:
+    model = adapted(inference_logits="class").train()
     model.get_base_model().text_model.eval()
     modes = [module.training for module in model.modules()]
     pixels = torch.randn(7, 3, IMAGE_SIZE, IMAGE_SIZE)
     rows = [{"pixel_values": image, "labels": at % 3} for at, image in enumerate(pixels)]
-    adapted = predict(model, DataLoader(rows, batch_size=3), "test", picture, list("abcdefg"))  # type: ignore[arg-type]
+    found = predict(model, DataLoader(rows, batch_size=3), "test", picture, list("abcdefg"))  # type: ignore[arg-type]
     with model.disable_adapter():
         zero_shot = predict(model, DataLoader(rows, batch_size=7), "test")  # type: ignore[arg-type]
     assert model.training
@@ -432,37 +432,37 @@ def test_predictions_of_a_model(make_clip: MakeClip, tokenizer: CLIPTokenizer) -
         expected = model(pixel_values=pixels).logits.softmax(dim=-1)
         with model.disable_adapter():
             frozen = model(pixel_values=pixels).logits.softmax(dim=-1)
-    assert adapted.probabilities == pytest.approx(expected.numpy(), abs=1e-6)
+    assert found.probabilities == pytest.approx(expected.numpy(), abs=1e-6)
     assert zero_shot.probabilities == pytest.approx(frozen.numpy(), abs=1e-6)
     assert not torch.allclose(expected, frozen, atol=1e-3)
-    assert adapted.predicted.tolist() == expected.argmax(dim=-1).tolist()
-    assert adapted.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
-    assert (list(adapted.class_names), adapted.image, adapted.sources) == (CLASSES, picture, list("abcdefg"))
+    assert found.predicted.tolist() == expected.argmax(dim=-1).tolist()
+    assert found.labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert (list(found.class_names), found.image, found.sources) == (CLASSES, picture, list("abcdefg"))
     with pytest.raises(ValueError, match="shuffle=False"):
         predict(model, DataLoader(rows, shuffle=True), "test")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no images in the batches of 'new'"):
         predict(model, [], "new")
 
 
-def test_adapter_is_described(make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_adapter_is_described() -> None:
     """With a second adapter in, the size is still that of the active one."""
-    model = adapt(make_clip(), tokenizer)
+    model = adapted()
     size, _ = model.get_nb_trainable_parameters()
-    model.add_adapter("other", make_config(tokenizer, num_virtual_tokens=2))
+    model.add_adapter("other", make_config(num_virtual_tokens=2))
     facts = describe_adapter(model)
     assert facts["adapter parameters"] == f"{size:,}"
     assert (facts["classes"], facts["text_layers"], facts["num_noise_tokens"]) == (CLASSES, [3, 4], 4)
 
 
-def test_a_plain_clip_is_refused(make_clip: MakeClip) -> None:
+def test_a_plain_clip_is_refused() -> None:
     for read in (read_geometry, describe_adapter, lambda clip: predict(clip, [], "test")):
         with pytest.raises(TypeError, match="with an ANPrompt adapter, not CLIPModel"):
             read(make_clip())
 
 
-def test_report_of_a_training(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+def test_report_of_a_training(tmp_path: Path) -> None:
     """From Trainer to the file: the page says what the training measured."""
-    model = get_peft_model(make_clip(), make_config(tokenizer))
+    model = get_peft_model(make_clip(), make_config())
     images: Tensor = torch.randn(12, 3, IMAGE_SIZE, IMAGE_SIZE)
     data = Dataset.from_dict({"pixel_values": images.numpy(), "labels": [0, 1, 2] * 4}).with_format("torch")
     arguments = TrainingArguments(
@@ -485,11 +485,9 @@ def test_report_of_a_training(make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp
     assert torch.__version__ in page
 
 
-def test_documented_example_runs(
-    clip_folder: Path, tokenizer: CLIPTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documented_example_runs(clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of docs/report.md as printed, on a folder of images."""
-    model = adapt(CLIPModel.from_pretrained(clip_folder), tokenizer, tokenizer_name_or_path=str(clip_folder))
+    model = adapted(CLIPModel.from_pretrained(clip_folder), tokenizer_name_or_path=str(clip_folder))
     model.save_pretrained(str(tmp_path / "my-adapter"))
     for at, name in enumerate(CLASSES * 2):
         folder = tmp_path / "photos" / "test" / name

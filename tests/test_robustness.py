@@ -23,7 +23,7 @@ from datasets import ClassLabel, Dataset, Features
 from peft import get_peft_model
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 import chromium
 from anprompt_cli import main
@@ -53,7 +53,7 @@ from anprompt_peft.report import ReportData, render_report
 from anprompt_peft.report.charts import robustness_charts
 from conftest import CONTEXT, IMAGE_SIZE
 from handwriting import CLASS_NAMES, TEMPLATE
-from helpers import CLASSES, adapt, logits, marks, scatter, texts
+from helpers import CLASSES, adapted, logits, make_clip, marks, scatter, texts
 
 GOLDEN = Path(__file__).with_name("golden")
 TINY_CLIP = Path(__file__).parents[1] / "examples" / "embedded" / "tiny_clip"
@@ -537,8 +537,8 @@ def test_unusable_logits_and_nothing_to_measure_are_refused(part: Part) -> None:
 # --- an adapter
 
 
-def test_an_adapter_answers_as_the_model_does(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    images, model = image_set(), adapt(clip, tokenizer, template=["a photo of a {}.", "the drawing of one {}."])
+def test_an_adapter_answers_as_the_model_does() -> None:
+    images, model = image_set(), adapted(template=["a photo of a {}.", "the drawing of one {}."])
     templates, fitted = ("a photo of a {}.", "the drawing of one {}."), FittedAdapter(model)
     expected = logits(model, images.pixels())
     found = fitted.logits(images, ClassTexts(tuple(CLASSES), templates))
@@ -551,9 +551,9 @@ def test_an_adapter_answers_as_the_model_does(clip: CLIPModel, tokenizer: CLIPTo
     assert torch.equal(logits(model, images.pixels()), expected)
 
 
-def test_a_misspelt_class_is_still_that_class(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+def test_a_misspelt_class_is_still_that_class() -> None:
     """Known classes are answered with fused logits, others with the ensemble: spelling must not switch."""
-    images, model = image_set(), adapt(clip, tokenizer, alpha=0.3)
+    images, model = image_set(), adapted(alpha=0.3)
     written = ("cta", "dog", "smal fish")
     model.set_classes(list(written))
     with torch.no_grad():
@@ -567,18 +567,16 @@ def test_a_misspelt_class_is_still_that_class(clip: CLIPModel, tokenizer: CLIPTo
 
 
 @pytest.mark.parametrize("choice", ["class", "prototype", "fused", "ensemble"])
-def test_the_configured_logits_are_used(choice: str, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    images, model = image_set(), adapt(clip, tokenizer, inference_logits=choice)
+def test_the_configured_logits_are_used(choice: str) -> None:
+    images, model = image_set(), adapted(inference_logits=choice)
     for names in (tuple(CLASSES), ("bird", "cat", "dog")):
         model.set_classes(list(names))
         expected = logits(model, images.pixels())
         torch.testing.assert_close(FittedAdapter(model).logits(images, ClassTexts(names)), expected)
 
 
-def test_zero_shot_is_the_clip_without_the_adapter(
-    clip: CLIPModel, make_clip: Callable[..., CLIPModel], tokenizer: CLIPTokenizer, clip_folder: Path
-) -> None:
-    images, model = image_set(), adapt(clip, tokenizer)
+def test_zero_shot_is_the_clip_without_the_adapter(clip_folder: Path) -> None:
+    images, model = image_set(), adapted()
     backbone = Backbone(make_clip(), CLIPProcessor.from_pretrained(clip_folder))
     model.train()
     for classes in (ClassTexts(tuple(CLASSES)), ClassTexts(("a", "b", "c"), TEMPLATES, ("cat", "dg", "fish"))):
@@ -588,8 +586,8 @@ def test_zero_shot_is_the_clip_without_the_adapter(
     assert not torch.allclose(FittedAdapter(model).logits(images, ClassTexts(tuple(CLASSES))), found, atol=1e-2)
 
 
-def test_texts_that_are_too_long_are_cut(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    model, images = adapt(clip, tokenizer), image_set()
+def test_texts_that_are_too_long_are_cut() -> None:
+    model, images = adapted(), image_set()
     long = ClassTexts(tuple(CLASSES), ("a photo of a {}, " + "bird " * CONTEXT,))
     longer = replace(long, templates=(long.templates[0] + "fish " * 9,))
     found = FittedAdapter(model).logits(images, long)
@@ -597,8 +595,8 @@ def test_texts_that_are_too_long_are_cut(clip: CLIPModel, tokenizer: CLIPTokeniz
     assert torch.equal(found, FittedAdapter(model).logits(images, longer))
 
 
-def test_images_are_encoded_once(clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    model, images = adapt(clip, tokenizer), image_set()
+def test_images_are_encoded_once() -> None:
+    model, images = adapted(), image_set()
     fitted = FittedAdapter(model)
     calls: list[int] = []
     model.get_base_model().register_forward_hook(lambda *_: calls.append(1))

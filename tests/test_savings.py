@@ -20,8 +20,8 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from anprompt_peft.fast import Savings, encoders, text
 from anprompt_peft.fast.blocks import attend, attend_first, queries_keys_values
-from conftest import IMAGE_SIZE, MakeClip
-from helpers import LABELS, adapt, assert_exact, count_calls, make_config, trainable
+from conftest import IMAGE_SIZE
+from helpers import LABELS, adapted, assert_exact, count_calls, make_clip, make_config, trainable
 from oracle import reference_adapter, reference_outputs
 
 FORMER: dict[str, Any] = {"text_update_rank": None}  # the first text layers stay frozen
@@ -76,12 +76,11 @@ def test_against_the_reference(
     packs: bool,
     images: int,
     checkpointing: bool,
-    make_clip: MakeClip,
     tokenizer: CLIPTokenizer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(text, "packs", lambda _: packs)
-    model = adapt(make_clip(dtype=torch.float64), tokenizer, **adapter).train()
+    model = adapted(dtype=torch.float64, **adapter).train()
     model.set_savings(chosen)
     if checkpointing:
         checkpoint(model.get_base_model())
@@ -105,9 +104,9 @@ def test_against_the_reference(
 
 
 @pytest.mark.parametrize("chosen", [Savings(), Savings(text_chunk=2), Savings.none()])
-def test_float32(chosen: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(make_clip(), tokenizer)
-    exact = adapt(make_clip(dtype=torch.float64), tokenizer)
+def test_float32(chosen: Savings, pixels: Tensor) -> None:
+    model = adapted()
+    exact = adapted(dtype=torch.float64)
     exact.load_state_dict(model.state_dict())
     exact.set_savings(Savings.none())
     model.set_savings(chosen)
@@ -122,10 +121,8 @@ def test_float32(chosen: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer,
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_layers_decompose(
-    activation: str, attention: str, dtype: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer
-) -> None:
-    assert adapt(make_clip(attention, dtype, hidden_act=activation), tokenizer).anprompt_state.decomposes
+def test_layers_decompose(activation: str, attention: str, dtype: torch.dtype) -> None:
+    assert adapted(make_clip(attention, dtype, hidden_act=activation)).anprompt_state.decomposes
 
 
 def checkpoint(clip: Any, *settings: Any) -> None:
@@ -161,11 +158,9 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_text_prefix_runs_once_and_again_after_a_change(
-    change: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(), tokenizer, **FORMER).train()
-    model.add_adapter("two", make_config(tokenizer, class_names=["cow", "small fish", "red bird"], **FORMER))
+def test_the_text_prefix_runs_once_and_again_after_a_change(change: str, pixels: Tensor) -> None:
+    model = adapted(**FORMER).train()
+    model.add_adapter("two", make_config(class_names=["cow", "small fish", "red bird"], **FORMER))
     calls = count_calls(model.text_model.encoder.layers[0])
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.1)
     for _ in range(3):
@@ -177,8 +172,8 @@ def test_the_text_prefix_runs_once_and_again_after_a_change(
     assert len(calls) > 1
 
 
-def test_the_vision_prefix_serves_both_branches(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_the_vision_prefix_serves_both_branches(pixels: Tensor) -> None:
+    model = adapted()
     layers = model.vision_model.encoder.layers
     first_prompted = layers[layers[-1].target_layers(model.peft_config["default"])[0] - 1].get_base_layer()
     before, queries = count_calls(layers[0]), count_calls(first_prompted.self_attn.q_proj)
@@ -191,13 +186,11 @@ def test_the_vision_prefix_serves_both_branches(make_clip: MakeClip, tokenizer: 
         assert queries.count(len(pixels)) == expected, chosen
 
 
-def test_trained_base_weights_get_their_gradients(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_trained_base_weights_get_their_gradients(pixels: Tensor) -> None:
     """Somebody may unfreeze CLIP: nothing is kept then, and the gradients are those of the plain path."""
     gradients = []
     for chosen in (Savings(), Savings.none()):
-        model = adapt(make_clip(dtype=torch.float64), tokenizer)
+        model = adapted(dtype=torch.float64)
         model.set_savings(chosen)
         for tower in (model.text_model, model.vision_model):
             tower.requires_grad_(True)
@@ -209,10 +202,8 @@ def test_trained_base_weights_get_their_gradients(
         assert_exact(gradient, gradients[1][name], name)
 
 
-def test_the_plain_path_pads_texts_to_the_end_of_the_context(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_the_plain_path_pads_texts_to_the_end_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted()
     clip: Any = model.get_base_model()
     lengths: list[int] = []
     encode = clip.get_text_features
@@ -227,7 +218,7 @@ def test_the_plain_path_pads_texts_to_the_end_of_the_context(
     assert lengths == [clip.config.text_config.max_position_embeddings]
 
 
-def test_unknown_layers_run_clips_own_forward(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_unknown_layers_run_clips_own_forward(pixels: Tensor) -> None:
     def twice(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return 2 * CLIPEncoderLayer.forward(self, hidden_states, *args, **kwargs)
 
@@ -238,15 +229,13 @@ def test_unknown_layers_run_clips_own_forward(make_clip: MakeClip, tokenizer: CL
     for layer in clip.text_model.encoder.layers:
         layer.__class__ = Unknown
     with pytest.warns(UserWarning, match="in a way unknown here"):
-        model = adapt(clip, tokenizer)
+        model = adapted(clip)
     plain = model(pixel_values=pixels, labels=LABELS)
     model.set_savings(Savings.none())
     torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, plain.loss)
 
 
-def test_layers_that_are_called_in_another_way_are_found_when_the_adapter_is_created(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_layers_that_are_called_in_another_way_are_found_when_the_adapter_is_created(pixels: Tensor) -> None:
     """As if a release of transformers had renamed the argument with which the text encoder asks for causal layers."""
 
     class Renamed(CLIPEncoderLayer):
@@ -258,20 +247,18 @@ def test_layers_that_are_called_in_another_way_are_found_when_the_adapter_is_cre
     def rename(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {"causal": kwargs.pop("is_causal"), **kwargs}
 
-    expected = adapt(make_clip(), tokenizer)(pixel_values=pixels, labels=LABELS).loss
+    expected = adapted()(pixel_values=pixels, labels=LABELS).loss
     clip = make_clip()
     clip.text_model.encoder.register_forward_pre_hook(rename, with_kwargs=True)
     for layer in clip.text_model.encoder.layers:
         layer.__class__ = Renamed
     with pytest.warns(UserWarning, match="in a way unknown here"):
-        model = adapt(clip, tokenizer)
+        model = adapted(clip)
     torch.testing.assert_close(model(pixel_values=pixels, labels=LABELS).loss, expected)
 
 
 @pytest.mark.parametrize("way", ["attention dropout", "hook"])
-def test_what_needs_clips_own_forward_gets_it(
-    way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_needs_clips_own_forward_gets_it(way: str, pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     run_vision = encoders.run_vision
 
@@ -280,8 +267,8 @@ def test_what_needs_clips_own_forward_gets_it(
         return run_vision(*given)
 
     monkeypatch.setattr(encoders, "run_vision", counted)
-    dropout = {"attention_dropout": 0.5} if way == "attention dropout" else {}
-    model = adapt(make_clip("eager", **dropout), tokenizer)
+    dropout: Any = {"attention_dropout": 0.5} if way == "attention dropout" else {}
+    model = adapted(make_clip("eager", **dropout))
     train_step(model, pixels)
     assert len(runs) == 2
     if way == "hook":
@@ -298,10 +285,8 @@ def test_what_needs_clips_own_forward_gets_it(
 @pytest.mark.parametrize(
     "module", ["mlp", "mlp.activation_fn", "mlp.fc1", "mlp.fc2", "self_attn", "self_attn.q_proj", "self_attn.v_proj"]
 )
-def test_hooks_inside_a_layer_are_called(
-    module: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_hooks_inside_a_layer_are_called(module: str, pixels: Tensor) -> None:
+    model = adapted()
     expected = model(pixel_values=pixels, labels=LABELS).loss
     layers = model.vision_model.encoder.layers
     calls = [count_calls(layer.get_submodule(module)) for layer in (layers[0], layers[-1].get_base_layer())]
@@ -310,7 +295,7 @@ def test_hooks_inside_a_layer_are_called(
 
 
 @pytest.mark.parametrize(("count", "is_worth_it"), [(1, True), (9, False)])
-def test_few_rows_ask_without_keys_and_values(count: int, is_worth_it: bool, make_clip: MakeClip) -> None:
+def test_few_rows_ask_without_keys_and_values(count: int, is_worth_it: bool) -> None:
     layer = make_clip().double().vision_model.encoder.layers[0]
     hidden = torch.randn(2, 9, layer.embed_dim, dtype=torch.float64)
     with FlopCounterMode(display=False) as unfolded:
@@ -321,13 +306,11 @@ def test_few_rows_ask_without_keys_and_values(count: int, is_worth_it: bool, mak
     assert share < 0.6 if is_worth_it else share == 1
 
 
-def test_chunks_bound_what_is_kept_for_the_backward_pass(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_chunks_bound_what_is_kept_for_the_backward_pass(pixels: Tensor) -> None:
     names = [f"{first} {second} {third}" for first in WORDS for second in WORDS for third in WORDS[:2]]
     kept = []
     for size in (None, 8):
-        model = adapt(make_clip(), tokenizer, class_names=names).train()
+        model = adapted(class_names=names).train()
         model.set_savings(Savings(text_chunk=size))
         with saved_for_backward() as storages:
             model.encode_classes()
@@ -352,11 +335,9 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("chosen", [Savings(), Savings(text_chunk=2), Savings.none()])
-def test_a_step_never_waits_for_the_device(
-    chosen: Savings, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_never_waits_for_the_device(chosen: Savings, pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anprompt_peft.clip._check_labels", lambda *_: None)  # reads labels on the CPU only
-    model = adapt(make_clip(), tokenizer).train()  # test_gpu.py has it with rephrased texts
+    model = adapted().train()  # test_gpu.py has it with rephrased texts
     model.set_savings(chosen)
     with Waits() as first:
         train_step(model, pixels)
@@ -381,13 +362,13 @@ class Launches(TorchDispatchMode):
 
 
 def test_whole_rows_take_no_more_launches_than_clips_own_forward(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+    pixels: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Accelerators compute texts so. Packed ones take several times as many, which only a CPU does not mind."""
 
     def launches(chosen: Savings, packs: bool) -> int:
         monkeypatch.setattr(text, "packs", lambda _: packs)
-        model = adapt(make_clip(), tokenizer, class_names=["cat", "small fish", "red bird drawing", "dog"]).train()
+        model = adapted(class_names=["cat", "small fish", "red bird drawing", "dog"]).train()
         model.set_savings(chosen)
         train_step(model, pixels)
         with Launches() as counted:
@@ -400,10 +381,10 @@ def test_whole_rows_take_no_more_launches_than_clips_own_forward(
 
 
 @pytest.mark.slow
-def test_inductor_agrees(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_inductor_agrees(pixels: Tensor) -> None:
     """The lengths and the number of texts are some for which torch 2.13 once compiled wrong gradients."""
     names = ["cat", "dog", "small red bird", "drawing of fish", "fish drawing cat"]
-    model = adapt(make_clip(), tokenizer, class_names=names).train()
+    model = adapted(class_names=names).train()
     compiled, weights = torch.compile(model), list(trainable(model).values())
     gradients = []
     for run in (model, compiled, compiled):
@@ -415,10 +396,8 @@ def test_inductor_agrees(make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: 
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_keeps_the_savings(
-    reentrant: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(dtype=torch.float64), tokenizer, **FORMER).train()
+def test_gradient_checkpointing_keeps_the_savings(reentrant: bool, pixels: Tensor) -> None:
+    model = adapted(dtype=torch.float64, **FORMER).train()
     calls = count_calls(model.text_model.encoder.layers[0])
     gradients, kept = [], []
     for _ in range(2):

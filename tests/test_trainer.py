@@ -38,7 +38,7 @@ from anprompt_peft.training import (
     warmup_cosine,
 )
 from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, LABELS, adapt, logits, make_config, needs_add_adapter, scatter, trainable
+from helpers import CLASSES, LABELS, adapted, logits, make_clip, make_config, needs_add_adapter, scatter, trainable
 
 TERMS = ["cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss"]
 
@@ -61,12 +61,12 @@ def arguments(folder: Path, **settings: Any) -> TrainingArguments:
 
 @pytest.mark.parametrize("trainer_class", [Trainer, ANPromptTrainer])
 def test_gradient_accumulation_equals_the_large_batch(
-    trainer_class: type[Trainer], make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+    trainer_class: type[Trainer], data: Dataset, tmp_path: Path
 ) -> None:
     """Without WALoss, whose scale is a batch statistic, four small batches weigh as much as the one they make up."""
     results = []
     for batch, steps in ((12, 1), (3, 4)):
-        model = get_peft_model(make_clip(dtype=torch.float64), make_config(tokenizer, waloss_weight=0.0))
+        model = get_peft_model(make_clip(dtype=torch.float64), make_config(waloss_weight=0.0))
         torch.manual_seed(0)
         for weight in trainable(model).values():
             torch.nn.init.normal_(weight, std=0.02)
@@ -85,9 +85,9 @@ def double(data: Dataset) -> list[dict[str, torch.Tensor]]:
     return [{"pixel_values": row["pixel_values"].double(), "labels": row["labels"]} for row in data]
 
 
-def test_plain_trainer_evaluates(make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path) -> None:
+def test_plain_trainer_evaluates(data: Dataset, tmp_path: Path) -> None:
     """Loss and accuracy come out without naming the labels; the first prediction is the logits."""
-    model = get_peft_model(make_clip(), make_config(tokenizer)).eval()
+    model = get_peft_model(make_clip(), make_config()).eval()
     trainer = Trainer(
         model,
         arguments(tmp_path, per_device_eval_batch_size=5),
@@ -103,8 +103,8 @@ def test_plain_trainer_evaluates(make_clip: MakeClip, tokenizer: CLIPTokenizer, 
     assert math.isfinite(metrics["eval_loss"])
 
 
-def test_loss_terms_are_logged(make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path) -> None:
-    config = make_config(tokenizer)
+def test_loss_terms_are_logged(data: Dataset, tmp_path: Path) -> None:
+    config = make_config()
     model = get_peft_model(make_clip(), config)
     settings = {"eval_strategy": "epoch", "logging_steps": 3, "learning_rate": 0.0}
     trainer = ANPromptTrainer(model, arguments(tmp_path, **settings), train_dataset=data, eval_dataset=data)
@@ -124,11 +124,11 @@ def test_loss_terms_are_logged(make_clip: MakeClip, tokenizer: CLIPTokenizer, da
     assert not any(name in eval_log for name in TERMS)
 
 
-def test_training_is_repeatable(make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path) -> None:
+def test_training_is_repeatable(data: Dataset, tmp_path: Path) -> None:
     runs = []
     for _ in range(2):
         torch.manual_seed(7)
-        model = get_peft_model(make_clip(), make_config(tokenizer))
+        model = get_peft_model(make_clip(), make_config())
         ANPromptTrainer(model, arguments(tmp_path, seed=7), train_dataset=data).train()
         runs.append(trainable(model))
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
@@ -190,16 +190,9 @@ PAPER = {"recipe": "paper"}
     ],
     ids=str,
 )
-def test_learning_rates(
-    settings: dict[str, Any],
-    expected: list[float],
-    make_clip: MakeClip,
-    tokenizer: CLIPTokenizer,
-    data: Dataset,
-    tmp_path: Path,
-) -> None:
+def test_learning_rates(settings: dict[str, Any], expected: list[float], data: Dataset, tmp_path: Path) -> None:
     """12 images in batches of 4, three steps an epoch; three epochs, unless a setting says otherwise."""
-    model = get_peft_model(make_clip(), make_config(tokenizer))
+    model = get_peft_model(make_clip(), make_config())
     assert learning_rates(tmp_path, model, data, **settings) == pytest.approx(expected)
 
 
@@ -245,13 +238,7 @@ UPDATES = [
 
 @pytest.mark.parametrize(("settings", "decays", "max_norm"), UPDATES)
 def test_two_steps_are_plain_adamws(
-    settings: dict[str, Any],
-    decays: tuple[float, float],
-    max_norm: float,
-    make_clip: MakeClip,
-    tokenizer: CLIPTokenizer,
-    data: Dataset,
-    tmp_path: Path,
+    settings: dict[str, Any], decays: tuple[float, float], max_norm: float, data: Dataset, tmp_path: Path
 ) -> None:
     """Weight decay of matrices and of biases, and clipping, against torch's own optimizer in a loop by hand.
 
@@ -259,7 +246,7 @@ def test_two_steps_are_plain_adamws(
     """
 
     def fresh() -> Any:
-        config = make_config(tokenizer, waloss_weight=0.0, similarity_weight=20.0)
+        config = make_config(waloss_weight=0.0, similarity_weight=20.0)
         return scatter(get_peft_model(make_clip(dtype=torch.float64), config)).train()
 
     steps = {"warmup_epochs": 0, "max_steps": 2, "train_sampling_strategy": "sequential", "save_strategy": "no"}
@@ -332,10 +319,8 @@ def test_wrong_settings(settings: dict[str, Any], message: str, tmp_path: Path) 
         method_arguments(tmp_path, **settings)
 
 
-def test_streams_need_a_warmup_in_steps(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    model = get_peft_model(make_clip(), make_config(tokenizer))
+def test_streams_need_a_warmup_in_steps(data: Dataset, tmp_path: Path) -> None:
+    model = get_peft_model(make_clip(), make_config())
     stream = data.to_iterable_dataset()
     with pytest.raises(ValueError, match=r"a stream has none\. Set warmup_epochs=None"):
         ANPromptTrainer(model, method_arguments(tmp_path, max_steps=3), train_dataset=stream).train()
@@ -350,9 +335,9 @@ def test_tensorboard_is_asked_for_in_vain(tmp_path: Path, monkeypatch: pytest.Mo
         method_arguments(tmp_path, report_to="tensorboard")
 
 
-def test_every_log_starts_anew(make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path) -> None:
+def test_every_log_starts_anew(data: Dataset, tmp_path: Path) -> None:
     """Steps 1, 2 and 3 see different images, and each log has the terms of its own step; evaluations likewise."""
-    model = adapt(make_clip(), tokenizer).train()
+    model = adapted().train()
     arguments = method_arguments(
         tmp_path, num_train_epochs=1, logging_strategy="steps", logging_steps=1, learning_rate=0.0,
         train_sampling_strategy="sequential", save_strategy="no", per_device_eval_batch_size=4,
@@ -376,11 +361,9 @@ def test_every_log_starts_anew(make_clip: MakeClip, tokenizer: CLIPTokenizer, da
         assert {name: log[f"eval_{name}"] for name in TERMS} == pytest.approx(terms, rel=1e-4)
 
 
-def test_class_weights_are_those_of_cross_entropy(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset
-) -> None:
+def test_class_weights_are_those_of_cross_entropy(data: Dataset) -> None:
     """Both cross entropies and nothing else, until the classes change."""
-    model = adapt(make_clip(), tokenizer)
+    model = adapted()
     batch = {"pixel_values": data["pixel_values"][:3], "labels": LABELS}
     plain = model(**batch)
     weights = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
@@ -405,13 +388,11 @@ def test_class_weights_are_those_of_cross_entropy(
     assert torch.equal(model(**batch).loss, plain.loss)
 
 
-def test_class_weights_belong_to_the_classes_they_were_set_for(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset
-) -> None:
+def test_class_weights_belong_to_the_classes_they_were_set_for(data: Dataset) -> None:
     """An adapter's stay with it; those of classes asked for end with them."""
-    model = adapt(make_clip(), tokenizer)
-    model.add_adapter("same", make_config(tokenizer))
-    model.add_adapter("two", make_config(tokenizer, class_names=["cat", "dog"]))
+    model = adapted()
+    model.add_adapter("same", make_config())
+    model.add_adapter("two", make_config(class_names=["cat", "dog"]))
     batch = {"pixel_values": data["pixel_values"][:3], "labels": LABELS % 2}
 
     def losses() -> dict[str, float]:
@@ -438,18 +419,16 @@ def test_class_weights_belong_to_the_classes_they_were_set_for(
     model.set_classes(None)
     assert losses() == weighted
     model.delete_adapter("default")
-    model.add_adapter("default", make_config(tokenizer))
+    model.add_adapter("default", make_config())
     model.set_adapter("default")
     assert not model.anprompt_state.class_weights
 
 
-def test_nothing_is_held_for_adapters_that_are_gone(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset
-) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_nothing_is_held_for_adapters_that_are_gone(data: Dataset) -> None:
+    model = adapted()
     model.set_classes(["cow", "red bird"])
     for _ in range(3):
-        model.add_adapter("passing", make_config(tokenizer))
+        model.add_adapter("passing", make_config())
         model.set_adapter("passing")
         model.set_class_weights(torch.tensor([1.0, 9.0]))
         model(pixel_values=data["pixel_values"][:3], labels=LABELS % 2)
@@ -462,23 +441,21 @@ def test_nothing_is_held_for_adapters_that_are_gone(
 @pytest.mark.parametrize(
     "weights", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, math.nan, 1.0], [1.0, math.inf, 1.0], [[1.0, 1.0, 1.0]]]
 )
-def test_wrong_class_weights(weights: list[Any], make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_wrong_class_weights(weights: list[Any]) -> None:
     with pytest.raises(ValueError, match="class weights must be 3 positive numbers"):
-        adapt(make_clip(), tokenizer).set_class_weights(torch.tensor(weights))
+        adapted().set_class_weights(torch.tensor(weights))
 
 
 @pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
-def test_class_weights_as_others_give_them(kind: Any, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> None:
+def test_class_weights_as_others_give_them(kind: Any) -> None:
     """scikit-learn's `compute_class_weight` gives an array of float64."""
-    model = adapt(make_clip(), tokenizer)
+    model = adapted()
     model.set_class_weights(kind([1, 2, 3]))
     assert model.anprompt_state.class_weights["default"].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("column", ["labels", "label"])
-def test_balanced_class_weights(
-    column: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_balanced_class_weights(column: str, data: Dataset, tmp_path: Path) -> None:
     """n / (C * n_c), counted without reading an image, in the loss that is trained and logged."""
     labels = [0] * 6 + [1] * 4 + [2] * 2
     rows = Dataset.from_dict({"pixel_values": data["pixel_values"][:].numpy(), column: labels})
@@ -488,7 +465,7 @@ def test_balanced_class_weights(
         return {"pixel_values": torch.tensor(batch["pixel_values"]), "labels": batch[column]}
 
     reads: list[int] = []
-    model = adapt(make_clip(), tokenizer).train()
+    model = adapted().train()
     arguments = method_arguments(
         tmp_path, num_train_epochs=1, per_device_train_batch_size=12, learning_rate=0.0, class_weights="balanced",
         save_strategy="no",
@@ -506,11 +483,9 @@ def test_balanced_class_weights(
     assert log["cross_entropy_class"] == pytest.approx(float(loss), rel=1e-4)
 
 
-def test_class_weights_need_labels_of_every_class(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_class_weights_need_labels_of_every_class(data: Dataset, tmp_path: Path) -> None:
     arguments = method_arguments(tmp_path, class_weights="balanced", max_steps=1, warmup_epochs=None)
-    model = get_peft_model(make_clip(), make_config(tokenizer))
+    model = get_peft_model(make_clip(), make_config())
     for unlabelled in (double(data), data.to_iterable_dataset(), data.remove_columns("labels")):
         with pytest.raises(ValueError, match=r"column 'label' or 'labels'.*call model\.set_class_weights"):
             ANPromptTrainer(model, arguments, train_dataset=unlabelled)
@@ -520,11 +495,9 @@ def test_class_weights_need_labels_of_every_class(
         balanced_class_weights([0, 1, 5], ["a", "b"])
 
 
-def test_terms_are_means_over_images(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_terms_are_means_over_images(data: Dataset, tmp_path: Path) -> None:
     """Evaluation batches of 5, 5 and 2 count by their images, as in Trainer's own loss."""
-    model = get_peft_model(make_clip(dtype=torch.float64), make_config(tokenizer, waloss_weight=0.0)).eval()
+    model = get_peft_model(make_clip(dtype=torch.float64), make_config(waloss_weight=0.0)).eval()
     arguments = method_arguments(tmp_path, per_device_eval_batch_size=5)
     metrics_log: list[dict[str, float]] = []
 
@@ -544,20 +517,16 @@ def test_terms_are_means_over_images(
     assert metrics["eval_accuracy"] == pytest.approx(float(right))
 
 
-def test_only_the_logits_are_gathered(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    model = get_peft_model(make_clip(), make_config(tokenizer)).eval()
+def test_only_the_logits_are_gathered(data: Dataset, tmp_path: Path) -> None:
+    model = get_peft_model(make_clip(), make_config()).eval()
     predictions = ANPromptTrainer(model, method_arguments(tmp_path)).predict(data).predictions
     with torch.no_grad():
         expected = model(pixel_values=data["pixel_values"][:]).logits
     torch.testing.assert_close(torch.from_numpy(predictions), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_classes_are_encoded_once_per_step(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    model = get_peft_model(make_clip(), make_config(tokenizer))
+def test_classes_are_encoded_once_per_step(data: Dataset, tmp_path: Path) -> None:
+    model = get_peft_model(make_clip(), make_config())
     batches: list[int] = []
     model.text_projection.register_forward_hook(lambda module, args, output: batches.append(len(output)))
     ANPromptTrainer(model, method_arguments(tmp_path, num_train_epochs=1), train_dataset=data).train()
@@ -565,10 +534,8 @@ def test_classes_are_encoded_once_per_step(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bf16_and_workers(
-    workers: int, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    model = get_peft_model(make_clip(), make_config(tokenizer))
+def test_bf16_and_workers(workers: int, data: Dataset, tmp_path: Path) -> None:
+    model = get_peft_model(make_clip(), make_config())
     dtypes = set()
     model.text_projection.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
     settings = {"bf16": True, "dataloader_num_workers": workers, "num_train_epochs": 6, "logging_strategy": "epoch"}
@@ -598,9 +565,7 @@ def add_noise(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_resuming_mid_epoch_is_bitwise(
-    workers: int, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_resuming_mid_epoch_is_bitwise(workers: int, data: Dataset, tmp_path: Path) -> None:
     """Saved after step 4 of 3 per epoch, stopped after step 5, resumed in a new model: nothing tells it."""
     settings = {"save_strategy": "steps", "save_steps": 4, "seed": 3, "dataloader_num_workers": workers}
     noisy = data.with_transform(add_noise)
@@ -608,7 +573,7 @@ def test_resuming_mid_epoch_is_bitwise(
     def fresh(folder: str, *callbacks: TrainerCallback) -> ANPromptTrainer:
         torch.manual_seed(11)
         rephrased = {"text_update_rank": 2, "rephrased_weight": 1.0, "rephrased_texts": 4}
-        model = get_peft_model(make_clip(), make_config(tokenizer, **rephrased))
+        model = get_peft_model(make_clip(), make_config(**rephrased))
         arguments = method_arguments(tmp_path / folder, **settings)
         return ANPromptTrainer(model, arguments, train_dataset=noisy, callbacks=list(callbacks))
 
@@ -635,18 +600,13 @@ EARLY = {
     ("settings", "steps"), [({"max_steps": 4, "save_strategy": "steps", "save_steps": 2}, 4), (EARLY, 6)]
 )
 def test_a_run_resumed_after_its_last_checkpoint_takes_no_further_step(
-    settings: dict[str, Any],
-    steps: int,
-    make_clip: MakeClip,
-    tokenizer: CLIPTokenizer,
-    data: Dataset,
-    tmp_path: Path,
+    settings: dict[str, Any], steps: int, data: Dataset, tmp_path: Path
 ) -> None:
     """All of `max_steps` done within an epoch, or early stopping after the second epoch; then a second process."""
 
     def fresh() -> ANPromptTrainer:
         callbacks: list[TrainerCallback] = [EarlyStoppingCallback(1)] if settings is EARLY else []
-        model = get_peft_model(make_clip(), make_config(tokenizer))
+        model = get_peft_model(make_clip(), make_config())
         arguments = method_arguments(tmp_path, **settings)
         return ANPromptTrainer(model, arguments, train_dataset=data, eval_dataset=data, callbacks=callbacks)
 
@@ -660,10 +620,8 @@ def test_a_run_resumed_after_its_last_checkpoint_takes_no_further_step(
     assert whole.state.global_step == steps
 
 
-def test_checkpoints_hold_the_adapter_alone(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    model = get_peft_model(make_clip(), make_config(tokenizer))
+def test_checkpoints_hold_the_adapter_alone(data: Dataset, tmp_path: Path) -> None:
+    model = get_peft_model(make_clip(), make_config())
     trainer = ANPromptTrainer(
         model, method_arguments(tmp_path, num_train_epochs=1, save_strategy="epoch"), train_dataset=data
     )
@@ -678,11 +636,9 @@ def test_checkpoints_hold_the_adapter_alone(
     assert torch.equal(logits(again, pixels), logits(model.eval(), pixels))
 
 
-def test_early_stopping_restores_the_best(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_early_stopping_restores_the_best(data: Dataset, tmp_path: Path) -> None:
     """A rate that spoils the adapter after the gentle first epoch: training stops, and the first weights come back."""
-    model = get_peft_model(make_clip(), make_config(tokenizer, similarity_weight=0.5, text_update_rank=None))
+    model = get_peft_model(make_clip(), make_config(similarity_weight=0.5, text_update_rank=None))
     arguments = method_arguments(
         tmp_path, num_train_epochs=8, learning_rate=3.0, warmup_epochs=1, eval_strategy="epoch", save_strategy="epoch",
         load_best_model_at_end=True, metric_for_best_model="eval_loss",
@@ -719,7 +675,7 @@ def holder(way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> Any:
 
 @pytest.mark.parametrize("way", HOLDERS)
 def test_the_best_weights_and_a_resumed_run_are_the_trained_adapters(
-    way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+    way: str, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
 ) -> None:
     """The second of three epochs is the best, and a run resumed from the first ends as this one would have."""
     weights: list[dict[str, torch.Tensor]] = []
@@ -752,7 +708,7 @@ def test_the_best_weights_and_a_resumed_run_are_the_trained_adapters(
 
 
 def test_a_best_checkpoint_without_the_adapter_is_told(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tokenizer: CLIPTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = ANPromptTrainer(holder("named beside default", make_clip, tokenizer), arguments(tmp_path))
     trainer.state.best_model_checkpoint = str(tmp_path)
@@ -766,7 +722,7 @@ def test_a_best_checkpoint_without_the_adapter_is_told(
 
 
 def test_a_checkpoint_of_another_adapter_is_not_resumed(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+    tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
 ) -> None:
     settings = arguments(tmp_path, save_strategy="epoch")
     ANPromptTrainer(holder("named", make_clip, tokenizer), settings, train_dataset=data).train()
@@ -778,12 +734,7 @@ def test_a_checkpoint_of_another_adapter_is_not_resumed(
 @pytest.mark.parametrize("trainer_class", [Trainer, ANPromptTrainer])
 @pytest.mark.parametrize("asked", [None, ["cow", "red bird"]])
 def test_predictions_are_the_logits(
-    asked: list[str] | None,
-    trainer_class: type[Trainer],
-    make_clip: MakeClip,
-    tokenizer: CLIPTokenizer,
-    data: Dataset,
-    tmp_path: Path,
+    asked: list[str] | None, trainer_class: type[Trainer], data: Dataset, tmp_path: Path
 ) -> None:
     """As a compute_metrics of any image classification script takes them, also for classes asked for."""
     seen: list[EvalPrediction] = []
@@ -792,7 +743,7 @@ def test_predictions_are_the_logits(
         seen.append(prediction)
         return {"right": float((np.argmax(prediction.predictions, axis=1) == prediction.label_ids).mean())}
 
-    model = adapt(make_clip(), tokenizer)
+    model = adapted()
     model.set_classes(asked)
     data = data.remove_columns("labels").add_column("labels", [0, 1] * 6).with_format("torch")
     settings = arguments(tmp_path, include_for_metrics=["inputs"], per_device_eval_batch_size=5)
@@ -807,21 +758,17 @@ def test_predictions_are_the_logits(
 
 
 @pytest.mark.parametrize("settings", [{"batch_eval_metrics": True}, {"eval_do_concat_batches": False}])
-def test_the_default_metric_under_trainers_switches(
-    settings: dict[str, Any], make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_the_default_metric_under_trainers_switches(settings: dict[str, Any], data: Dataset, tmp_path: Path) -> None:
     trainer = ANPromptTrainer(
-        adapt(make_clip(), tokenizer), arguments(tmp_path, per_device_eval_batch_size=5, **settings), eval_dataset=data
+        adapted(), arguments(tmp_path, per_device_eval_batch_size=5, **settings), eval_dataset=data
     )
     expected = ANPromptTrainer(trainer.model, arguments(tmp_path), eval_dataset=data).evaluate()["eval_accuracy"]
     for _ in range(2):
         assert trainer.evaluate()["eval_accuracy"] == pytest.approx(expected)
 
 
-def test_label_smoothing_is_that_of_the_models_cross_entropies(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_label_smoothing_is_that_of_the_models_cross_entropies(data: Dataset, tmp_path: Path) -> None:
+    model = adapted()
     settings = arguments(tmp_path, label_smoothing_factor=0.2, per_device_eval_batch_size=12)
     trainer = ANPromptTrainer(model, settings, train_dataset=data, eval_dataset=data)
     logs = trainer.evaluate()
@@ -838,24 +785,18 @@ def test_label_smoothing_is_that_of_the_models_cross_entropies(
         model.set_label_smoothing(1.5)
 
 
-def test_stock_trainer_that_takes_the_labels_away_is_detected(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    trainer = Trainer(
-        adapt(make_clip(), tokenizer), arguments(tmp_path, label_smoothing_factor=0.2), train_dataset=data
-    )
+def test_stock_trainer_that_takes_the_labels_away_is_detected(data: Dataset, tmp_path: Path) -> None:
+    trainer = Trainer(adapted(), arguments(tmp_path, label_smoothing_factor=0.2), train_dataset=data)
     with pytest.warns(UserWarning, match="without labels: none of ANPrompt's losses is computed.*label_smoothing"):
         trainer.train()
 
 
-def test_what_the_arguments_say_holds_for_a_model_that_trainer_makes(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_what_the_arguments_say_holds_for_a_model_that_trainer_makes(data: Dataset, tmp_path: Path) -> None:
     data = data.select(range(11))  # unequal classes
     made: list[Any] = []
 
     def make() -> Any:
-        made.append(adapt(make_clip(), tokenizer))
+        made.append(adapted())
         return made[-1]
 
     settings = method_arguments(
@@ -886,14 +827,7 @@ def test_what_the_arguments_say_holds_for_a_model_that_trainer_makes(
     "part", ["train", "eval", "evals", "evaluate", "predict", "classes", "class_to_idx", "joined"]
 )
 def test_data_that_number_the_classes_otherwise(
-    part: str,
-    names: list[str],
-    outcome: str,
-    make_clip: MakeClip,
-    tokenizer: CLIPTokenizer,
-    data: Dataset,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    part: str, names: list[str], outcome: str, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = data.cast_column("labels", ClassLabel(names=[*CLASSES]))
     theirs: Any = data.cast_column("labels", ClassLabel(names=names))
@@ -909,7 +843,7 @@ def test_data_that_number_the_classes_otherwise(
         "evaluate": {},
         "predict": {},
     }.get(part, {"train_dataset": theirs})
-    trainer = ANPromptTrainer(adapt(make_clip(), tokenizer), settings, **given)
+    trainer = ANPromptTrainer(adapted(), settings, **given)
     run = {"evaluate": lambda: trainer.evaluate(theirs), "predict": lambda: trainer.predict(theirs)}.get(
         part, trainer.train
     )
@@ -925,21 +859,17 @@ def test_data_that_number_the_classes_otherwise(
     assert (str(names) in caplog.text) == (outcome == "warned")
 
 
-def test_one_of_several_gpus_is_used(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_one_of_several_gpus_is_used(data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = arguments(tmp_path)
     settings._n_gpu = 2
-    trainer = ANPromptTrainer(adapt(make_clip(), tokenizer), settings, train_dataset=data)
+    trainer = ANPromptTrainer(adapted(), settings, train_dataset=data)
     assert trainer.args.n_gpu == 1
     assert "2 GPUs are visible and one is used" in caplog.text
 
 
-def test_two_trainers_of_one_model(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_two_trainers_of_one_model(data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Each trains by its own arguments, for the adapter that is active then."""
-    model, data = adapt(make_clip(), tokenizer), data.select(range(11))
+    model, data = adapted(), data.select(range(11))
     settings = partial(arguments, tmp_path, max_steps=1)
     weighted = method_arguments(tmp_path, max_steps=1, class_weights="balanced", label_smoothing_factor=0.1)
     first = ANPromptTrainer(model, weighted, train_dataset=torch.utils.data.Subset(data, range(9, -1, -1)))
@@ -948,7 +878,7 @@ def test_two_trainers_of_one_model(
     ANPromptTrainer(model, settings(), train_dataset=data).train()
     assert "weighted by class, as was set before: [0.83" in caplog.text
     assert model.anprompt_state.label_smoothing == 0
-    model.add_adapter("two", make_config(tokenizer))
+    model.add_adapter("two", make_config())
     model.set_adapter("two")
     first.train()
     assert model.class_weights.tolist() == pytest.approx([10 / 12, 10 / 9, 10 / 9])
@@ -956,28 +886,26 @@ def test_two_trainers_of_one_model(
 
 
 @pytest.mark.parametrize("column", ["target", "labels"])
-def test_batches_without_labels_are_told_before_a_step(
-    column: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_batches_without_labels_are_told_before_a_step(column: str, data: Dataset, tmp_path: Path) -> None:
     """A column of another name, and class names, which Trainer's collator leaves out."""
     values = ["cat", "dog", "small fish"] * 4 if column == "labels" else data["labels"][:].tolist()
     named = data.remove_columns("labels").add_column(column, values).with_format("torch")
-    trainer = ANPromptTrainer(adapt(make_clip(), tokenizer), arguments(tmp_path), train_dataset=named)
+    trainer = ANPromptTrainer(adapted(), arguments(tmp_path), train_dataset=named)
     with pytest.raises(ValueError, match=r"have no labels, only pixel_values.*class_encode_column"):
         trainer.train()
 
 
-def test_data_parallel_is_refused(make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset) -> None:
-    replica = adapt(make_clip(), tokenizer).get_base_model()._replicate_for_data_parallel()
+def test_data_parallel_is_refused(data: Dataset) -> None:
+    replica = adapted().get_base_model()._replicate_for_data_parallel()
     with pytest.raises(NotImplementedError, match=r"DataParallel.*accelerate launch or torchrun"):
         replica(pixel_values=data["pixel_values"][:2])
 
 
 @pytest.mark.parametrize("trainer_class", [Trainer, ANPromptTrainer, None])
 def test_an_adapter_loaded_for_inference_is_not_trained(
-    trainer_class: type[Trainer] | None, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
+    trainer_class: type[Trainer] | None, data: Dataset, tmp_path: Path
 ) -> None:
-    adapt(make_clip(), tokenizer).save_pretrained(tmp_path)
+    adapted().save_pretrained(tmp_path)
     model = PeftModel.from_pretrained(make_clip(), tmp_path)
     batch = {"pixel_values": data["pixel_values"][:3], "labels": data["labels"][:3]}
     assert model(**batch).loss > 0
@@ -989,10 +917,8 @@ def test_an_adapter_loaded_for_inference_is_not_trained(
 
 
 @pytest.mark.parametrize("cast", [{"fp16_full_eval": True}, {"bf16_full_eval": True}])
-def test_full_half_precision_ends_with_the_evaluation(
-    cast: dict[str, bool], make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    model = adapt(make_clip(), tokenizer)
+def test_full_half_precision_ends_with_the_evaluation(cast: dict[str, bool], data: Dataset, tmp_path: Path) -> None:
+    model = adapted()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainer = ANPromptTrainer(model, arguments(tmp_path, **cast), train_dataset=data, eval_dataset=data)
     full = trainer.evaluate()
@@ -1017,14 +943,12 @@ class Cropped(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("evaluates", [False, True])
-def test_workers_that_live_on_change_nothing(
-    evaluates: bool, make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
+def test_workers_that_live_on_change_nothing(evaluates: bool, data: Dataset, tmp_path: Path) -> None:
     """Neither the weights, nor those of a run resumed from an earlier checkpoint."""
 
     def run(folder: Path, workers: dict[str, Any], resume: str | None = None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model = get_peft_model(make_clip(), make_config(tokenizer, rephrased_weight=1.0, rephrased_texts=4))
+        model = get_peft_model(make_clip(), make_config(rephrased_weight=1.0, rephrased_texts=4))
         settings = method_arguments(
             folder, num_train_epochs=3, save_strategy="epoch", eval_strategy="epoch" if evaluates else "no", **workers
         )
@@ -1042,12 +966,12 @@ def test_workers_that_live_on_change_nothing(
 
 
 def test_a_checkpoint_without_optimizer_is_told(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = method_arguments(tmp_path, num_train_epochs=2, save_strategy="epoch", save_only_model=True)
     for resume in (None, str(tmp_path / "checkpoint-3")):
         assert not caplog.text
-        ANPromptTrainer(adapt(make_clip(), tokenizer), settings, train_dataset=data).train(resume)
+        ANPromptTrainer(adapted(), settings, train_dataset=data).train(resume)
     assert "checkpoint-3 holds no optimizer state" in caplog.text
 
 

@@ -23,8 +23,7 @@ from anprompt_peft.evaluation.robustness import texts as measured
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.method.rephrase import draw_rephrased, vocabulary
 from anprompt_peft.tuner import adapted_clip
-from conftest import MakeClip
-from helpers import assert_exact, scatter
+from helpers import assert_exact, make_clip, scatter
 from peers import image_set
 from trials import (
     FewViews,
@@ -45,7 +44,7 @@ SIZES: dict[str, Any] = {"text_layers": 2, "vision_layers": 2}
 
 
 @pytest.fixture
-def backbone(make_clip: MakeClip, clip_folder: Any) -> Backbone:
+def backbone(clip_folder: Any) -> Backbone:
     return Backbone(make_clip(dtype=torch.float64), CLIPProcessor.from_pretrained(clip_folder))
 
 

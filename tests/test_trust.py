@@ -38,9 +38,8 @@ from anprompt_peft.method.class_texts import end_of_text_positions
 from anprompt_peft.publish import push_folder
 from anprompt_peft.trust.fields import check_attributes
 from anprompt_peft.trust.tensors import PREFIX, expected_tensors
-from conftest import MakeClip
 from fuzz_adapters import Fuzzer, Snapshot, fuzz
-from helpers import CLASSES, adapt, logits, make_config, needs_add_adapter, scatter
+from helpers import CLASSES, adapt, adapted, logits, make_clip, make_config, needs_add_adapter, scatter
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 HEAD = f"{PREFIX}visual_projection."
@@ -168,10 +167,8 @@ def _answers(model: Any) -> list[Tensor]:
     ],
     ids=str,
 )
-def test_the_table_of_tensors_is_what_adapters_save(
-    settings: dict[str, Any], make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path
-) -> None:
-    model = adapt(make_clip(), tokenizer, **settings)
+def test_the_table_of_tensors_is_what_adapters_save(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = adapted(**settings)
     model.save_pretrained(tmp_path)
     saved = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / WEIGHTS).items()}
     table = expected_tensors(model.peft_config["default"], model.config)
@@ -220,22 +217,20 @@ BAD_TENSORS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
 
 
 @pytest.mark.parametrize("door", ALL_DOORS)
-def test_only_the_adapters_own_sound_tensors_are_loaded(
-    door: str, make_clip: MakeClip, sound: Path, broken: Path
-) -> None:
+def test_only_the_adapters_own_sound_tensors_are_loaded(door: str, sound: Path, broken: Path) -> None:
     cases = [(partial(retensor, broken, change), message) for change, message in BAD_TENSORS.values()]
     refusals(door, make_clip(), sound, broken, cases)
 
 
 @pytest.mark.parametrize("door", WITH_FILES)
-def test_files_that_are_not_whole_are_refused(door: str, make_clip: MakeClip, sound: Path, broken: Path) -> None:
+def test_files_that_are_not_whole_are_refused(door: str, sound: Path, broken: Path) -> None:
     content = (broken / WEIGHTS).read_bytes()
     files = (content[: len(content) // 2], b"\xff" * 16, b"")
     cases = [(partial((broken / WEIGHTS).write_bytes, each), "not a whole safetensors file") for each in files]
     refusals(door, make_clip(), sound, broken, cases)
 
 
-def test_a_header_is_compared_before_any_value_is_read(make_clip: MakeClip, broken: Path) -> None:
+def test_a_header_is_compared_before_any_value_is_read(broken: Path) -> None:
     """Sixteen billion values in a sparse file would take longer than the test may."""
     header = json.dumps({TOKENS: {"dtype": "F32", "shape": [2**34], "data_offsets": [0, 2**36]}}).encode()
     with (broken / WEIGHTS).open("wb") as file:
@@ -245,10 +240,10 @@ def test_a_header_is_compared_before_any_value_is_read(make_clip: MakeClip, brok
         PeftModel.from_pretrained(make_clip(), broken)
 
 
-def test_ends_of_text_by_the_old_rule(make_clip: MakeClip, tokenizer: CLIPTokenizer, broken: Path) -> None:
+def test_ends_of_text_by_the_old_rule(broken: Path) -> None:
     """CLIPs with `eos_token_id` 2 in their configuration pool at the highest id."""
     clip = make_clip(eos_token_id=2)
-    config = make_config(tokenizer, template=["a photo of a {}.", "the {}."])
+    config = make_config(template=["a photo of a {}.", "the {}."])
     get_peft_model(clip, config).save_pretrained(str(broken))
     PeftModel.from_pretrained(make_clip(eos_token_id=2), broken)
     assert int(end_of_text_positions(load_file(broken / WEIGHTS)[IDS], clip.config).min()) > 0
@@ -259,7 +254,7 @@ def test_ends_of_text_by_the_old_rule(make_clip: MakeClip, tokenizer: CLIPTokeni
 
 @pytest.mark.parametrize("door", WITH_FILES)
 def test_a_load_that_breaks_off_leaves_the_model_as_it_was(
-    door: str, make_clip: MakeClip, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+    door: str, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever fails after the checks: here the reading of the weights, once everything is built."""
 
@@ -293,14 +288,12 @@ INTO_AN_ADAPTER: dict[str, Callable[[Any, Path], Any]] = {
 @pytest.mark.parametrize(
     "names", [["ship", "truck", "car"], CLASSES[::-1], ["ship", "truck"]], ids=["other", "order", "number"]
 )
-def test_no_weights_come_in_under_other_names(
-    names: list[str], way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path
-) -> None:
-    other = adapt(make_clip(), tokenizer, class_names=names)
+def test_no_weights_come_in_under_other_names(names: list[str], way: str, tmp_path: Path) -> None:
+    other = adapted(class_names=names)
     other.save_pretrained(tmp_path)
     torch.save(other.state_dict(), tmp_path / "whole.pt")
     torch.save(other.get_base_model().state_dict(), tmp_path / "base.pt")
-    model = adapt(make_clip(), tokenizer)
+    model = adapted()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match="under another adapter_name") as raised:
         INTO_AN_ADAPTER[way](model, tmp_path)
@@ -312,29 +305,25 @@ def test_no_weights_come_in_under_other_names(
 
 
 @pytest.mark.parametrize("way", INTO_AN_ADAPTER)
-def test_weights_of_the_same_classes_come_in(
-    way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, pixels: Tensor
-) -> None:
-    other = adapt(make_clip(), tokenizer)
+def test_weights_of_the_same_classes_come_in(way: str, tmp_path: Path, pixels: Tensor) -> None:
+    other = adapted()
     other.save_pretrained(tmp_path)
     torch.save(other.state_dict(), tmp_path / "whole.pt")
     torch.save(other.get_base_model().state_dict(), tmp_path / "base.pt")
-    model = get_peft_model(make_clip(), make_config(tokenizer)).eval()
+    model = get_peft_model(make_clip(), make_config()).eval()
     INTO_AN_ADAPTER[way](model, tmp_path)
     assert torch.equal(logits(model, pixels), logits(other, pixels))
 
 
-def test_settings_that_no_tensor_shows_are_told_apart(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    adapt(make_clip(), tokenizer, alpha=0.5).save_pretrained(tmp_path)
-    adapt(make_clip(), tokenizer).load_adapter(tmp_path, "default")
+def test_settings_that_no_tensor_shows_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    adapted(alpha=0.5).save_pretrained(tmp_path)
+    adapted().load_adapter(tmp_path, "default")
     assert "alpha=0.7 and 0.5" in caplog.text
     with pytest.raises(ValueError, match=r"configured otherwise: text_layers=\[4\] and \[3, 4\]; alpha=0.7 and 0.5"):
-        adapt(make_clip(), tokenizer, text_layers=1).load_adapter(tmp_path, "default")
+        adapted(text_layers=1).load_adapter(tmp_path, "default")
 
 
-def test_weights_for_more_classes_than_the_configuration_names(make_clip: MakeClip, broken: Path) -> None:
+def test_weights_for_more_classes_than_the_configuration_names(broken: Path) -> None:
     edit(broken, class_names=CLASSES[:2])
     with pytest.raises(ValueError, match=r"hold 6 class texts, and its configuration has 4: for class_names"):
         PeftModel.from_pretrained(make_clip(), broken)
@@ -342,7 +331,7 @@ def test_weights_for_more_classes_than_the_configuration_names(make_clip: MakeCl
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_an_adapters_own_clip_needs_no_warning(
-    dtype: torch.dtype, make_clip: MakeClip, sound: Path, recwarn: pytest.WarningsRecorder
+    dtype: torch.dtype, sound: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     PeftModel.from_pretrained(make_clip(dtype=dtype), sound)
     assert not [each for each in recwarn if "trained with" in str(each.message)]
@@ -356,9 +345,7 @@ ANOTHER_CLIP: dict[str, Callable[[CLIPModel, CLIPTokenizer, str], Any]] = {
 
 
 @pytest.mark.parametrize("door", [*[*ANOTHER_CLIP][:2], pytest.param("native", marks=needs_add_adapter)])
-def test_another_clip_of_the_same_shape_is_told(
-    door: str, make_clip: MakeClip, tokenizer: CLIPTokenizer, sound: Path
-) -> None:
+def test_another_clip_of_the_same_shape_is_told(door: str, tokenizer: CLIPTokenizer, sound: Path) -> None:
     told = r"This CLIP is not the one .* a cosine of -?0\.\d\d, and not 1\. Load .*clip"
     with pytest.warns(UserWarning, match=told):
         ANOTHER_CLIP[door](make_clip(seed=1), tokenizer, str(sound))
@@ -412,7 +399,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("door", READING_CONFIGS)
-def test_wrong_fields_are_named(door: str, make_clip: MakeClip, sound: Path, broken: Path) -> None:
+def test_wrong_fields_are_named(door: str, sound: Path, broken: Path) -> None:
     cases = [(partial(edit, broken, **fields), message) for fields, message in BAD_FIELDS]
     refusals(door, make_clip(), sound, broken, cases)
 
@@ -420,7 +407,7 @@ def test_wrong_fields_are_named(door: str, make_clip: MakeClip, sound: Path, bro
 @pytest.mark.parametrize(
     "text", ["[]", "5", '{"alpha":', '{"alpha":' + "[" * 10**5, "\x00", '{"a": ' + "9" * 5000 + "}"]
 )
-def test_what_is_no_json_object_is_refused(text: str, make_clip: MakeClip, broken: Path) -> None:
+def test_what_is_no_json_object_is_refused(text: str, broken: Path) -> None:
     (broken / CONFIG).write_text(text)
     clip = make_clip()
     before = Snapshot(clip)
@@ -433,9 +420,7 @@ def test_what_is_no_json_object_is_refused(text: str, make_clip: MakeClip, broke
 
 @pytest.mark.parametrize("door", READING_CONFIGS)
 @pytest.mark.parametrize("text", ["{}", '{"foo": "bar", "baz": 123}'])
-def test_a_json_file_without_a_method_is_a_type_error(
-    text: str, door: str, make_clip: MakeClip, sound: Path, broken: Path
-) -> None:
+def test_a_json_file_without_a_method_is_a_type_error(text: str, door: str, sound: Path, broken: Path) -> None:
     """As PEFT says it, of the class that was asked to read it."""
     (broken / CONFIG).write_text(text)
     prepare, load = DOORS[door]
@@ -448,9 +433,7 @@ def test_a_json_file_without_a_method_is_a_type_error(
             config.from_pretrained(str(broken))
 
 
-def test_fields_of_a_newer_version_are_ignored_with_one_warning(
-    make_clip: MakeClip, sound: Path, broken: Path
-) -> None:
+def test_fields_of_a_newer_version_are_ignored_with_one_warning(sound: Path, broken: Path) -> None:
     edit(broken, new_way="x", other={"a": "\ud800" * 3}, training_facts={"license": "mit", "energy": 3})
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -463,9 +446,7 @@ def test_fields_of_a_newer_version_are_ignored_with_one_warning(
     assert all(map(torch.equal, _answers(model), _answers(expected)))
 
 
-def test_the_saved_format_has_a_version_and_adapters_without_one_load(
-    make_clip: MakeClip, sound: Path, broken: Path
-) -> None:
+def test_the_saved_format_has_a_version_and_adapters_without_one_load(sound: Path, broken: Path) -> None:
     fields = json.loads((sound / CONFIG).read_text())
     assert fields.pop("format_version") == 3
     assert PeftModel.from_pretrained(make_clip(), sound).peft_config["default"].frozen_share == 0.5
@@ -484,7 +465,7 @@ def test_the_saved_format_has_a_version_and_adapters_without_one_load(
     assert ANPromptConfig(**ANPromptConfig(class_names=CLASSES).to_dict()).format_version == 3
 
 
-def test_another_method_is_left_to_peft(make_clip: MakeClip, tmp_path: Path) -> None:
+def test_another_method_is_left_to_peft(tmp_path: Path) -> None:
     attributes = {"peft_type": "LORA", "class_names": 5}
     assert check_attributes("", attributes, PeftConfig) is attributes
     get_peft_model(make_clip(), LoraConfig(target_modules=["q_proj"])).save_pretrained(str(tmp_path))
@@ -503,7 +484,7 @@ def never(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("door", READING_CONFIGS)
 def test_noise_prompts_of_a_loaded_adapter_are_not_computed(
-    door: str, make_clip: MakeClip, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+    door: str, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit(broken, init_noise_prompts=True, tokenizer_name_or_path="evil/code")
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", never)
@@ -522,16 +503,14 @@ def test_the_tokenizer_is_the_base_models(clip_folder: Path, broken: Path) -> No
     assert model.class_names == ["bird", "cow"]
 
 
-def test_a_tokenizer_that_only_the_adapter_knows_is_named(
-    make_clip: MakeClip, broken: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tokenizer_that_only_the_adapter_knows_is_named(broken: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit(broken, tokenizer_name_or_path="evil/code")
     PeftModel.from_pretrained(make_clip(), broken)
     assert "'evil/code'" in caplog.text
 
 
 def test_no_tokenizer_may_run_code(
-    make_clip: MakeClip, tokenizer: CLIPTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tokenizer: CLIPTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nobody is asked: the answer would come from `input`, which pytest does not allow."""
     tokenizer.save_pretrained(tmp_path)
@@ -627,7 +606,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("door", WITH_FILES)
-def test_adapters_in_sub_folders_are_named(door: str, make_clip: MakeClip, sound: Path, broken: Path) -> None:
+def test_adapters_in_sub_folders_are_named(door: str, sound: Path, broken: Path) -> None:
     for name in ("roses", "tulips"):
         shutil.copytree(sound, broken / name)
     (broken / CONFIG).unlink()
@@ -667,7 +646,7 @@ def test_arguments_of_the_adapter_alone_leave_the_base_model_alone(
 
 @pytest.mark.parametrize("door", WITH_FILES)
 def test_pickles_are_refused_with_the_cure(
-    door: str, make_clip: MakeClip, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+    door: str, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leave_a_pickle() -> None:
         (broken / WEIGHTS).unlink()
@@ -681,7 +660,7 @@ def test_pickles_are_refused_with_the_cure(
 
 
 @needs_add_adapter
-def test_no_pickle_is_saved(sound: Path, make_clip: MakeClip, tmp_path: Path) -> None:
+def test_no_pickle_is_saved(sound: Path, tmp_path: Path) -> None:
     model = PeftModel.from_pretrained(make_clip(), sound)
     with pytest.raises(ValueError, match=r"safe_serialization=False would write a pickle.*Leave it out"):
         model.save_pretrained(str(tmp_path / "new"), safe_serialization=False)
@@ -690,7 +669,7 @@ def test_no_pickle_is_saved(sound: Path, make_clip: MakeClip, tmp_path: Path) ->
     assert not (tmp_path / "new").exists()
 
 
-def test_safetensors_cannot_be_switched_off(make_clip: MakeClip, broken: Path) -> None:
+def test_safetensors_cannot_be_switched_off(broken: Path) -> None:
     with pytest.raises(ValueError, match="from safetensors only"):
         make_clip().load_adapter(str(broken), use_safetensors=False)
 
@@ -729,12 +708,12 @@ BAD_FACTS: list[Any] = [
 ]  # fmt: skip
 
 
-def test_facts_are_checked_at_load(make_clip: MakeClip, sound: Path, broken: Path) -> None:
+def test_facts_are_checked_at_load(sound: Path, broken: Path) -> None:
     cases = [(partial(edit, broken, training_facts=facts), "^training_facts") for facts in BAD_FACTS]
     refusals("PeftModel.load_adapter", make_clip(), sound, broken, cases)
 
 
-def test_a_card_that_cannot_be_written_costs_no_weights(make_clip: MakeClip, sound: Path, tmp_path: Path) -> None:
+def test_a_card_that_cannot_be_written_costs_no_weights(sound: Path, tmp_path: Path) -> None:
     model: Any = PeftModel.from_pretrained(make_clip(), sound)
     for number, facts in enumerate(BAD_FACTS[1:]):
         model.peft_config["default"].training_facts = facts
@@ -744,9 +723,7 @@ def test_a_card_that_cannot_be_written_costs_no_weights(make_clip: MakeClip, sou
 
 
 @needs_add_adapter
-def test_a_card_that_cannot_be_written_costs_transformers_no_weights(
-    make_clip: MakeClip, sound: Path, tmp_path: Path
-) -> None:
+def test_a_card_that_cannot_be_written_costs_transformers_no_weights(sound: Path, tmp_path: Path) -> None:
     model = native(make_clip(), sound)
     model.active_config.training_facts = "text"
     with pytest.warns(UserWarning, match="The weights are saved, and the card is not: "):
@@ -754,9 +731,7 @@ def test_a_card_that_cannot_be_written_costs_transformers_no_weights(
     assert load_file(tmp_path / WEIGHTS).keys() == load_file(sound / WEIGHTS).keys()
 
 
-def test_weights_are_saved_before_the_card(
-    make_clip: MakeClip, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_saved_before_the_card(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Any = PeftModel.from_pretrained(make_clip(), sound)
     found: list[list[str]] = []
 
@@ -805,7 +780,7 @@ def _loads(content: bytes) -> Tensors:
     return load(content)
 
 
-def test_a_snapshot_sees_changes(make_clip: MakeClip, sound: Path) -> None:
+def test_a_snapshot_sees_changes(sound: Path) -> None:
     def changes(model: Any) -> list[Callable[[], Any]]:
         return [
             lambda: model.train(not model.training),
