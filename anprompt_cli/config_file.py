@@ -1,4 +1,4 @@
-"""The configuration file of `anprompt train`: defaults for its options, and fields of the adapter and the Trainer."""
+"""Configuration files: defaults for the options of a command, and sections with fields of the adapter and Trainer."""
 
 from __future__ import annotations
 
@@ -14,20 +14,6 @@ from .records import read_record
 from .text import short
 
 RECORD, RESULTS = "run.yaml", "results.json"
-SECTIONS = ("adapter", "training")
-Parse = Callable[[Any, typer.Context], tuple[dict[str, Any], dict[str, dict[str, Any]]]]
-"""Makes of a file's value defaults of the options, by name, and further sections."""
-SHORTCUTS = {
-    "template": ("adapter", "template"),
-    "recipe": ("training", "recipe"),
-    "epochs": ("training", "num_train_epochs"),
-    "warmup_epochs": ("training", "warmup_epochs"),
-    "batch_size": ("training", "per_device_train_batch_size"),
-    "learning_rate": ("training", "learning_rate"),
-    "class_weights": ("training", "class_weights"),
-    "workers": ("training", "dataloader_num_workers"),
-    "report_to": ("training", "report_to"),
-}
 HUB_FIELDS = (
     "push_to_hub",
     "hub_token",
@@ -62,73 +48,63 @@ OWNED = {
         **dict.fromkeys(HUB_FIELDS, "use --push-to-hub, or `anprompt push` afterwards"),
     },
 }
+"""The sections of a file, with their fields that it cannot set, and why."""
 NOT_IN_FILE = ("config", "resume")
+
+Values = dict[str, Any]
+Parse = Callable[[Values], tuple[Values, dict[str, Values]]]
+"""Makes of a file's values defaults of the options, by name, and sections."""
 
 
 @dataclass
 class State:
-    """What one call of the command line carries from its options to its end.
-
-    Attributes:
-        debug (`bool`): show where errors came from.
-        sections (`dict[str, dict[str, Any]]`): what a configuration file says under `adapter` and `training`.
-    """
+    """What one call of the command line carries from its options to its end: `--debug`, and a file's sections."""
 
     debug: bool = False
-    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sections: dict[str, Values] = field(default_factory=dict)
 
 
-def use_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Make a file's values the defaults of the options; without one, those of the run to resume.
-
-    It is the callback of `--config`, which is read before all options but `--output` and `--resume`.
-
-    Raises:
-        BadParameter: if the file cannot be understood, or says something unknown.
-        ValueError: if there is no run to resume.
-    """
-    output = context.params.get("output")
-    if context.params.get("resume") and output is not None:
-        if not (output / RECORD).is_file():
-            raise ValueError(f"--resume: no run was begun in {output}, as there is no {RECORD} in it.")
-        path = path or output / RECORD
-    return set_defaults(context, path, _parse)
-
-
-def set_defaults(context: typer.Context, path: Path | None, parse: Parse, aliases: bool = False) -> Path | None:
-    """Make what `parse` finds in a file the defaults of the options, and the command's sections; return the path.
-
-    Raises:
-        BadParameter: if the file cannot be understood, or says something unknown.
-    """
+def set_defaults(
+    context: typer.Context, path: Path | None, sections: Iterable[str], parse: Parse, aliases: bool = False
+) -> Path | None:
+    """Make what `parse` finds in a file the defaults of the options and the command's sections; return the path."""
     if path is not None:
         try:
-            context.default_map, context.obj.sections = parse(read_record(path, aliases), context)
+            record = read_record(path, aliases)
+            if not isinstance(record, dict):
+                raise ValueError("it must hold keys with values, such as `shots: 16`.")
+            values = {str(name).replace("-", "_"): value for name, value in record.items()}
+            known: dict[str, Any] = {each.name: each for each in context.command.params}
+            for name in values:
+                check_known("", name, {*known.keys() - NOT_IN_FILE, *sections})
+            defaults, context.obj.sections = parse(values)
+            repeated = [name for name in defaults if getattr(known[name], "multiple", False)]
+            context.default_map = {**defaults, **{name: _listed(defaults[name]) for name in repeated}}
         except (OSError, ValueError) as error:
             raise typer.BadParameter(f"{path}: {error}") from None
     return path
 
 
-def effective(options: Mapping[str, Any], sections: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return options and sections as one record, with the options that stand for a field put into its section."""
-    merged = {section: dict(sections.get(section, {})) for section in SECTIONS}
-    for option, (section, name) in SHORTCUTS.items():
-        if options.get(option) is not None:
-            merged[section][name] = _alone(options[option]) if option == "template" else options[option]
-    return {**{name: value for name, value in options.items() if name not in SHORTCUTS}, **merged}
+def filled(options: Any) -> dict[str, tuple[str, str]]:
+    """Return, by option, the section and field of a configuration file that it stands for."""
+    found = {each.name: each.metadata.get("fills") for each in fields(options)}
+    return {name: tuple(place.split(".")) for name, place in found.items() if place}
+
+
+def take_sections(values: Values, options: type[Any]) -> tuple[Values, dict[str, Values]]:
+    """Return what a file says of the options, and its sections, in which no option may stand a second time."""
+    sections = {section: values.pop(section, None) or {} for section in OWNED}
+    for section, given in sections.items():
+        if not isinstance(given, dict):
+            raise ValueError(f"{section} must hold fields with values, not {short(given)}.")
+    for option, (section, name) in filled(options).items():
+        if values.get(option) is not None and name in sections[section]:
+            raise ValueError(f"{option} and {section}.{name} are the same setting. Keep one.")
+    return values, sections
 
 
 def check_fields(section: str, values: Mapping[str, Any], record: type[Any]) -> None:
-    """Check a section against the dataclass that it fills.
-
-    Args:
-        section (`str`): for messages.
-        values (`Mapping`): what the section says.
-        record (`type`): `ANPromptConfig` or `ANPromptTrainingArguments`.
-
-    Raises:
-        ValueError: for an unknown field, one that an option or training itself sets, or a value of another type.
-    """
+    """Raise `ValueError` for fields of a section that its dataclass lacks or a run sets, and values of other types."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     exact = ConfigDict(arbitrary_types_allowed=True, strict=True)
@@ -154,27 +130,6 @@ def check_known(prefix: str, name: str, allowed: Iterable[str]) -> None:
         raise ValueError(f"unknown key {short(prefix + name)}.{meant} Allowed: {', '.join(allowed)}.")
 
 
-def _parse(record: Any, context: typer.Context) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    if not isinstance(record, dict):
-        raise ValueError("it must hold keys with values, such as `shots: 16`.")
-    values = {str(name).replace("-", "_"): value for name, value in record.items()}
-    options = {option.name: option for option in context.command.params if option.name not in NOT_IN_FILE}
-    for name in values:
-        check_known("", name, {*options, *SECTIONS})
-    sections = {section: values.pop(section, None) or {} for section in SECTIONS}
-    for section, given in sections.items():
-        if not isinstance(given, dict):
-            raise ValueError(f"{section} must hold fields with values, not {short(given)}.")
-    for option, (section, name) in SHORTCUTS.items():
-        if values.get(option) is not None and name in sections[section]:
-            raise ValueError(f"{option} and {section}.{name} are the same setting. Keep one.")
-    return {name: _as_given(value, options[name]) for name, value in values.items()}, sections
-
-
-def _alone(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values
-
-
-def _as_given(value: Any, option: Any) -> Any:
-    """Return one value as a list where an option may be repeated."""
-    return [value] if getattr(option, "multiple", False) and isinstance(value, str) else value
+def _listed(value: Any) -> Any:
+    """Return a single value of an option that may be repeated as a list."""
+    return [value] if isinstance(value, (str, int, float)) else value

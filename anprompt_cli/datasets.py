@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import typer
 
 from .errors import FAILED
-from .options import DatasetsCheckOptions, DatasetsListOptions, DatasetsShowOptions, command
+from .options import argument, command, flag, option
 from .text import as_json
 
 datasets = typer.Typer(no_args_is_help=True, help="The data sets of the benchmarks: what is known, and what is there.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """Options of `anprompt datasets check`."""
+
+    root: Path = argument("ROOT", "Folder that holds the folders of the data sets.", exists=True, file_okay=False)
+    name: list[str] | None = option(
+        "Data set to check, or a JSON file with an entry; repeat it. Default: the catalog's.", metavar="NAME"
+    )
+    all_images: bool = flag("--all-images", "Decode every image, and not one of each class in each split.")
+    as_json: bool = flag("--json", "Print JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """Options of `anprompt datasets list`."""
+
+    as_json: bool = flag("--json", "Print JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Options of `anprompt datasets show`."""
+
+    name: str = argument("NAME", "Data set of the catalog, or a JSON file with an entry.")
+
+
 @datasets.command(no_args_is_help=True)
 @command
-def check(options: DatasetsCheckOptions) -> None:
+def check(options: CheckOptions) -> None:
     """Tell which data sets lie below a folder, whole and as expected, and where to get the others.
 
     * `anprompt datasets check /data`
@@ -32,7 +61,7 @@ def check(options: DatasetsCheckOptions) -> None:
 
 @datasets.command("list")
 @command
-def list_known(options: DatasetsListOptions) -> None:
+def list_known(options: ListOptions) -> None:
     """List the data sets of the catalog: names, folders, sizes, copies on the Hub.
 
     * `anprompt datasets list`
@@ -44,7 +73,7 @@ def list_known(options: DatasetsListOptions) -> None:
 
 @datasets.command(no_args_is_help=True)
 @command
-def show(options: DatasetsShowOptions) -> None:
+def show(options: ShowOptions) -> None:
     """Print the entry of a data set as JSON, to read it or to change a copy of it.
 
     * `anprompt datasets show eurosat > my-eurosat.json`

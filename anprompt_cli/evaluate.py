@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 from .adapters import check_data
-from .options import EvaluateOptions, command
+from .options import (
+    CHOOSE,
+    CLASSES,
+    DATA,
+    ROBUSTNESS,
+    RUN,
+    DataOptions,
+    ModelOptions,
+    RunOptions,
+    command,
+    file,
+    flag,
+    number,
+    option,
+)
 from .text import as_json, printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(RunOptions, DataOptions, ModelOptions):
+    """Options of `anprompt evaluate`."""
+
+    split: str = option("Split to measure on.", DATA, default="test")
+    classes: list[str] | None = option(CHOOSE, CLASSES, metavar="NAME")
+    halves: Path | None = file(
+        "Measure base and new classes separately, and their harmonic mean: the JSON file that `train` wrote.", CLASSES
+    )
+    batch_size: int = number("Images per step.", default=100)
+    workers: int = number("Worker processes that load images.", RUN, default=0, min=0)
+    robustness: bool = flag("--robustness", "Measure also under perturbed class texts and images.", ROBUSTNESS)
+    robustness_images: int = number("At most so many images for it.", ROBUSTNESS, default=500)
+    synonyms: Path | None = file(
+        'With --robustness, a JSON file with other names of classes: {"cat": ["kitten", "tabby"]}.', ROBUSTNESS
+    )
+    report: Path | None = option("Write a report as one HTML file.", dir_okay=False)
+    as_json: bool = flag("--json", "Print JSON.")
 
 
 @command

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .adapters import CONFIG, WEIGHTS, locate, read_config
-from .options import InfoOptions, command
+from .options import AdapterOptions, command, flag
 from .text import as_json, printable
 
 FROZEN = ("anprompt_noise_prompts", "anprompt_class_ids", "anprompt_clean_features", "anprompt_perturbed_features")
@@ -21,6 +22,13 @@ OTHERS_CHOICES = {
     "init_noise_prompts": "init_noise_prompts",
 }
 """What an adapter asks for. Its tokenizer is taken only where the base model has no name, the last one never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(AdapterOptions):
+    """Options of `anprompt info`."""
+
+    as_json: bool = flag("--json", "Print JSON.")
 
 
 @command

@@ -6,12 +6,29 @@ import glob
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import typer
 
 from .errors import FAILED
-from .options import PredictOptions, command
+from .options import CHOOSE, CLASSES, ModelOptions, RunOptions, argument, command, file, flag, number, option
 from .text import as_json, printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(RunOptions, ModelOptions):
+    """Options of `anprompt predict`."""
+
+    images: list[str] = argument("IMAGE", "Image files, folders (searched with their sub-folders) or quoted globs.")
+    top_k: int = number("Classes to show per image, the most likely first.", default=3)
+    classes: list[str] | None = option(CHOOSE, CLASSES, metavar="NAME")
+    classes_file: Path | None = file("The same from a file: text with one name per line, or a JSON list.", CLASSES)
+    template: list[str] | None = option(
+        "Prompt with {} for the class name; repeat it for several. Default: the adapter's own.", CLASSES
+    )
+    jsonl: bool = flag("--jsonl", "Print one JSON object per line.")
+    batch_size: int = number("Images per step.", default=16)
 
 
 @command

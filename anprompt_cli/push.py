@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .adapters import check_folder, check_repo
-from .options import PushOptions, command
+from .options import argument, command, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions:
+    """Options of `anprompt push`."""
+
+    folder: Path = argument("ADAPTER", "Folder that `train` wrote.", exists=True, file_okay=False)
+    repo: str = argument("REPO", "Repository, namespace/name; created if it does not exist.")
+    private: bool | None = option(
+        "Whether a new repository is private. Default: your setting on the Hub.", None, "--private/--public"
+    )
+    revision: str | None = option("Branch to push to, created if it does not exist. Default: main.")
+    message: str | None = option("Commit message.")
 
 
 @command

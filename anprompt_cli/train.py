@@ -1,32 +1,163 @@
-"""`anprompt train`."""
+"""`anprompt train`: its options, and what can be told before PyTorch is loaded."""
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import sys
-from dataclasses import asdict
-from enum import Enum
+from dataclasses import MISSING, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from .adapters import check_data, check_repo
-from .config_file import RECORD, RESULTS, effective
-from .errors import Interrupted
-from .options import TrainOptions, command
+from .choices import TrainingPrecision
+from .config_file import OWNED, RECORD, RESULTS, set_defaults, take_sections
+from .options import (
+    CLASSES,
+    CLIP,
+    DATA,
+    OUTPUT,
+    RUN,
+    TRAINING,
+    DataOptions,
+    RunOptions,
+    command,
+    file,
+    flag,
+    number,
+    option,
+)
 from .push import upload
 from .text import printable
 
-NOT_RECORDED = ("config", "output", "resume", "push_to_hub", "device")
 NOT_MEASURED = (
     "There is no split test or validation, so nothing was measured. --test-share 0.2 holds out a fifth of the images "
     "to measure on."
 )
 LEFTOVERS = (".lock", ".new-", f".{RECORD}-", ".base-new.json-")
 """Beginnings of the names of what a run has in its folder only while it is writing."""
-LOCAL = ("data", "model", "halves", "classes_file")
+
+
+def use_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Make a file's values the defaults of the options; without one, those of the run to resume.
+
+    It is the callback of `--config`, which is read before all options but `--output` and `--resume`.
+    """
+    output = context.params.get("output")
+    if context.params.get("resume") and output is not None:
+        if not (output / RECORD).is_file():
+            raise ValueError(f"--resume: no run was begun in {output}, as there is no {RECORD} in it.")
+        path = path or output / RECORD
+    return set_defaults(context, path, OWNED, partial(take_sections, options=TrainOptions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RunOptions, DataOptions):
+    """Options of `anprompt train`."""
+
+    output: Path = option(
+        "Folder to write the adapter to, with results, report and model card. It must be empty, or absent.",
+        OUTPUT,
+        default=MISSING,
+        recorded=False,
+        is_eager=True,
+    )
+    resume: bool = flag(
+        "--resume",
+        "Continue the run that was begun in --output. Other options need not be repeated.",
+        OUTPUT,
+        recorded=False,
+        is_eager=True,
+    )
+    config: Path | None = file(
+        "YAML or JSON file with options (`shots: 16`) and with any field of the adapter and of Trainer.",
+        recorded=False,
+        is_eager=True,
+        callback=use_file,
+    )
+    model: str = option("CLIP to adapt: its id on the Hub, or a folder.", default=CLIP)
+    shots: int | None = number("Images per class, drawn with --seed. Default: all.", DATA)
+    shots_up_to: int | None = number("The same, and all images of a class that has fewer than N.", DATA)
+    train_split: str = option("Split to train on.", DATA, default="train")
+    eval_split: str | None = option("Split to measure the result on. Default: test, else validation.", DATA)
+    test_share: float | None = option(
+        "Share of the images to hold out as the split test, if there is none.", DATA, min=0.01, max=0.99
+    )
+    validation_share: float | None = option(
+        "The same for the split validation, used by --early-stopping.", DATA, min=0.01, max=0.99
+    )
+    class_names: list[str] | None = option(
+        "Class name to use instead of the one in the data; repeat it for every class, in the order of the labels.",
+        CLASSES,
+        metavar="NAME",
+    )
+    template: list[str] | None = option(
+        "Prompt with {} for the class name; repeat it for several. Default: a photo of a {}.",
+        CLASSES,
+        fills="adapter.template",
+    )
+    base_only: bool = flag(
+        "--base-only",
+        "Train on the first half of the classes (base); measure on both halves (base and new).",
+        CLASSES,
+    )
+    halves: Path | None = file('The same with the halves of a JSON file: {"base": [names], "new": [names]}.', CLASSES)
+    recipe: str | None = option(
+        "Weight decay, clipping and schedule: default, or paper. Default: default.",
+        TRAINING,
+        metavar="NAME",
+        fills="training.recipe",
+    )
+    epochs: float | None = number(
+        "Passes over the training images. Default: 10.", TRAINING, min=0, fills="training.num_train_epochs"
+    )
+    warmup_epochs: float | None = number(
+        "Epochs at a constant learning rate of 1e-5 before the cosine. Default: the recipe's.",
+        TRAINING,
+        min=0,
+        fills="training.warmup_epochs",
+    )
+    batch_size: int | None = number(
+        "Images per step. Default: 4.", TRAINING, fills="training.per_device_train_batch_size"
+    )
+    learning_rate: float | None = number(
+        "Peak learning rate of AdamW. Default: 0.001.", TRAINING, min=0, fills="training.learning_rate"
+    )
+    class_weights: str | None = option(
+        "balanced: weight the classes by their inverse frequency in the loss. Default: none.",
+        TRAINING,
+        metavar="NAME",
+        fills="training.class_weights",
+    )
+    early_stopping: int | None = number(
+        "Stop after N epochs without better accuracy on the split validation, and keep the best epoch.", TRAINING
+    )
+    augment: bool = option("Train on random crops, half of them mirrored.", TRAINING, default=True)
+    image_cache: Path | None = option(
+        "Folder to cache the output of CLIP's frozen layers in, which later epochs read; with --no-augment.",
+        RUN,
+        file_okay=False,
+        resolve_path=True,
+    )
+    seed: int = number("Seed of shots, weights, batches and crops.", TRAINING, default=1, min=0, max=2**32 - 1)
+    precision: TrainingPrecision = option(
+        "Of CLIP's frozen weights. auto: bf16 where the device multiplies it natively, else fp32. "
+        "fp16 trains with autocast, on a GPU.",
+        TRAINING,
+        default="auto",
+    )
+    workers: int | None = number(
+        "Worker processes that load images. Default: 0.", RUN, min=0, fills="training.dataloader_num_workers"
+    )
+    report_to: list[str] | None = option(
+        "Where Trainer logs to, such as tensorboard; repeat it for several.",
+        OUTPUT,
+        metavar="NAME",
+        fills="training.report_to",
+    )
+    push_to_hub: str | None = option(
+        "Repository, namespace/name, to push the adapter to at the end.", OUTPUT, metavar="REPO", recorded=False
+    )
 
 
 @command
@@ -46,24 +177,9 @@ def train(context: typer.Context, options: TrainOptions) -> None:
     """
     output = options.output
     _check(options)
-    settings = effective(_plain(options), context.obj.sections)
-    from anprompt_peft.training import alone_in
-
     from .jobs.train import train_adapter
 
-    try:
-        with alone_in(output):
-            _check_folder(options)  # again, as another run may have begun meanwhile
-            _sweep(output)
-            if (output / RESULTS).is_file():
-                raise ValueError(f"--resume: the run in {output} is complete.")
-            measured, notes = train_adapter(options, settings)
-    except (Interrupted, KeyboardInterrupt) as error:
-        if not (output / RECORD).is_file():
-            raise
-        stopped = error if isinstance(error, Interrupted) else Interrupted("Interrupted.")
-        stopped.message += f" Continue with: anprompt train --output {shlex.quote(str(output))} --resume"
-        raise stopped from None
+    measured, notes = train_adapter(options, context.obj.sections)
     print(*map(printable, notes), sep="\n", file=sys.stderr, end="\n" if notes else "")
     pushed = []
     try:
@@ -76,9 +192,19 @@ def train(context: typer.Context, options: TrainOptions) -> None:
         )
 
 
+def check_folder(options: TrainOptions) -> None:
+    """Raise unless the run can begin, or go on, in its folder."""
+    output = options.output
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file. Choose a folder.")
+    left = [path for path in output.glob("*") if not path.name.startswith(LEFTOVERS)]
+    if not options.resume and left:
+        raise ValueError(f"--output {output} is not empty. Choose another folder, or continue its run with --resume.")
+
+
 def _check(options: TrainOptions) -> None:
     """Raise for what can be told before anything is loaded: the folder, the names, and options that exclude others."""
-    _check_folder(options)
+    check_folder(options)
     for pair in (("shots", "shots_up_to"), ("halves", "base_only"), ("class_names", "classes_file")):
         if all(getattr(options, name) for name in pair):
             raise ValueError("{} and {} exclude each other.".format(*(f"--{name.replace('_', '-')}" for name in pair)))
@@ -90,31 +216,3 @@ def _check(options: TrainOptions) -> None:
     if options.push_to_hub:
         check_repo(options.push_to_hub)
     check_data(options.data)
-
-
-def _check_folder(options: TrainOptions) -> None:
-    """Raise unless the run can begin, or go on, in its folder."""
-    output, resume = options.output, options.resume
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file. Choose a folder.")
-    left = [path for path in output.glob("*") if not path.name.startswith(LEFTOVERS)]
-    if not resume and left:
-        raise ValueError(f"--output {output} is not empty. Choose another folder, or continue its run with --resume.")
-
-
-def _sweep(output: Path) -> None:
-    """Remove files that a crash left half-written."""
-    for path in output.glob(".*"):
-        if path.is_dir() and path.name.startswith(LEFTOVERS):
-            shutil.rmtree(path)
-
-
-def _plain(options: TrainOptions) -> dict[str, Any]:
-    """Return the options that a run is repeated from, as JSON values; local paths work from anywhere."""
-    settings = {
-        name: value for name, value in asdict(options).items() if name not in NOT_RECORDED and value is not None
-    }
-    for name in LOCAL:
-        if name in settings and (path := Path(settings[name]).expanduser()).exists():
-            settings[name] = str(path.resolve())
-    return {name: str(value) if isinstance(value, Enum | Path) else value for name, value in settings.items()}

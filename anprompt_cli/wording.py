@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from .config_file import SHORTCUTS
+from .config_file import filled
 
 PHRASES = {
     "class_names={name: better name}": '--classes-file and a JSON file {"name": "better name"}',
@@ -18,9 +18,7 @@ PHRASES = {
     "Leave these classes out with select_classes": "Leave these classes out of the data",
     "with fewer=True": "with --shots-up-to",
 }
-ARGUMENTS = {"test": "test_share", "validation": "validation_share"} | {
-    name: option for option, (_, name) in SHORTCUTS.items()
-}
+ARGUMENTS = {"test": "test_share", "validation": "validation_share"}
 ARGUMENT = re.compile(
     r"(?<![\w./\-'\"{\[])([a-z]+(?:_[a-z]+)*)"  # not in a path, a quoted text or a longer name
     r"(?:=('[^']*'|[^\s,;:()]*[^\s,;:.()]))?"
@@ -30,21 +28,20 @@ NAMES = "class_names"
 
 
 def in_options(text: str, options: Any) -> str:
-    """Return a message with the command's options in place of the arguments that stand for them in Python.
+    """Return a message with a command's options in place of the arguments that stand for them in Python.
 
-    Args:
-        text (`str`): names arguments, such as `shots=16` or `image_column`; a word alone needs an underscore.
-        options: the command's, as a dataclass.
+    Arguments are named as in `shots=16` or `image_column`; a word alone needs an underscore.
     """
     for phrase, ours in PHRASES.items():
         text = text.replace(phrase, ours)
     known = {each.name for each in fields(options)}
+    arguments = ARGUMENTS | {name: option for option, (_, name) in filled(options).items()}
     named = [name for name in (NAMES, "classes_file", "classes") if name in known]
-    names = next((name for name in named if getattr(options, name)), next(iter(named), NAMES))
+    names = next((name for name in named if getattr(options, name)), (*named, NAMES)[0])
 
     def option(match: re.Match[str]) -> str:
         argument, value = match.groups()
-        name = names if argument == NAMES else ARGUMENTS.get(argument, argument)
+        name = names if argument == NAMES else arguments.get(argument, argument)
         if name not in known or (value is None and "_" not in argument):
             return match[0]
         flag = f"--{name.replace('_', '-')}"

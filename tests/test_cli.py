@@ -16,7 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 from unittest.mock import patch
 
 import datasets
@@ -33,18 +33,21 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
-from anprompt_cli import app, main
+from anprompt_cli import app, choices, main
 from anprompt_cli.adapters import check_data
-from anprompt_cli.config_file import SHORTCUTS
+from anprompt_cli.benchmark import BenchmarkOptions
+from anprompt_cli.config_file import filled
 from anprompt_cli.errors import Failure
+from anprompt_cli.evaluate import EvaluateOptions
 from anprompt_cli.jobs import measuring
 from anprompt_cli.jobs import train as training_job
-from anprompt_cli.options import BenchmarkOptions, EvaluateOptions, TrainOptions
 from anprompt_cli.records import read_record
+from anprompt_cli.train import TrainOptions
 from anprompt_cli.wording import in_options
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import few_shot, load_image_data, select_classes
-from anprompt_peft.evaluation import Predictions
+from anprompt_peft.evaluation import Predictions, protocols
+from anprompt_peft.evaluation.benchmarks import sources
 from anprompt_peft.fast import precision, set_precision
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, RepeatableRows
 from export_folder import export
@@ -1049,9 +1052,6 @@ def test_help_and_info_start_without_torch(adapter: Path) -> None:
     script = f"""
 import sys
 from anprompt_cli import app, main
-from anprompt_cli.adapters import check_data
-from anprompt_cli.config_file import SHORTCUTS
-from anprompt_cli.errors import Failure
 for command in ([], ["train"], ["evaluate"], ["predict"], ["push"], ["info"]):
     assert main([*command, "--help"]) == 0
 print("end of help")
@@ -1097,11 +1097,20 @@ def parameters() -> dict[str, dict[str, Any]]:
 def test_help_states_the_defaults_of_the_fields_that_options_set() -> None:
     records = {"adapter": ANPromptConfig, "training": ANPromptTrainingArguments}
     words = {"auto": "the recipe's", "None": "none", "10.0": "10"}
-    for option, (section, name) in SHORTCUTS.items():
+    for option, (section, name) in filled(TrainOptions).items():
         if option == "report_to":  # transformers' own, which changes between versions
             continue
         default = str(records[section].__dataclass_fields__[name].default)
         assert f" Default: {words.get(default, default).rstrip('.')}." in parameters()["train"][option].help, option
+
+
+def test_choices_are_those_of_the_package() -> None:
+    assert get_args(choices.Protocol) == protocols.PROTOCOLS
+    assert get_args(choices.Halves) == protocols.HALVES
+    assert get_args(choices.Sampling) == protocols.SAMPLINGS
+    assert get_args(choices.Source) == sources.SOURCES
+    assert get_args(choices.Precision) == precision.PRECISIONS
+    assert get_args(choices.TrainingPrecision) == (*precision.PRECISIONS, "fp16")
 
 
 def test_every_option_is_in_the_tables_of_the_documentation() -> None:

@@ -35,13 +35,12 @@ from torch import Tensor
 from transformers import CLIPModel
 
 import chromium
-from anprompt_cli import main, options
-from anprompt_cli.grid_file import choose_methods, parse_seeds
+from anprompt_cli import main
+from anprompt_cli.benchmark import choose_methods, parse_seeds
 from anprompt_cli.records import read_record
 from anprompt_peft.data import sample_shots
 from anprompt_peft.evaluation import protocols
 from anprompt_peft.evaluation.backbone import Backbone
-from anprompt_peft.evaluation.benchmarks.sources import SOURCES
 from anprompt_peft.evaluation.calibration import adaptive_calibration_error, expected_calibration_error
 from anprompt_peft.evaluation.grid import (
     Cell,
@@ -67,7 +66,6 @@ from anprompt_peft.evaluation.grid.store import read_cell
 from anprompt_peft.evaluation.peers import METHODS, make_method
 from anprompt_peft.evaluation.peers.registry import CLASSES
 from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
-from anprompt_peft.evaluation.protocols import HALVES, PROTOCOLS, SAMPLINGS
 from anprompt_peft.evaluation.robustness.curves import areas
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from anprompt_peft.report.benchmark import render_benchmark, write_benchmark
@@ -1194,13 +1192,6 @@ def replace_name(made: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 # --- the command
-
-
-def test_choices_are_those_of_the_package() -> None:
-    assert tuple(options.Protocol) == PROTOCOLS
-    assert tuple(options.Halves) == HALVES
-    assert tuple(options.Sampling) == SAMPLINGS
-    assert tuple(options.Source) == SOURCES
 
 
 def test_seeds() -> None:

@@ -32,7 +32,6 @@ from transformers import AutoModel, AutoTokenizer, CLIPModel, CLIPProcessor, CLI
 
 from anprompt_cli import main
 from anprompt_cli.jobs import models
-from anprompt_cli.options import Device, Precision
 from anprompt_peft import ANPromptConfig, TrainingFacts
 from anprompt_peft.method.class_texts import end_of_text_positions
 from anprompt_peft.publish import push_folder
@@ -566,7 +565,7 @@ def test_the_command_line_names_a_base_model_of_the_hub(
     edit(broken, base_model_name_or_path="some/clip")
     processor = SimpleNamespace(image_processor=None)
     monkeypatch.setattr(models, "load_clip", lambda *_: (CLIPModel.from_pretrained(clip_folder), processor))
-    models.load_adapter(str(broken), None, Device.CPU, Precision.FP32)
+    models.load_adapter(str(broken), None, "cpu", "fp32")
     assert "Loading the base model some/clip, which the adapter names." in capsys.readouterr().err
 
 
@@ -582,7 +581,7 @@ def test_the_command_line_refuses_as_the_others_do(case: str, broken: Path) -> N
     change, message = BAD_TENSORS[case]
     retensor(broken, change)
     with pytest.raises(ValueError, match=message):
-        models.load_adapter(str(broken), None, Device.CPU, Precision.FP32)
+        models.load_adapter(str(broken), None, "cpu", "fp32")
 
 
 def test_info_shows_what_an_adapter_asks_for(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,8 +27,8 @@ from anprompt_peft.evaluation.peers import make_method
 from anprompt_peft.report.benchmark import write_benchmark
 from anprompt_peft.text import plain_markdown, printable
 
+from ..benchmark import BenchmarkOptions, BenchmarkReportOptions
 from ..errors import Failure, Interrupted
-from ..options import BenchmarkOptions, BenchmarkReportOptions
 from .models import choose_device, load_clip, quieten
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from anprompt_peft.evaluation.benchmarks import CatalogEntry, catalog, find_entry, read_entry
 from anprompt_peft.evaluation.benchmarks.checks import check_data_set
 
-from ..options import DatasetsCheckOptions
+from ..datasets import CheckOptions
 from ..text import printable
 
 
@@ -26,7 +26,7 @@ def entry_of(name: str) -> CatalogEntry:
     return entry
 
 
-def check_all(options: DatasetsCheckOptions) -> list[dict[str, Any]]:
+def check_all(options: CheckOptions) -> list[dict[str, Any]]:
     """Check the data sets that are asked for, or all of the catalog."""
     entries = [entry_of(name) for name in options.name] if options.name else list(catalog().values())
     return [asdict(check_data_set(entry, options.root, options.all_images)) for entry in entries]

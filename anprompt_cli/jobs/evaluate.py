@@ -15,13 +15,12 @@ from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, read_geometry, write_report
 
 from ..config_file import RECORD
-from ..options import EvaluateOptions
+from ..evaluate import EvaluateOptions
 from .labelled import check_parts, choose_split, left_out, load_splits, public_name, select_parts, tell_missing
 from .measuring import describe, measure
 from .models import load_adapter
-from .plan import MEASURED_SPLITS
 from .robustness import robustness_of, robustness_table
-from .seen import HOLD_OUT, IMAGES, Run, Seen, read_run, read_seen
+from .seen import HOLD_OUT, IMAGES, MEASURED_SPLITS, Run, Seen, read_run, read_seen
 
 READING = ("data_config", "data_revision", "image_column", "label_column", "classes_file")
 

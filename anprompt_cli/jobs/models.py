@@ -19,8 +19,8 @@ from anprompt_peft.fast import choose_precision, set_precision
 from anprompt_peft.files import hub_id  # also registers the method
 
 from ..adapters import CONFIG, locate
+from ..choices import Device, Precision
 from ..errors import Failure
-from ..options import Device, Precision
 from ..text import printable
 
 MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, JSONDecodeError)
@@ -36,7 +36,7 @@ def quieten() -> None:
 def choose_device(device: Device) -> torch.device:
     """Return the accelerator if there is one and `device` lets it be used, else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator if accelerator is not None and device is Device.AUTO else torch.device("cpu")
+    return accelerator if accelerator is not None and device == "auto" else torch.device("cpu")
 
 
 def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPProcessor]:
@@ -79,8 +79,8 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
 
 def precision_for(asked: str, device: torch.device) -> str:
     """Return the precision to train in; if the device decides it, say which on standard error."""
-    chosen = choose_precision(str(asked), device)
-    if asked == Precision.AUTO:
+    chosen = choose_precision(asked, device)
+    if asked == "auto":
         kind = "GPU" if device.type == "cuda" else device.type.upper()
         reason = f"this {kind} {'multiplies' if chosen == 'bf16' else 'does not multiply'} bfloat16 natively"
         print(f"Computing in {chosen}: {reason} (--precision).", file=sys.stderr)
@@ -123,7 +123,7 @@ def load_adapter(
     clip, processor = load_clip(model) if model else load_clip(base, config.revision)
     place = choose_device(device)
     adapted = PeftModel.from_pretrained(clip, folder).eval().to(place)
-    set_precision(adapted, choose_precision(str(precision), place))
+    set_precision(adapted, choose_precision(precision, place))
     if any((folder / file).is_file() for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         return adapted, load_image_processor(folder, clip.config.vision_config.image_size)
     return adapted, processor.image_processor

@@ -10,24 +10,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from anprompt_peft.data.folders import is_hidden, list_folder
+from anprompt_peft.data.names import read_class_names
 from anprompt_peft.serve import Prediction, predict
 
-from ..options import PredictOptions
-from .labelled import read_names
+from ..predict import PredictOptions
 from .models import load_adapter
 
 
 def classify(options: PredictOptions, paths: Sequence[str]) -> Iterable[Prediction]:
-    """Load an adapter and classify image files in order, with a progress bar.
-
-    Args:
-        options (`PredictOptions`): adapter, classes, templates, classes to rank, batch size and device.
-        paths (`Sequence[str]`): the files.
-
-    Raises:
-        ValueError: if there is no such adapter, or classes or templates are invalid.
-    """
-    classes = options.classes or read_names(options.classes_file)
+    """Load an adapter and classify image files in order, with a progress bar."""
+    classes = read_class_names(options.classes_file) if options.classes_file else options.classes
     model, processor = load_adapter(
         options.adapter, options.revision, options.device, options.precision, options.model
     )
@@ -40,10 +32,7 @@ def classify(options: PredictOptions, paths: Sequence[str]) -> Iterable[Predicti
 def find_images(patterns: Sequence[str]) -> list[str]:
     """Return the files meant by paths, folders and globs, in that order, each group sorted.
 
-    A file that is named itself is always meant. What is left out of a folder or glob is told on standard error.
-
-    Raises:
-        FileNotFoundError: if one of them finds nothing.
+    A file that is named itself is always meant. What is left out of a folder or glob is printed on standard error.
     """
     files: list[str] = []
     for pattern in patterns:

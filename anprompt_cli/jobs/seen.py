@@ -5,26 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset
 from pydantic import TypeAdapter, ValidationError
 
-from anprompt_peft.data import RGBImage
-from anprompt_peft.data.images import IMAGE
+from anprompt_peft.data.inspect import digests
 from anprompt_peft.files import read_json
 
 from ..config_file import RECORD
 from ..records import read_record
 
 IMAGES = "images.json"
+MEASURED_SPLITS = ("test", "validation")
 HOLD_OUT = "`anprompt train --test-share 0.2` holds a fifth of the images out."
-
-_hash = partial(blake2b, digest_size=8)
 
 
 @dataclass(frozen=True)
@@ -88,28 +83,14 @@ class Run:
         return self.data == (str(path.resolve()) if path.exists() else data)
 
 
-def digests(dataset: Dataset) -> list[str]:
-    """Return a digest of the encoded bytes of every image; none is decoded."""
-    raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
-    return [_digest(example[IMAGE] or {}) for example in raw]
-
-
 def read_run(folder: Path) -> Run | None:
-    """Return what a folder's `run.yaml` says about the data, `None` if there is none.
-
-    Raises:
-        ValueError: if it is not the record of a run.
-    """
+    """Return what a folder's `run.yaml` says about the data, `None` if there is none."""
     path = folder / RECORD
     return _checked(path, Run, read_record) if path.is_file() else None
 
 
 def read_seen(folder: Path) -> Seen | None:
-    """Return which images the run in a folder has seen, `None` if it has not told.
-
-    Raises:
-        ValueError: if the file holds something else.
-    """
+    """Return which images the run in a folder has seen, `None` if it has not told."""
     path = folder / IMAGES
     return _checked(path, Seen, read_json) if path.is_file() else None
 
@@ -123,23 +104,6 @@ def _checked(path: Path, kind: Any, read: Any) -> Any:
         raise ValueError(f"{path} was not written by anprompt train: {where}: {first['msg']}.") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _digest(image: Mapping[str, Any]) -> str:
-    """Return the digest of an image, an empty text if it cannot be read."""
-    content, path = image.get("bytes"), image.get("path")
-    if content is None and "://" in (path or ""):
-        feature = RGBImage(decode=False)
-        content = feature.embed_storage(pa.array([image], feature.pa_type))[0]["bytes"].as_py()
-    if content is not None:
-        return _hash(content).hexdigest()
-    try:
-        if path is None or not Path(path).is_file():
-            return ""
-        with open(path, "rb") as file:
-            return file_digest(file, _hash).hexdigest()
-    except OSError:
-        return ""
 
 
 def _count(parts: Mapping[str, Dataset], known: Iterable[str]) -> int:

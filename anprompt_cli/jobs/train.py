@@ -1,107 +1,90 @@
-"""The job of `anprompt train`: train, measure, and write the adapter with all that is known about it."""
+"""The job of `anprompt train`: draw images, train, measure, and write the adapter with all that is known about it."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import get_peft_model
-from tqdm import tqdm
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    ProgressCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, set_seed
 
-from anprompt_peft import Metric, TrainingFacts
+from anprompt_peft import ANPromptConfig, Metric, TrainingFacts
 from anprompt_peft.data import ClipTransform
-from anprompt_peft.files import hub_id, sync, sync_folder, to_json
+from anprompt_peft.data.columns import count_by_class
+from anprompt_peft.files import hub_id, sync, sync_folder, to_json, whole_file
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, read_geometry, write_report
-from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, alone_in
 from anprompt_peft.training.checkpoint import resume_point
 
-from ..config_file import RESULTS
+from ..config_file import OWNED, RECORD, RESULTS, check_fields, filled
 from ..errors import Interrupted
-from ..options import TrainOptions
-from .interrupt import Interruption
-from .labelled import count_by_class, left_out, names_hint, public_name
+from ..records import read_record, to_yaml
+from ..text import short
+from ..train import LEFTOVERS, TrainOptions, check_folder
+from .callbacks import Interruption, Progress
+from .draw import Images, draw_images
+from .labelled import left_out, names_hint, public_name
 from .measuring import ADAPTED, ZERO_SHOT, Measured, describe, measure
-from .models import load_clip, quieten
-from .plan import Images, adapter_config, begin, draw_images, training_arguments
+from .models import choose_device, load_clip, precision_for, quieten
 from .seen import HOLD_OUT, IMAGES, Seen
 
-REPORT = "report.html"
+REPORT, HALVES = "report.html", "base-new.json"
+CHECKPOINTS = {"save_strategy": "epoch", "save_total_limit": 2}  # a power cut may spoil the newer one
+EARLY_STOPPING = {
+    "eval_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "accuracy",
+    "restore_callback_states_from_checkpoint": True,
+}
+
+Settings = dict[str, Any]
 
 
-class Progress(ProgressCallback):
-    """Trainer's progress bar, with a name, and with losses on standard error instead of standard output."""
+def train_adapter(options: TrainOptions, sections: Mapping[str, Settings]) -> tuple[Measured | None, list[str]]:
+    """Begin or resume a run, alone in its folder; return the figures and what a reader of them must know.
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the bar."""
-        super().on_train_begin(args, state, control, **kwargs)
-        self.training_bar.set_description("training")
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Write a line with the loss, or with what evaluation found."""
-        shown = {name: value for name, value in (logs or {}).items() if name in ("loss", "eval_loss", "eval_accuracy")}
-        if shown:
-            figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            tqdm.write(f"epoch {state.epoch:.4g}: {figures}", file=sys.stderr)
-
-
-def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[Measured | None, list[str]]:
-    """Train as the options say, from the last checkpoint in the output folder if there is one.
-
-    Args:
-        options (`TrainOptions`): the command's. The output folder is empty or absent, or holds a run that was started
-            with the same settings.
-        settings (`Mapping`): what [`~anprompt_cli.config_file.effective`] returned.
-
-    Returns:
-        `tuple`: how the adapter, zero-shot CLIP and a linear probe do on the split to measure on, `None` if there is
-        none, and what a reader of the figures must know.
-
-    Raises:
-        ValueError: if an option is wrong.
-        Failure: if images or the base model cannot be read.
-        Interrupted: after Ctrl-C or SIGTERM; the folder then holds a checkpoint.
+    The figures are those of the adapter, zero-shot CLIP and a linear probe, `None` if there is no split to measure on.
     """
+    output = options.output
+    try:
+        with alone_in(output):
+            check_folder(options)  # again, as another run may have begun meanwhile
+            _remove_leftovers(output)
+            if (output / RESULTS).is_file():
+                raise ValueError(f"--resume: the run in {output} is complete.")
+            return _run(options, _settings(options, sections))
+    except (Interrupted, KeyboardInterrupt) as error:
+        if not (output / RECORD).is_file():
+            raise
+        stopped = error if isinstance(error, Interrupted) else Interrupted("Interrupted.")
+        stopped.message += f" Continue with: anprompt train --output {shlex.quote(str(output))} --resume"
+        raise stopped from None
+
+
+def _run(options: TrainOptions, settings: Settings) -> tuple[Measured | None, list[str]]:
     quieten()
     started = time.perf_counter()
-    arguments = training_arguments(options, settings)
-    settings = {**settings, "precision": arguments.precision or str(options.precision)}
+    arguments = _arguments(options, settings)
+    settings["precision"] = arguments.precision or options.precision
     images = draw_images(options, evaluates=arguments.eval_strategy != "no")
-    config = adapter_config(settings, images.class_names)
+    config = ANPromptConfig(class_names=images.class_names, **settings["adapter"])
     if hint := names_hint(images.class_names):
         print(hint, file=sys.stderr)
     clip, processor = load_clip(settings["model"], config.revision)
     images.check(options.on_corrupt)
     set_seed(options.seed)
     trainer = _trainer(get_peft_model(clip, config), arguments, images, processor, options)
-    record = begin(options, settings, config, images)
-    checkpoint = resume_point(options.output)
-    if options.resume:
-        print(_origin(checkpoint, options.output), file=sys.stderr)
-    _train(trainer, checkpoint)
+    record = _begin(options, settings, config, images)
+    _train(trainer, resume_point(options.output), options)
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False).eval()
     model.set_image_cache(None)  # images to measure on are seen once
     batches = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
@@ -121,6 +104,106 @@ def train_adapter(options: TrainOptions, settings: Mapping[str, Any]) -> tuple[M
     return measured, notes
 
 
+# before training
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Remove files that a crash left half-written."""
+    for path in output.glob(".*"):
+        if path.is_dir() and path.name.startswith(LEFTOVERS):
+            shutil.rmtree(path)
+
+
+def _settings(options: TrainOptions, sections: Mapping[str, Settings]) -> Settings:
+    """Return what a run is repeated from as JSON values; local paths work from anywhere."""
+    settings: Settings = {}
+    merged = {section: dict(sections.get(section, {})) for section in OWNED}
+    places = filled(options)
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if value is None or not each.metadata.get("recorded", True):
+            continue
+        if each.name in places:
+            section, name = places[each.name]
+            merged[section][name] = value[0] if name == "template" and len(value) == 1 else value
+        elif isinstance(value, Path) or each.name in ("data", "model"):
+            path = Path(value).expanduser()
+            settings[each.name] = str(path.resolve() if path.exists() else value)
+        else:
+            settings[each.name] = value
+    return {**settings, **merged}
+
+
+def _arguments(options: TrainOptions, settings: Settings) -> ANPromptTrainingArguments:
+    """Return Trainer's arguments, and check the sections of the configuration file."""
+    check_fields("adapter", settings["adapter"], ANPromptConfig)
+    check_fields("training", settings["training"], ANPromptTrainingArguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("anprompt train runs as one process. For several, write a script with Accelerate.")
+    device = choose_device(options.device)
+    on_cpu, in_float16 = device.type == "cpu", options.precision == "fp16"
+    if in_float16 and on_cpu:
+        raise ValueError("--precision fp16 needs a GPU. On a CPU use fp32 or bf16.")
+    return ANPromptTrainingArguments(
+        output_dir=str(options.output),
+        seed=options.seed,
+        use_cpu=on_cpu,
+        fp16=in_float16,
+        precision=None if in_float16 else precision_for(options.precision, device),
+        label_names=["labels"],
+        **{"dataloader_pin_memory": not on_cpu, **_defaults(options), **settings["training"]},
+    )
+
+
+def _defaults(options: TrainOptions) -> Settings:
+    """Return the defaults of Trainer's arguments that this command changes."""
+    return {**CHECKPOINTS, **(EARLY_STOPPING if options.early_stopping else {})}
+
+
+def _begin(options: TrainOptions, settings: Settings, config: ANPromptConfig, images: Images) -> Settings:
+    """Write down what is about to run, with the defaults filled in, or compare it with the run that is resumed."""
+    own = ANPromptTrainingArguments.__annotations__.keys() - OWNED["training"].keys()
+    defaults = {each.name: each.default for each in fields(ANPromptTrainingArguments) if each.name in own}
+    choices = [each.name for each in fields(config) if each.name not in OWNED["adapter"]]
+    record = {
+        **settings,
+        "adapter": {name: getattr(config, name) for name in choices},
+        "training": {**defaults, **_defaults(options), **settings["training"]},
+    }
+    path = options.output / RECORD
+    if path.is_file():
+        _check_same(path, record)
+    else:
+        text = to_yaml(record, "Repeat this run with: anprompt train --config run.yaml --output NEW_FOLDER")
+        with whole_file(path) as fresh:
+            fresh.write_text(text, encoding="utf-8")
+    if images.halves and not (options.output / HALVES).is_file():
+        images.halves.save(options.output / HALVES)
+    return record
+
+
+def _check_same(path: Path, record: Settings) -> None:
+    """Raise `ValueError` unless a run was begun with these settings."""
+    try:
+        begun = read_record(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(begun, dict):
+        raise ValueError(f"{path} is not the record of a run.")
+    old, new = _flat(begun), _flat(record)
+    if changed := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
+        changes = "; ".join(f"{name} is {short(new.get(name))} and was {short(old.get(name))}" for name in changed)
+        raise ValueError(f"{path} was begun with other settings: {changes}. Leave them out, or start a new run.")
+
+
+def _flat(record: Settings) -> Settings:
+    parts = {name: value if isinstance(value, dict) else {"": value} for name, value in record.items()}
+    return {f"{name}.{key}".rstrip("."): value for name, part in parts.items() for key, value in part.items()}
+
+
+# training
+
+
 def _trainer(
     model: Any, arguments: ANPromptTrainingArguments, images: Images, processor: Any, options: TrainOptions
 ) -> ANPromptTrainer:
@@ -137,30 +220,26 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: ANPromptTrainer, checkpoint: Path | None) -> None:
+def _train(trainer: ANPromptTrainer, checkpoint: Path | None, options: TrainOptions) -> None:
+    if options.resume and checkpoint:
+        print(f"Resuming from {checkpoint.name} of {options.output}.", file=sys.stderr)
+    elif options.resume:
+        print(f"There is no checkpoint in {options.output}: training starts from the beginning.", file=sys.stderr)
     with Interruption() as interruption:
         trainer.add_callback(interruption)
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
-            _close_bars(trainer)
+            for each in trainer.callback_handler.callbacks:
+                if isinstance(each, Progress):
+                    each.close()
     if interruption.received:
         state = trainer.state
         note = f"Interrupted after step {state.global_step} of {state.max_steps}; a checkpoint is kept."
         raise Interrupted(note, interruption.received)
 
 
-def _origin(checkpoint: Path | None, output: Path) -> str:
-    if checkpoint is None:
-        return f"There is no checkpoint in {output}: training starts from the beginning."
-    return f"Resuming from {checkpoint.name} of {output}."
-
-
-def _close_bars(trainer: ANPromptTrainer) -> None:
-    """End the line of a bar that training left open, so that an error begins one of its own."""
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, Progress) and callback.training_bar is not None:
-            callback.training_bar.close()
+# after training
 
 
 def _results(record: Mapping[str, Any], images: Images, measured: Measured | None) -> dict[str, Any]:
@@ -229,7 +308,7 @@ def _facts(
             "learning_rate": arguments.learning_rate,
             "class_weights": arguments.class_weights,
             "early_stopping": options.early_stopping,
-            "precision": arguments.precision or str(options.precision),
+            "precision": arguments.precision or options.precision,
             "augment": options.augment,
         },
         metrics=metrics,

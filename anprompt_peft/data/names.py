@@ -114,3 +114,16 @@ def halves(names: Sequence[str]) -> ClassHalves:
     """
     middle = math.ceil(len(names) / 2)
     return ClassHalves(tuple(names[:middle]), tuple(names[middle:]))
+
+
+def read_class_names(path: str | Path) -> list[str] | dict[str, str]:
+    """Read class names: a list from a text file, one per line, or the list or object of a JSON file."""
+    if Path(path).suffix != ".json":
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = read_json(path)
+    found = list(names.values()) if isinstance(names, dict) else names
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ValueError(
+            f"{path} must hold a list of class names, or an object from names in the data to better ones."
+        )
+    return names

@@ -1,25 +1,54 @@
-"""Ctrl-C and SIGTERM during training: finish the step, write a checkpoint, stop."""
+"""What Trainer calls while it trains: a progress bar, and Ctrl-C or SIGTERM that end with a checkpoint."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from tqdm import tqdm
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 NOTE = b"\nInterrupted: a checkpoint is written after this step. Ctrl-C again quits at once.\n"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Progress(ProgressCallback):
+    """Trainer's progress bar, with a name, and with losses on standard error instead of standard output."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the bar."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self.training_bar.set_description("training")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Write a line with the loss, or with what evaluation found."""
+        shown = {name: value for name, value in (logs or {}).items() if name in ("loss", "eval_loss", "eval_accuracy")}
+        if shown:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            tqdm.write(f"epoch {state.epoch:.4g}: {figures}", file=sys.stderr)
+
+    def close(self) -> None:
+        """End the line of a bar that training left open, so that an error begins one of its own."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
+
 class Interruption(TrainerCallback):
     """Turns the first SIGINT or SIGTERM into a checkpoint and the end of training; a second one interrupts it at once.
 
-    Give it to Trainer, and train inside `with interruption:`.
-
-    Attributes:
-        received (`int`, *optional*): the signal, if training was interrupted.
+    Give it to Trainer, and train inside `with interruption:`. Its `received` is the signal.
     """
 
     running: Interruption | None = None
