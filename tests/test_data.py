@@ -636,7 +636,7 @@ def test_a_missing_folder_is_named_at_once(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert "FileNotFoundError: There is no folder photos, and photos cannot be had from the Hub: " in done.stderr
+    assert "Error: There is no folder photos, and photos could not be downloaded from the Hub: " in done.stderr
     assert "retry" not in done.stderr.lower()
 
 

@@ -161,10 +161,10 @@ def test_what_is_not_there_or_not_allowed(client: Run, source: str, options: dic
 def test_no_other_revision_than_the_wanted_one(client: Run, hub: HubServer) -> None:
     """What the cache holds of the main branch is no answer, neither to a wrong name nor while the Hub is down."""
     assert len(client(read, "alice/walls", "test")) == 4
-    with pytest.raises(FileNotFoundError, match=r"(?s)revision 'v9' of alice/walls cannot be had.*Invalid rev id"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)revision 'v9' of alice/walls could not .*Invalid rev id"):
         client(read, "alice/walls", "test", revision="v9")
     hub.fail("GET", r"/api/datasets/alice/walls/revision/v1", status=503)
-    with pytest.raises(FileNotFoundError, match=r"(?s)revision 'v1' of alice/walls cannot be had.*503"):
+    with pytest.raises(FileNotFoundError, match=r"(?s)revision 'v1' of alice/walls could not be downloaded.*503"):
         client(read, "alice/walls", "test", revision="v1")
 
 

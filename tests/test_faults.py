@@ -283,8 +283,8 @@ def test_pipes_devices_and_addresses_are_no_images_and_names_need_no_utf8(
             assert line.startswith(f"{tmp_path}/c\\udcff.png  ")
         errors = [line for line in answer.err.splitlines() if line.startswith("error: ")]
         assert [error.removeprefix(f"error: {tmp_path}/") for error in errors] == [
-            "a.png cannot be decoded: it is no regular file",
-            "b.png cannot be decoded: it is no regular file",
+            "a.png cannot be decoded: it is not a regular file",
+            "b.png cannot be decoded: it is not a regular file",
             "d\\udcfe.png cannot be decoded: no known image format",
         ]
     with pytest.raises(FileNotFoundError):

@@ -184,7 +184,7 @@ BAD_FILES: list[tuple[dict[str, Any], str]] = [
     ({"data_format": "channels_last"}, "data_format='channels_last' is nothing that"),
     ({"device": "meta"}, "device='meta'"),
     ({"resample": "bicubic"}, "resample='bicubic' must be of type int"),
-    ({"resize": "mine"}, "'resize' is no setting of an image processor"),
+    ({"resize": "mine"}, "'resize' is not a setting of an image processor"),
     (
         {"image_processor_type": "ViTImageProcessor"},
         "image_processor_type='ViTImageProcessor' must be CLIPImageProces",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def class_names_of(dataset: Dataset | IterableDataset) -> list[str]:
     """Return the class names of a data set, in the order of its labels.
 
     Raises:
-        ValueError: if its column `label` is missing or no `ClassLabel`.
+        ValueError: if its column `label` is missing or not a `ClassLabel`.
     """
     feature = (dataset.features or {}).get(LABEL)
     if not isinstance(feature, ClassLabel):
@@ -93,29 +93,14 @@ def map_stream(stream: IterableDataset, image: str, function: Any, names: Sequen
 
 
 def check_same_classes(dataset: Any, class_names: Sequence[str]) -> None:
-    """Compare the classes that a data set numbers with the model's.
-
-    They are those of its `ClassLabel` column `label` or `labels`, or torchvision's attributes `classes` or
-    `class_to_idx`, also within torch's `Subset` and `ConcatDataset`. Where they are other names, a warning shows both.
-
-    Args:
-        dataset: any; one that names no classes is not checked.
-        class_names (sequence of `str`): the model's.
-
-    Raises:
-        ValueError: if they are the same names in another order.
-    """
+    """Refuse a data set of any kind that numbers the model's classes in another order, and warn of other classes."""
     features = getattr(dataset, "features", None)
     parts = [] if features else getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
-    if any(part is not None for part in parts):
+    if any(part is not None for part in parts):  # torch's ConcatDataset and Subset
         for part in parts:
             check_same_classes(part, class_names)
         return
-    columns = [feature for name in (LABEL, "labels") if isinstance(feature := (features or {}).get(name), ClassLabel)]
-    numbers = getattr(dataset, "class_to_idx", None)
-    names = columns[0].names if columns else getattr(dataset, "classes", None)
-    if names is None and isinstance(numbers, dict):
-        names = sorted(numbers, key=numbers.__getitem__)
+    names = _numbered_names(dataset, features or {})
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         return
     theirs, ours = ([as_read(readable(name)) for name in each] for each in (names, class_names))
@@ -130,3 +115,11 @@ def check_same_classes(dataset: Any, class_names: Sequence[str]) -> None:
     logger.warning(
         "%s: label 0 counts as %r, and so on. If these are not the same classes, it is wrong.", both, class_names[0]
     )
+
+
+def _numbered_names(dataset: Any, features: Mapping[str, Any]) -> Any:
+    """Return the names of a `ClassLabel`, or of torchvision's `classes` or `class_to_idx`, if there are any."""
+    columns = [feature for name in (LABEL, "labels") if isinstance(feature := features.get(name), ClassLabel)]
+    numbers = getattr(dataset, "class_to_idx", None)
+    names = columns[0].names if columns else getattr(dataset, "classes", None)
+    return sorted(numbers, key=numbers.__getitem__) if names is None and isinstance(numbers, dict) else names

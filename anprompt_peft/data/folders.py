@@ -12,6 +12,7 @@ from datasets.data_files import SPLIT_KEYWORDS
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..method.class_texts import composed
+from ..text import printable
 from .images import readable_extensions
 
 SPLIT_OF = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}
@@ -32,23 +33,14 @@ Groups = dict[str, list[str]]
 
 @dataclass
 class Listing:
-    """The content of a folder: paths relative to it, with `/`.
-
-    Attributes:
-        folder (`Path`): the folder.
-        images (`list[str]`): files that are read, sorted as strings.
-        others (`list[str]`): files of other endings.
-        hidden (`list[str]`): hidden files and folders; what is in them is not looked at.
-        folders (`list[str]`): all folders that are not hidden.
-        links (`list[str]`): links to folders that are not followed.
-    """
+    """The content of a folder: paths relative to it, with `/`, sorted as strings."""
 
     folder: Path
-    images: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-    hidden: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)  # files that are read
+    others: list[str] = field(default_factory=list)  # files of other endings
+    hidden: list[str] = field(default_factory=list)  # files and folders, into which nobody looks
+    folders: list[str] = field(default_factory=list)  # all that are not hidden
+    links: list[str] = field(default_factory=list)  # to folders, not followed
 
     @property
     def metadata(self) -> list[str]:
@@ -57,7 +49,7 @@ class Listing:
 
     @property
     def parquet(self) -> list[str]:
-        """Parquet files that are no such tables."""
+        """Parquet files that are not such tables."""
         return [path for path in self.others if path.endswith(".parquet") and _name(path) not in METADATA]
 
     def left_out(self) -> str:
@@ -73,15 +65,10 @@ class Listing:
 
 @dataclass
 class ClassFolders:
-    """The images of a folder by split.
-
-    Attributes:
-        splits (`dict[str, dict[str, str]]`): the class of every image, by its path relative to the folder, sorted.
-        notes (`list[str]`): what was left out, or may not be meant.
-    """
+    """The class of every image, by split and by its path relative to the folder, sorted."""
 
     splits: dict[str, dict[str, str]]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was left out, or may not be meant
 
     @property
     def class_names(self) -> list[str]:
@@ -95,11 +82,7 @@ def is_hidden(name: str, is_folder: bool) -> bool:
 
 
 def list_folder(folder: str | Path) -> Listing:
-    """List a folder and its sub-folders, by names alone: no file is opened.
-
-    Raises:
-        OSError: if one of the folders cannot be read.
-    """
+    """List a folder and its sub-folders, by names alone: no file is opened."""
     found, endings = Listing(Path(folder)), readable_extensions()
     waiting: list[tuple[str, int, frozenset[tuple[int, int]]]] = [("", 0, frozenset())]
     while waiting:
@@ -124,11 +107,7 @@ def list_folder(folder: str | Path) -> Listing:
 
 
 def split_folders(listing: Listing, base: str = "") -> dict[str, str]:
-    """Return the folders in the folder `base` that are splits: those named like one that hold folders or metadata.
-
-    Raises:
-        ValueError: if two folders are the same split.
-    """
+    """Return the folders in the folder `base` that are splits: those named like one that hold folders or metadata."""
     found: dict[str, list[str]] = defaultdict(list)
     for name, files in _grouped([*listing.images, *listing.metadata], base).items():
         split = SPLIT_OF.get(name.lower())
@@ -142,65 +121,49 @@ def split_folders(listing: Listing, base: str = "") -> dict[str, str]:
 
 
 def class_folders(listing: Listing) -> ClassFolders:
-    """Tell split and class of every image. A class is a folder, with all that is below it.
-
-    A folder that holds nothing but one other folder is taken for that one. Names of classes are in Unicode's composed
-    form.
-
-    Raises:
-        ValueError: if there are fewer than two classes, a split has two folders, or it cannot be told whether folders
-            or those in them are the classes.
-    """
+    """Tell split and class of every image, a class being a folder with all below it; raise where that is not clear."""
     if unnamed := [path for path in listing.images if path != path.encode(errors="replace").decode()]:
         raise ValueError(f"{listing.folder}: the names of these files are not UTF-8, rename them: {some(unnamed)}.")
     base = _unwrap(listing)
-    root, top, named = listing.folder / base, _grouped(listing.images, base), split_folders(listing, base)
-    loose = {base: top.pop("", [])}
-    if not (named or set(map(str.lower, top)) - set(SPLIT_OF)):
+    root, named, top = listing.folder / base, split_folders(listing, base), _grouped(listing.images, base)
+    if not (named or {name.lower() for name in top if name} - set(SPLIT_OF)):
         raise ValueError(f"{root} has no folders of classes. Put the images of each class into a folder of its own.")
     places = {split: f"{base}{name}/" for split, name in named.items()} or {"train": base}
     groups = {split: _grouped(listing.images, place) for split, place in places.items()}
+    loose = {base: top.pop("", [])}
     loose |= {f"{base}{name}/": files for name, files in top.items() if named and name not in named.values()}
     loose |= {places[split]: group.pop("", []) for split, group in groups.items()}
     _check_depth(root, groups)
-    deeper = Counter(
-        f"{places[split]}{name}/{file.partition('/')[0]}/"
-        for split, group in groups.items()
-        for name, files in group.items()
-        for file in files
-        if "/" in file
-    )
     splits = {
         split: {f"{places[split]}{name}/{file}": composed(name) for name, files in group.items() for file in files}
         for split, group in groups.items()
     }
     found = ClassFolders({split: dict(sorted(images.items())) for split, images in splits.items()})
+    if len(found.class_names) < 2:
+        raise ValueError(
+            f"{root} has images of one class only, {found.class_names[0]!r}: give a folder with two or more "
+            "sub-folders of classes."
+        )
     notes = {
         "read is the only folder in it": [base] if base else [],
         "left out, as they are outside the folders of splits and classes": _counted(
             {at: len(files) for at, files in loose.items()}
         ),
         "left out, as they hold no image that is read": _empty(listing, base, places),
-        "counted for the class above": _counted(deeper),
+        "counted for the class above": _counted(_nested(places, groups)),
         "one class, as the names differ in their Unicode form only": [
             same for group in groups.values() for same in _alike(group, composed)
         ],
         "different classes, though CLIP reads their names alike": _alike(found.class_names, str.lower),
     }
     found.notes += [f"{listing.folder}: {note}: {some(those)}." for note, those in notes.items() if those]
-    if len(found.class_names) < 2:
-        raise ValueError(
-            f"{root} has images of one class only, {found.class_names[0]!r}: give a folder with two or more "
-            "sub-folders of classes."
-        )
     return found
 
 
 def some(names: Sequence[str]) -> str:
     """Return the first names, on one line, and how many others there are."""
     more = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
-    text = ", ".join([*names[:SHOWN], *more])
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return printable(", ".join([*names[:SHOWN], *more]))
 
 
 def _unwrap(listing: Listing) -> str:
@@ -227,6 +190,17 @@ def _check_depth(root: Path, groups: Mapping[str, Groups]) -> None:
             "the images so that every class is a folder with images in it, directly in the folder of all classes; "
             "those of several splits are called train, validation and test."
         )
+
+
+def _nested(places: Mapping[str, str], groups: Mapping[str, Groups]) -> Counter[str]:
+    """Count the images in each folder within the folder of a class."""
+    return Counter(
+        f"{places[split]}{name}/{file.partition('/')[0]}/"
+        for split, group in groups.items()
+        for name, files in group.items()
+        for file in files
+        if "/" in file
+    )
 
 
 def _empty(listing: Listing, base: str, places: Mapping[str, str]) -> list[str]:

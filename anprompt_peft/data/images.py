@@ -1,4 +1,4 @@
-"""Images of a data set: decoding that names the file it failed on, and a check of all of them."""
+"""Images of a data set: decoding, which names the file that it failed on, and a check of all of them."""
 
 from __future__ import annotations
 
@@ -59,15 +59,10 @@ class RGBImage(ImageFeature):
     mode: str | None = "RGB"
 
     def decode_example(self, value: Any, token_per_repo_id: dict[str, Any] | None = None) -> Any:
-        """Return the image upright (EXIF rotation applied) and in RGB.
-
-        Args:
-            value (`dict`): `path` and `bytes` of the image, one of which may be `None`.
-            token_per_repo_id (`dict`, *optional*): tokens for images in private repositories.
+        """Return the image of a `path` or its `bytes` as [`open_image`] does.
 
         Raises:
-            CorruptImageError: if the bytes are not a whole image of one of [`FORMATS`], or have too many pixels.
-                Failures to get the bytes keep their own error.
+            CorruptImageError: if it cannot be decoded. Failures to get the bytes keep their own error.
         """
         if not isinstance(value, dict):
             return value
@@ -87,10 +82,10 @@ def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     code of its own, transformers' pipelines included, gives the answers of [`predict`] if it opens them with this.
 
     Args:
-        source (`str`, `Path` or `BytesIO`): a regular file, or its content. An address (`https://...`) is no file.
+        source (`str`, `Path` or `BytesIO`): a regular file, or its content; not an address (`https://...`).
 
     Raises:
-        OSError: if there is no such file, or it is no image of one of [`FORMATS`].
+        OSError: if there is no such file, or it is not an image of one of [`FORMATS`].
         ImportError: if it is HEIC or AVIF, and what decodes that is not installed.
         ValueError: if it is a pipe or a device, has more than [`MAX_PIXELS`] pixels, a side of more than [`MAX_SIDE`]
             or 32-bit pixels, whose range is unknown, or is a JPEG beyond the limits of [`check_jpeg`].
@@ -100,7 +95,7 @@ def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     else:
         kind = stat.S_IFMT(os.stat(source).st_mode)
         if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a folder has an error of its own
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         with open(source, "rb") as file:
             check_jpeg(file)
     try:
@@ -121,11 +116,7 @@ def readable_extensions() -> frozenset[str]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return an image as Pillow opened it with its EXIF rotation applied, in RGB.
-
-    Raises:
-        ValueError: as [`to_rgb`] does.
-    """
+    """Return an image as Pillow opened it with its EXIF rotation applied, in RGB."""
     if (image.format, image.mode) == ("PPM", "I"):  # Pillow has scaled it to 16 bits
         image = image.convert("I;16")
     turned = ImageOps.exif_transpose(image)
@@ -169,51 +160,37 @@ def _limit(image: Image.Image) -> None:
 
 
 class CheckedImages(NamedTuple):
-    """What [`check_images`] found.
+    """What [`check_images`] found: examples that can be decoded, and a line about every other one.
 
-    Attributes:
-        dataset (`Dataset` or `IterableDataset`): the examples whose images can be decoded.
-        corrupt (`list[str]`): one line for every other image, with its path, its row and the reason. For a stream it
-            grows while the stream is read.
+    For a stream, `corrupt` grows while the stream is read.
     """
 
-    dataset: Any
-    corrupt: list[str]
+    dataset: Any  # Dataset or IterableDataset
+    corrupt: list[str]  # path, row and reason
 
 
 @contextmanager
 def naming(path: str | None) -> Iterator[None]:
-    """Let an image that cannot be decoded within the block be named in the error.
-
-    Raises:
-        CorruptImageError: for whatever Pillow's readers raise on broken bytes, which is not only `OSError`. Failures
-            to get the bytes keep their own error.
-        MemoryError: if there is too little memory, which says nothing against the image.
-    """
+    """Name an image that cannot be decoded within the block in a `CorruptImageError`."""
+    name = path or "an image without a path"
     try:
         yield
-    except MemoryError as error:
-        raise MemoryError(f"{path or 'an image without a path'}: too little memory to decode it") from error
-    except Exception as error:
-        if getattr(error, "errno", None) is not None:
+    except MemoryError as error:  # says nothing against the image
+        raise MemoryError(f"{name}: too little memory to decode it") from error
+    except Exception as error:  # Pillow's readers raise more than OSError on broken bytes
+        if getattr(error, "errno", None) is not None:  # the bytes could not be read
             raise
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-        name = path or "an image without a path"
         raise CorruptImageError(printable(f"{name} cannot be decoded: {reason}")) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode in RGB, without transparency; of 16-bit greyscale the upper 8 bits, where Pillow
-    would clip to white.
-
-    Raises:
-        ValueError: if `image` is no image, or has 32-bit pixels, whose range is unknown.
-    """
+    """Return an image of any mode in RGB, without transparency; of 16-bit greyscale the upper 8 bits."""
     if not isinstance(image, Image.Image):
         raise ValueError(f"expected an image, got {image!r}")
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no known range; save the image with 8 or 16 bits")
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16"):  # Pillow would clip to white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "transparency" in image.info:  # newer processors would blend an RGB image with white where it has this colour
         image = image.copy()

@@ -21,11 +21,7 @@ _BLOCK = 2**16
 
 
 def check_jpeg(file: BinaryIO) -> None:
-    """Read the markers of a JPEG file, of one with a single scan only up to that; of any other file, three bytes.
-
-    Raises:
-        ValueError: for more than [`MAX_SEGMENTS`], [`MAX_SCANS`] or [`MAX_COEFFICIENT_BYTES`].
-    """
+    """Raise `ValueError` if the markers of a JPEG file, up to a single scan's, say that it would cost too much."""
     file.seek(0)
     if file.read(3) != b"\xff\xd8\xff":
         return

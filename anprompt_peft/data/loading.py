@@ -5,10 +5,10 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from datasets import (
@@ -27,13 +27,11 @@ from datasets import (
 from datasets import Image as ImageFeature
 from huggingface_hub import HfApi
 
-from ..method.class_texts import check_class_names, composed
+from ..method.class_texts import check_class_names
 from .columns import UNLABELLED, from_files, label_column, map_stream, with_labels
 from .folders import ClassFolders, Listing, class_folders, list_folder, split_folders
 from .images import IMAGE, LABEL, RGBImage
-from .names import readable, readable_names
-
-ClassNames = Sequence[str] | Mapping[str, str] | Callable[[str], str]
+from .names import ClassNames, is_list, rename
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ def load_image_data(
         ValueError: if columns are missing or ambiguous, labels and class names do not fit, two names read alike, or a
             folder does not tell its splits and classes.
     """
-    if _is_list(class_names):
+    if is_list(class_names):
         check_class_names(class_names)
     load = partial(_loader(source, name, revision, token), streaming=streaming, token=token)
     loaded = load(split=split)
@@ -96,11 +94,13 @@ def load_image_data(
     if unknown := {image, label} - set(features):
         raise ValueError(f"there is no column {' or '.join(sorted(unknown))}, only {', '.join(features)}.")
     raw = _names_in_data(features[label], class_names, lambda: _strings(load(split=None), label))
-    names = _chosen_names(raw, class_names)
-    names = check_class_names(names)
+    names = check_class_names(rename(raw, class_names))
     for part, dataset in parts.items():
         parts[part] = _with_columns(dataset, image, label, raw, names)
     return parts if split is None else parts[split]
+
+
+# --- sources
 
 
 def _loader(
@@ -110,23 +110,7 @@ def _loader(
     text = os.path.expanduser(source)
     folder = Path(text)
     if folder.is_dir():
-        listing = list_folder(folder)
-        if listing.parquet:
-            _refuse(source, revision=revision)
-            return partial(load_dataset, text, name)
-        if not listing.images:
-            raise FileNotFoundError(
-                f"{source} holds neither images nor parquet files. {listing.left_out()}".strip(),
-            )
-        _refuse(source, name=name, revision=revision)
-        if left_out := listing.left_out():
-            logger.info(left_out)
-        if listing.metadata:
-            return partial(load_dataset, "imagefolder", data_files=_image_patterns(listing))
-        found = class_folders(listing)
-        for note in found.notes:
-            logger.warning(note)
-        return partial(_load_classes, folder, found)
+        return _folder_loader(source, folder, name, revision)
     if text.endswith(".parquet"):
         if "://" not in text and not glob.glob(text, recursive=True):
             raise FileNotFoundError(f"There is no file {text}.")
@@ -137,6 +121,24 @@ def _loader(
     if revision is not None or "/" not in text:
         _ask_hub(text, revision, token)
     return partial(load_dataset, text, name, revision=revision)
+
+
+def _folder_loader(source: str | Path, folder: Path, name: str | None, revision: str | None) -> Callable[..., Any]:
+    listing = list_folder(folder)
+    if listing.parquet:
+        _refuse(source, revision=revision)
+        return partial(load_dataset, str(folder), name)
+    if not listing.images:
+        raise FileNotFoundError(f"{source} holds neither images nor parquet files. {listing.left_out()}".strip())
+    _refuse(source, name=name, revision=revision)
+    if left_out := listing.left_out():
+        logger.info(left_out)
+    if listing.metadata:
+        return partial(load_dataset, "imagefolder", data_files=_image_patterns(listing))
+    found = class_folders(listing)
+    for note in found.notes:
+        logger.warning(note)
+    return partial(_load_classes, folder, found)
 
 
 def _ask_hub(name: str, revision: str | None, token: str | bool | None) -> None:
@@ -151,7 +153,7 @@ def _ask_hub(name: str, revision: str | None, token: str | bool | None) -> None:
     try:
         HfApi(token=token).dataset_info(name, revision=revision)
     except Exception as error:  # the Hub's, or its HTTP client's, which changed with its versions
-        raise FileNotFoundError(f"{no_folder}{what} cannot be had from the Hub: {error}") from error
+        raise FileNotFoundError(f"{no_folder}{what} could not be downloaded from the Hub: {error}") from error
 
 
 def _refuse(source: str | Path, **options: str | None) -> None:
@@ -166,11 +168,7 @@ def _image_patterns(listing: Listing) -> dict[str, list[str]]:
 
 
 def _load_classes(
-    folder: Path,
-    found: ClassFolders,
-    split: str | None = None,
-    streaming: bool = False,
-    token: str | bool | None = None,
+    folder: Path, found: ClassFolders, split: str | None = None, streaming: bool = False, token: object = None
 ) -> Any:
     """Load images by the folders of their classes, with the splits, parts of splits and types of `load_dataset`."""
     root, names = os.path.abspath(folder), found.class_names
@@ -187,25 +185,20 @@ def _load_classes(
     return IterableDatasetDict({n: part.to_iterable_dataset() for n, part in parts.items()}) if streaming else parts
 
 
+# --- columns
+
+
 def _image_columns(features: Features) -> list[str]:
     return [column for column, feature in features.items() if isinstance(feature, ImageFeature)]
 
 
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, Value) and "string" in feature.dtype
-
-
-def _is_list(class_names: ClassNames | None) -> TypeGuard[Sequence[str]]:
-    return class_names is not None and not isinstance(class_names, Mapping) and not callable(class_names)
-
-
-def _is_integer(feature: Any) -> bool:
-    return isinstance(feature, Value) and "int" in feature.dtype
-
-
 def _label_columns(features: Features) -> list[str]:
     named = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    return named or [column for column, feature in features.items() if _is_text(feature) or _is_integer(feature)]
+    return named or [column for column, feature in features.items() if _holds(feature, "string", "int")]
+
+
+def _holds(feature: Any, *types: str) -> bool:
+    return isinstance(feature, Value) and any(each in feature.dtype for each in types)
 
 
 def _only(argument: str, candidates: list[str], features: Features) -> str:
@@ -219,49 +212,25 @@ def _only(argument: str, candidates: list[str], features: Features) -> str:
 def _names_in_data(
     feature: Any, class_names: ClassNames | None, read_labels: Callable[[], Iterable[str]]
 ) -> list[str]:
-    """The classes as the data name them, in the order of the labels."""
+    """Return the classes as the data name them, in the order of the labels."""
     if isinstance(feature, ClassLabel):
         return list(feature.names)
-    if _is_list(class_names) and (_is_text(feature) or _is_integer(feature)):
+    if is_list(class_names) and _holds(feature, "string", "int"):
         return list(class_names)
-    if _is_text(feature):
+    if _holds(feature, "string"):
         return sorted(read_labels())
     raise ValueError(f"labels of type {feature} need class_names, a list with the name of every label from 0 on.")
 
 
-def _chosen_names(raw: list[str], class_names: ClassNames | None) -> list[str]:
-    """The names to use for the classes `raw`, in the same order."""
-    raw = [composed(name) for name in raw]
-    if class_names is None:
-        return readable_names(raw)
-    if callable(class_names):
-        return [class_names(name) for name in raw]
-    if isinstance(class_names, Mapping):
-        class_names = {composed(name): better for name, better in class_names.items()}
-        if unknown := set(class_names) - set(raw):
-            raise ValueError(f"class_names renames {sorted(unknown)}, which are not among the data's classes {raw}.")
-        return [class_names[name] if name in class_names else readable(name) for name in raw]
-    names = [composed(name) for name in class_names]
-    if len(names) != len(raw):
-        raise ValueError(f"class_names lists {len(names)} names for {len(raw)} classes: {raw}.")
-    positions = {readable(old): at for at, old in enumerate(raw)} | {old: at for at, old in enumerate(raw)}
-    if moved := [name for at, name in enumerate(names) if positions.get(name, at) != at]:
-        raise ValueError(
-            f"class_names gives {moved} to other classes than the data do, whose order is {raw}. Rename with a dict, "
-            "{name: better name}; reorder with select_classes."
-        )
-    return names
-
-
 def _strings(parts: Mapping[str, Any], column: str) -> set[str]:
-    """All labels of all splits, so that every split numbers them alike."""
+    """Return all labels of all splits, so that every split numbers them alike."""
     if any(isinstance(part, IterableDataset) for part in parts.values()):
         raise ValueError(f"labels that are strings ({column}) need class_names, a list of them, to be streamed.")
     return {text for part in parts.values() for text in part.unique(column) if text is not None}
 
 
 def _numbers(labels: list[Any], raw: list[str]) -> list[Any]:
-    """Labels that are strings or integers as positions in `raw`."""
+    """Return labels that are strings or integers as positions in `raw`."""
     positions = {name: number for number, name in enumerate(raw)}
     numbers = [positions.get(label) if isinstance(label, str) else label for label in labels]
     allowed = {UNLABELLED, *positions.values()}

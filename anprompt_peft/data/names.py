@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeGuard
 
 from ..files import read_json, to_json, whole_file
 from ..method.class_texts import check_class_names, composed
 
+ClassNames = Sequence[str] | Mapping[str, str] | Callable[[str], str]
+"""Better names: all of them in order, some of them by name, or a function of each name."""
 PLACEHOLDERS = {"category", "class", "cls", "id", "label", "no", "nr"}
 """Words of class names that say nothing about the class."""
 
@@ -41,6 +44,35 @@ def readable_names(names: Sequence[str]) -> list[str]:
     if clashes := {clean: raw for clean, raw in alike.items() if len(raw) > 1}:
         raise ValueError(f"class names read alike: {clashes}. Tell them apart with class_names={{name: better name}}.")
     return list(alike)
+
+
+def is_list(class_names: ClassNames | None) -> TypeGuard[Sequence[str]]:
+    """Whether better names are given as a list."""
+    return class_names is not None and not isinstance(class_names, Mapping) and not callable(class_names)
+
+
+def rename(raw: Sequence[str], class_names: ClassNames | None) -> list[str]:
+    """Return the names to use for the classes `raw`, in the same order."""
+    raw = [composed(name) for name in raw]
+    if class_names is None:
+        return readable_names(raw)
+    if callable(class_names):
+        return [class_names(name) for name in raw]
+    if isinstance(class_names, Mapping):
+        class_names = {composed(name): better for name, better in class_names.items()}
+        if unknown := set(class_names) - set(raw):
+            raise ValueError(f"class_names renames {sorted(unknown)}, which are not among the data's classes {raw}.")
+        return [class_names[name] if name in class_names else readable(name) for name in raw]
+    names = [composed(name) for name in class_names]
+    if len(names) != len(raw):
+        raise ValueError(f"class_names lists {len(names)} names for {len(raw)} classes: {raw}.")
+    positions = {readable(old): at for at, old in enumerate(raw)} | {old: at for at, old in enumerate(raw)}
+    if moved := [name for at, name in enumerate(names) if positions.get(name, at) != at]:
+        raise ValueError(
+            f"class_names gives {moved} to other classes than the data do, whose order is {raw}. Rename with a dict, "
+            "{name: better name}; reorder with select_classes."
+        )
+    return names
 
 
 def codes(names: Sequence[str]) -> list[str]:
@@ -90,12 +122,7 @@ class ClassHalves:
 
     @classmethod
     def load(cls, path: str | Path) -> ClassHalves:
-        """Read what [`save`] wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it holds anything but two halves.
-        """
+        """Read what [`save`] wrote; raise `ValueError` for anything but two halves."""
         try:
             record = read_json(path)
             if not isinstance(record, dict) or set(record) != {"base", "new"}:

@@ -16,7 +16,7 @@ from ..method.config import mismatch
 
 MAX_SIDE = 4096
 """Far beyond any CLIP; without it a small file could ask for much memory."""
-MAX_PIXEL = 1e6
+MAX_PIXEL = 1e6  # value of a pixel, far beyond any CLIP
 CHANNELS = 3
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 FIELDS: dict[str, Any] = {
@@ -44,18 +44,7 @@ UNUSED = {
 
 
 def load_image_processor(name: str | Path, image_size: int, revision: str | None = None) -> CLIPImageProcessorPil:
-    """Load the image processor of a model or an adapter, from a folder or the Hub, once its file has been checked.
-
-    Args:
-        name (`str` or `Path`): the folder or the id.
-        image_size (`int`): the side of the images that the vision model takes.
-        revision (`str`, *optional*): branch, tag or commit on the Hub.
-
-    Raises:
-        OSError: if there is none.
-        ValueError: if the file describes anything but a CLIP's preprocessing for this model; the message names file
-            and field.
-    """
+    """Load an image processor from a folder or the Hub, once its file describes a CLIP's for images of this size."""
     place, settings = _read(name, revision)
     try:
         processor = CLIPImageProcessorPil(**_checked(settings))
@@ -67,11 +56,7 @@ def load_image_processor(name: str | Path, image_size: int, revision: str | None
 
 
 def check_processor(processor: Any) -> None:
-    """Raise `ValueError`, which names the field, if an image processor cannot be computed with.
-
-    Sides are whole numbers from 1 to 4,096, the filter is one of Pillow's, and factor, means and deviations make pixel
-    values of at most a million. What is switched off is not looked at.
-    """
+    """Raise `ValueError`, which names the field, if a step that is switched on cannot be computed."""
     for field, used in {"size": processor.do_resize, "crop_size": processor.do_center_crop}.items():
         sides = dict((used and getattr(processor, field)) or {})
         if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides.values()):
@@ -123,7 +108,7 @@ def _checked(settings: Any) -> dict[str, Any]:
         elif name in UNUSED and value not in UNUSED[name]:
             raise ValueError(f"{name}={short(value)} is nothing that CLIP's preprocessing does. Remove it.")
         elif name not in UNUSED and hasattr(CLIPImageProcessorPil, name):
-            raise ValueError(f"{short(name)} is no setting of an image processor. Remove it.")
+            raise ValueError(f"{short(name)} is not a setting of an image processor. Remove it.")
     for step in STEPS:
         if not settings.get(step, True):
             raise ValueError(f"{step}=False: a CLIP needs this step. Set it to true.")

@@ -20,7 +20,7 @@ class ShotsError(ValueError):
     """More shots were asked for than there are, or none."""
 
 
-def sample_shots(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> list[int]:
+def sample_shots(labels: Sequence[int] | np.ndarray, shots: int, seed: int, *, fewer: bool = False) -> list[int]:
     """Return the positions of `shots` examples of every class, drawn without replacement.
 
     Each class has a random stream of its own, so leaving out other classes does not change its shots.
@@ -29,9 +29,10 @@ def sample_shots(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> l
         labels (sequence of `int`): the class of every example.
         shots (`int`): examples per class.
         seed (`int`): names the draw.
+        fewer (`bool`): take all examples of a class that has fewer, instead of raising an error.
 
     Raises:
-        ShotsError: if `shots` is below 1 or a class has fewer examples.
+        ShotsError: if `shots` is below 1 or, without `fewer`, a class has fewer examples.
     """
     if shots < 1:
         raise ShotsError(f"shots={shots} must be at least 1.")
@@ -39,12 +40,12 @@ def sample_shots(labels: Sequence[int] | np.ndarray, shots: int, seed: int) -> l
     chosen: list[int] = []
     for label in np.unique(array):
         positions = np.flatnonzero(array == label)
-        if len(positions) < shots:
+        if len(positions) < shots and not fewer:
             raise ShotsError(
                 f"shots={shots} asks for more examples than class {label} has. Use at most {len(positions)}."
             )
         rng = np.random.default_rng([seed, int(label)])
-        chosen.extend(rng.choice(positions, shots, replace=False).tolist())
+        chosen.extend(rng.choice(positions, min(shots, len(positions)), replace=False).tolist())
     return sorted(chosen)
 
 
@@ -69,12 +70,7 @@ def few_shot(dataset: Dataset, shots: int, seed: int, *, fewer: bool = False) ->
         cure = f"Use at most {counts.min()}" if counts.min() else "Leave these classes out with select_classes"
         up_to = "" if fewer else f", or take up to {shots} of each class with fewer=True"
         raise ShotsError(f"shots={shots} asks for more examples than these classes have: {short}. {cure}{up_to}.")
-    if not fewer:
-        return dataset.select(sample_shots(labels, shots, seed))
-    rows = [np.flatnonzero(labels == label) for label in np.flatnonzero(counts <= shots)]
-    many = np.flatnonzero(counts[labels] > shots)
-    drawn = many[sample_shots(labels[many], shots, seed)]
-    return dataset.select(np.sort(np.concatenate([*rows, drawn])))
+    return dataset.select(sample_shots(labels, shots, seed, fewer=fewer))
 
 
 def split_data(dataset: Dataset, *, validation: float = 0.0, test: float = 0.0, seed: int) -> DatasetDict:

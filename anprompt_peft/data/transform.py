@@ -98,13 +98,7 @@ class ClipTransform:
 
 
 def random_box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Draw a box of 50 to 100 % of an image's area and an aspect ratio of 3/4 to 4/3, from torch's random numbers.
-
-    Of an image too elongated for such a box it is the middle, as large as these ratios allow.
-
-    Returns:
-        `tuple`: left, top, right and bottom in pixels.
-    """
+    """Draw a box (left, top, right, bottom) of 50 to 100 % of an image's area and an aspect ratio of 3/4 to 4/3."""
     least, most = map(math.log, ASPECT_RATIOS)
     for _ in range(CROP_ATTEMPTS):
         area, ratio, across, down = torch.rand(4).tolist()
@@ -114,6 +108,7 @@ def random_box(width: int, height: int) -> tuple[int, int, int, int]:
         if 0 < w <= width and 0 < h <= height:
             left, top = int((width - w + 1) * across), int((height - h + 1) * down)
             return left, top, left + w, top + h
+    # too elongated: the middle, as large as the ratios allow
     w, h = min(width, round(height * ASPECT_RATIOS[1])), min(height, round(width / ASPECT_RATIOS[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
@@ -132,14 +127,11 @@ def _resized_window(
 
 
 def _source_of(start: int, end: int, length: int, resized: int) -> tuple[int, int, float, float]:
-    """Return first and last pixel of a side that a part of the resized side needs, and the part's ends from there.
-
-    Pillow rounds the ends to float32, so that they should be small numbers.
-    """
+    """Return first and last pixel of a side that a part of the resized side needs, and the part's ends from there."""
     scale = length / resized
     reach = math.ceil(FILTER_REACH * max(scale, 1)) + 1
     first, last = max(math.floor(start * scale) - reach, 0), min(math.ceil(end * scale) + reach, length)
-    return first, last, start * scale - first, end * scale - first
+    return first, last, start * scale - first, end * scale - first  # small: Pillow rounds them to float32
 
 
 def _pixel_values_by_level(processor: Any) -> np.ndarray:

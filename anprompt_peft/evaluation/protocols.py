@@ -8,8 +8,8 @@
   variants as targets this is domain generalisation.
 
 Shots are drawn over all classes, which are then cut into halves where a protocol says so. The draw `coop` is that of
-CoOp's code, from the order of the images and the seed alone. That code stores its draws as pickles, which are never read
-here: they can be drawn again.
+CoOp's code, from the order of the images and the seed alone. That code stores its draws as pickles, which are never
+read here: they can be drawn again.
 """
 
 from __future__ import annotations

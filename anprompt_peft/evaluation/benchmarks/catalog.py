@@ -24,22 +24,13 @@ STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class NameRules:
-    """How class names are cleaned. The steps follow each other, and a clean name stays as it is.
+    """How class names are cleaned. The steps follow each other, and a clean name stays as it is."""
 
-    Args:
-        reverse_path (`bool`): `/a/apartment_building/outdoor` becomes `outdoor apartment building`: the parts of the
-            path after a single letter, in reverse order.
-        year_first (`bool`): `FIAT 500 Abarth 2012` becomes `2012 FIAT 500 Abarth`.
-        split_capitals (`bool`): `ApplyEyeMakeup` becomes `Apply Eye Makeup`.
-        lower (`bool`): make lower case.
-        rename (`dict[str, str]`): whole names, as they are in the data, to better ones; nothing else is done to these.
-    """
-
-    reverse_path: bool = False
-    year_first: bool = False
-    split_capitals: bool = False
+    reverse_path: bool = False  # `/a/apartment_building/outdoor` becomes `outdoor apartment building`
+    year_first: bool = False  # `FIAT 500 Abarth 2012` becomes `2012 FIAT 500 Abarth`
+    split_capitals: bool = False  # `ApplyEyeMakeup` becomes `Apply Eye Makeup`
     lower: bool = False
-    rename: dict[str, str] = field(default_factory=dict)
+    rename: dict[str, str] = field(default_factory=dict)  # whole names in the data, to which nothing else is done
 
     def clean(self, name: str) -> str:
         """Return a name as texts should spell it; underscores always become spaces."""
@@ -58,51 +49,32 @@ class NameRules:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class HubCopy:
-    """A copy of a data set on the Hub, and how its test set relates to that of the published tables.
+    """A copy of a data set on the Hub, and how its test set relates to that of the published tables."""
 
-    Args:
-        repository (`str`): its id; or, for custom data, a folder or parquet files.
-        same_test (`bool`): whether its test images are those of the published tables.
-        note (`str`): what a table should say beside the figures.
-        config (`str`, *optional*): its configuration.
-        image (`str`), label (`str`): its columns.
-        train (`str`, *optional*), validation (`str`, *optional*), test (`str`, *optional*): its splits. Without
-            `test`, a share of `train` is held out.
-        names (`str`): `data`: the data name their classes. `position` and `wnid`: they are the lines of ImageNet's
-            `classnames.txt`, by the number of the label or by its name, a WordNet id.
-        leave_out (`list[str]`): classes, by their names in the data, that the published tables do not have.
-        one_frame_of (`list[str]`): columns that together name a video, of which only the middle frame is taken.
-        frame (`str`, *optional*): column with the number of the frame.
-    """
-
-    repository: str
-    same_test: bool = False
-    note: str = ""
+    repository: str  # its id; or, for custom data, a folder or parquet files
+    same_test: bool = False  # whether its test images are those of the published tables
+    note: str = ""  # what a table should say beside the figures
     config: str | None = None
-    image: str = "image"
-    label: str = "label"
-    train: str | None = "train"
-    validation: str | None = None
-    test: str | None = "test"
+    image: str = "image"  # column
+    label: str = "label"  # column
+    train: str | None = "train"  # split
+    validation: str | None = None  # split
+    test: str | None = "test"  # split; without one, a share of train is held out
     names: Literal["data", "position", "wnid"] = "data"
-    leave_out: list[str] = field(default_factory=list)
-    one_frame_of: list[str] = field(default_factory=list)
-    frame: str | None = None
+    """`data`: the data name their classes. Else they are lines of ImageNet's `classnames.txt`: by the number of the
+    label (`position`), or by its name, a WordNet id (`wnid`)."""
+    leave_out: list[str] = field(default_factory=list)  # names of classes that the published tables do not have
+    one_frame_of: list[str] = field(default_factory=list)  # columns that name a video: only its middle frame is taken
+    frame: str | None = None  # column with the number of the frame
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Fetch:
-    """Where to get a part of a data set.
-
-    Args:
-        what (`str`): the part.
-        url (`str`): where it is.
-        to (`str`): where it belongs, below the root of all data sets.
-    """
+    """Where to get a part of a data set."""
 
     what: str
     url: str
-    to: str
+    to: str  # below the root of all data sets
 
     def __str__(self) -> str:
         return f"{self.what}: {self.url} -> {self.to}"
