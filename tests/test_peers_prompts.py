@@ -22,14 +22,12 @@ from anprompt_peft.data.transform import ClipTransform
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.peers import METHODS, Recipe, cocoop, make_method
 from anprompt_peft.evaluation.peers.cocoop import CoCoOp, ConditionalContext, FittedCoCoOp
-from anprompt_peft.evaluation.peers.coop import CoOp
-from anprompt_peft.evaluation.peers.ivlp import IVLP
 from anprompt_peft.evaluation.peers.maple import CoupledPrompts, MaPLe
 from anprompt_peft.evaluation.peers.prompt_training import PromptableCLIP
 from anprompt_peft.evaluation.peers.prompted import Context, Prompts, depth_in, encode_images
+from anprompt_peft.evaluation.peers.prompts import IVLP, VPT, CoOp
 from anprompt_peft.evaluation.peers.promptsrc import PromptSRC
 from anprompt_peft.evaluation.peers.training import seeded
-from anprompt_peft.evaluation.peers.vpt import VPT
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
 from conftest import CONTEXT, IMAGE_SIZE
 from helpers import assert_exact, count_calls, make_clip

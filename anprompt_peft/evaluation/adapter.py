@@ -14,7 +14,7 @@ from ..method.class_texts import ClassSet, load_tokenizer, tokenize
 from ..method.config import LogitsKind
 from ..method.features import evaluating
 from ..tuner import adapted_clip
-from .backbone import KeptFeatures
+from .backbone import CachedFeatures
 from .task import ClassTexts, ImageSet
 
 
@@ -43,7 +43,7 @@ class FittedAdapter:
         config = self.clip.active_config
         self.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
         self._given = frozen
-        self._seen = KeptFeatures(self._encode)
+        self._seen = CachedFeatures(self._encode)
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return the logits of n images for C classes, `[n, C]` on the CPU; the images' features are cached."""

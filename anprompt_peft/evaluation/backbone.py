@@ -15,38 +15,29 @@ from ..method.features import at_least_float32, ensemble, evaluating, frozen_tex
 from .task import ClassTexts, ImageSet
 
 
-class KeptFeatures:
-    """Features of image sets, computed at most once each.
-
-    Args:
-        encode (`Callable`): pixel values `[m, 3, H, W]`, on the CPU, to features `[m, d]`; called without gradients.
-    """
+class CachedFeatures:
+    """Features of image sets, computed at most once each, without gradients."""
 
     def __init__(self, encode: Callable[[Tensor], Tensor]) -> None:
-        self.encode = encode
-        self._kept: WeakKeyDictionary[ImageSet, Tensor] = WeakKeyDictionary()
+        self.encode = encode  # pixel values [m, 3, H, W], on the CPU, to features [m, d]
+        self._cached: WeakKeyDictionary[ImageSet, Tensor] = WeakKeyDictionary()
 
     @torch.no_grad()
     def of(self, images: ImageSet) -> Tensor:
         """Return the features of all images, `[n, d]`."""
-        if images not in self._kept:
-            self._kept[images] = torch.cat([self.encode(pixels) for pixels in images.batches()])
-        return self._kept[images]
+        if images not in self._cached:
+            self._cached[images] = torch.cat([self.encode(pixels) for pixels in images.batches()])
+        return self._cached[images]
 
 
 class CLIPFeatures:
-    """Features of a CLIP in evaluation mode, without gradients; those asked for are kept. The CLIP stays as it is.
-
-    Args:
-        clip (`CLIPModel`): without adapters, or with them switched off.
-        processor (`CLIPProcessor`): its tokenizer and image processor.
-    """
+    """Cached features of a CLIP in evaluation mode, without gradients. The CLIP stays as it is."""
 
     def __init__(self, clip: CLIPModel, processor: Any) -> None:
         self.clip: Any = clip
         self.processor = processor
-        self._images = KeptFeatures(self.encode_images)
-        self._unprojected = KeptFeatures(self.encode_unprojected)
+        self._images = CachedFeatures(self.encode_images)
+        self._unprojected = CachedFeatures(self.encode_unprojected)
         self._texts: dict[tuple[str, ...], Tensor] = {}
 
     @property
@@ -92,12 +83,8 @@ class CLIPFeatures:
         return self._images.of(images)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
-        """Return the normalised features of n texts, at least float32 `[n, d]`.
-
-        Features are kept for whole lists: the last bits of a text's features depend on the texts beside it, and must
-        not depend on what was asked for before.
-        """
-        key = tuple(texts)
+        """Return the normalised features of n texts, at least float32 `[n, d]`."""
+        key = tuple(texts)  # whole lists: the last bits of a text's features depend on the texts beside it
         if key not in self._texts:
             self._texts[key] = frozen_text_features(self.clip, self.tokens(key))
         return self._texts[key]
@@ -112,12 +99,7 @@ class CLIPFeatures:
 
 
 class Backbone(CLIPFeatures):
-    """The CLIP that methods start from, with its features.
-
-    Args:
-        clip (`CLIPModel`): without adapters; it is frozen and put into evaluation mode.
-        processor (`CLIPProcessor`): its tokenizer and image processor.
-    """
+    """The CLIP that methods start from, with its features; it is frozen and put into evaluation mode."""
 
     def __init__(self, clip: CLIPModel, processor: Any) -> None:
         super().__init__(clip.eval().requires_grad_(False), processor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -70,14 +70,7 @@ def base_to_new(base_correct: np.ndarray, new_correct: np.ndarray, seed: int = 0
         raise ValueError(f"need the same runs on both halves, got {len(base_correct)} and {len(new_correct)}.")
     rng = np.random.default_rng(seed)
     runs = rng.integers(len(base_correct), size=(RESAMPLES, len(base_correct)))
-    base = _resampled_accuracies(base_correct, runs, rng)
-    new = _resampled_accuracies(new_correct, runs, rng)
-    base_runs, new_runs = base_correct.mean(axis=1), new_correct.mean(axis=1)
-    return BaseToNew(
-        _estimate(base_runs, base),
-        _estimate(new_runs, new),
-        _estimate(harmonic_mean(base_runs, new_runs), harmonic_mean(base, new)),
-    )
+    return BaseToNew(*(_estimate(*each) for each in _with_h((base_correct, new_correct), runs, rng)))
 
 
 def gain(
@@ -100,18 +93,10 @@ def gain(
     rng = np.random.default_rng(seed)
     runs = rng.integers(len(base_correct), size=(RESAMPLES, len(base_correct)))
     runs = np.column_stack([runs, np.full(RESAMPLES, len(base_correct))])
-    per_run, resampled = [], []
-    for correct, before in ((base_correct, base_before), (new_correct, new_before)):
-        both = np.vstack([correct, before])
-        per_run.append(both.mean(axis=1))
-        resampled.append(_resampled_accuracies(both, runs, rng))
-    per_run.append(harmonic_mean(*per_run))
-    resampled.append(harmonic_mean(*resampled))
-    differences = [
-        _estimate(runs_mean[:-1] - runs_mean[-1], drawn[:, :-1] - drawn[:, -1:])
-        for runs_mean, drawn in zip(per_run, resampled, strict=True)
-    ]
-    return BaseToNew(*differences)
+    both = np.vstack([base_correct, base_before]), np.vstack([new_correct, new_before])
+    return BaseToNew(
+        *(_estimate(mean[:-1] - mean[-1], drawn[:, :-1] - drawn[:, -1:]) for mean, drawn in _with_h(both, runs, rng))
+    )
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
@@ -201,6 +186,15 @@ def _error(bins: Iterable[np.ndarray], confidence: np.ndarray, correct: np.ndarr
     """Return the sum over bins, each of which chooses answers."""
     gap = correct.astype(float) - confidence
     return 100 * sum(abs(float(gap[chosen].sum())) for chosen in bins) / len(gap)
+
+
+def _with_h(
+    halves: Sequence[np.ndarray], runs: np.ndarray, rng: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the accuracies of the runs `[S]` and of resamples `[resamples, S]`: of both halves, and their H."""
+    per_run = [correct.mean(axis=1) for correct in halves]
+    resampled = [_resampled_accuracies(correct, runs, rng) for correct in halves]
+    return [*zip(per_run, resampled, strict=True), (harmonic_mean(*per_run), harmonic_mean(*resampled))]
 
 
 def _resampled_accuracies(correct: np.ndarray, runs: np.ndarray, rng: np.random.Generator) -> np.ndarray:

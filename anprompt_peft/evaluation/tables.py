@@ -1,4 +1,4 @@
-"""Counts and examples of one set of predictions: accuracy by class, confusions, example images."""
+"""Counts and examples of predictions: accuracy by class, confusions, example images."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ..data.columns import labels_of
 from ..data.images import IMAGE
 from ..data.transform import ClipTransform
 
-KEPT_BYTES = 4 * 10**9
+CACHED_BYTES = 4 * 10**9
 BATCH = 100
 
 ImageChange = Callable[[Image.Image], Image.Image]
@@ -111,8 +111,8 @@ class ImageSet:
         """
         if augment and self.augmentation is None:
             raise ValueError("these images have no augmentation: give ImageSet a ClipTransform with augment=True.")
-        if self._kept is not None and not augment:
-            return self._kept if rows is None else self._kept[rows]
+        if self._cached is not None and not augment:
+            return self._cached if rows is None else self._cached[rows]
         return self._transformed(torch.arange(len(self)) if rows is None else rows, augment)
 
     def batches(self, size: int = BATCH) -> Iterator[Tensor]:
@@ -121,9 +121,9 @@ class ImageSet:
             yield self.pixels(rows)
 
     @cached_property
-    def _kept(self) -> Tensor | None:
+    def _cached(self) -> Tensor | None:
         width, height = self.transform.crop
-        if not self.keep or len(self) * 3 * width * height * 4 > KEPT_BYTES:
+        if not self.keep or len(self) * 3 * width * height * 4 > CACHED_BYTES:
             return None
         return torch.cat([self._transformed(rows, False) for rows in torch.arange(len(self)).split(BATCH)])
 
@@ -137,34 +137,21 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Part:
-    """Images to measure on, and the classes that compete for them.
+    """Images to measure on, whose labels are positions in the classes that compete for them."""
 
-    Args:
-        name (`str`): base, new, test, or the name of a target.
-        images (`ImageSet`): their labels are positions in the classes.
-        classes (`ClassTexts`): the C classes.
-        synonyms (`Mapping[str, Sequence[str]]`): other names of a class, to measure robustness with.
-    """
-
-    name: str
+    name: str  # base, new, test, or the name of a target
     images: ImageSet
     classes: ClassTexts
-    synonyms: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))  # for robustness
 
 
 @dataclass(frozen=True)
 class Task:
-    """A few images to learn from, and parts to measure on.
-
-    Args:
-        shots (`ImageSet`): their labels are positions in the classes.
-        classes (`ClassTexts`): the classes to learn.
-        parts (`tuple[Part, ...]`): at least one.
-    """
+    """A few images to learn from, whose labels are positions in the classes, and parts to measure on."""
 
     shots: ImageSet
     classes: ClassTexts
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...]  # at least one
 
 
 class Fitted(Protocol):

@@ -111,12 +111,7 @@ def settings_of(method: Any) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> str:
-    """Return the JSON text of a value that does not depend on the order of keys.
-
-    Raises:
-        TypeError: for what is no JSON value.
-        ValueError: for a number that is not finite.
-    """
+    """Return the JSON text of a value, with sorted keys; raise `TypeError` or `ValueError` for what is not JSON."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

@@ -32,12 +32,7 @@ METRICS: Mapping[str, Callable[[Predictions], float]] = {
 
 
 def measure(cell: Cell, backbone: Backbone, task: Task) -> tuple[dict[str, Any], dict[str, Predictions]]:
-    """Fit a cell's method and measure it.
-
-    Returns:
-        `tuple`: what [`store.write_cell`] writes about it, with accuracies, H and calibration errors in per cent; and
-        the predictions, without all probabilities, by the names of the parts.
-    """
+    """Fit a cell's method and measure it: what its record says, in per cent, and predictions without probabilities."""
     with optimized_tensors() as tensors:
         started = perf_counter()
         fitted = cell.method.fit(backbone, task.shots, task.classes, cell.seed)
@@ -85,13 +80,7 @@ def perturbed_rows(cell: Cell, fitted: Fitted, task: Task) -> Iterator[dict[str,
 
 
 def choose_families(names: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None) -> list[Family]:
-    """Return families of perturbations by their names; `text` and `image` stand for all of a kind.
-
-    Data with synonyms of their class names have one more, `synonyms`.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
+    """Return families of perturbations by their names; `text` and `image` stand for all of a kind."""
     groups: dict[str, list[Any]] = {"text": list(text_families(synonyms)), "image": list(IMAGE_FAMILIES)}
     families = groups | {each.name: [each] for group in groups.values() for each in group}
     if unknown := [name for name in names if name not in families]:

@@ -13,7 +13,6 @@ from ..task import ClassTexts, ImageSet
 from .prompt_training import PromptableCLIP
 from .prompted import TEXT_CHUNK, WORDS, Context, encode_texts
 from .training import Batch, Recipe, seeded, train
-from .views import features_of
 
 REDUCTION = 16
 
@@ -21,12 +20,8 @@ REDUCTION = 16
 class ConditionalContext(nn.Module):
     """The contexts `v_k + h(x)` of images x, with h two linear layers and a ReLU between them.
 
-    The hidden layer has a 16th of the joint dimension d, at least 1. All starts as `nn.Linear` does.
-
-    Args:
-        context (`Tensor`): what v starts at, `[M, d_t]`.
-        dim (`int`): d.
-        like (`Tensor`): whose device and dtype the parameters take.
+    The hidden layer has a 16th of the joint dimension d, at least 1. All starts as `nn.Linear` does, v at the context
+    `[M, d_t]`.
     """
 
     def __init__(self, context: Tensor, dim: int, like: Tensor) -> None:
@@ -72,7 +67,7 @@ class CoCoOp:
         ids = fitted.ids(classes)
 
         def loss_of_batch(batch: Batch) -> Tensor:
-            return F.cross_entropy(fitted.score(features_of(backbone, batch), ids), batch.labels)
+            return F.cross_entropy(fitted.score(batch.features(backbone), ids), batch.labels)
 
         train(learner.parameters(), loss_of_batch, shots, self.recipe, seed)
         learner.requires_grad_(False)
@@ -81,13 +76,7 @@ class CoCoOp:
 
 @dataclass(frozen=True, eq=False)
 class FittedCoCoOp:
-    """A context and its network, with the CLIP that they were trained for.
-
-    Args:
-        clip (`PromptableCLIP`): the CLIP.
-        context (`Context`): how class texts begin.
-        learner (`ConditionalContext`): the context and its network.
-    """
+    """A context and its network, with the CLIP that they were trained for."""
 
     clip: PromptableCLIP
     context: Context

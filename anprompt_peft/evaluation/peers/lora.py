@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ...method.features import at_least_float32, ensemble, normalize
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
 from .protocol import added
-from .training import Batch, LossOfBatch, Recipe, seeded, train
+from .training import Batch, LossOfBatch, Recipe, in_chunks, seeded, train
+from .zero_shot import FrozenCLIP
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,10 @@ class LoRA:
     recipe: Recipe
     templates: tuple[str, ...] = added(())
 
-    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> MergedCLIP:
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FrozenCLIP:
         """Train the updates and merge them into a copy of CLIP."""
-        classes = in_templates(classes, self.templates)
+        if self.templates:
+            classes = replace(classes, templates=self.templates)
         alpha: Any = self.alpha  # PEFT takes any number
         config = LoraConfig(
             r=self.rank,
@@ -62,7 +61,7 @@ class LoRA:
             recipe = replace(recipe, steps=self.steps_per_shot * max(1, round(len(shots) / len(classes.names))))
         loss = self.loss_of(model.get_base_model(), backbone, classes, seed)
         train([each for each in model.parameters() if each.requires_grad], loss, shots, recipe, seed)
-        return MergedCLIP(Backbone(model.merge_and_unload(), backbone.processor), self.templates)
+        return FrozenCLIP(Backbone(model.merge_and_unload(), backbone.processor), self.templates, bool(self.templates))
 
     def loss_of(self, clip: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
         """Return what is minimised: the cross entropy of a CLIP with the updates in."""
@@ -77,30 +76,3 @@ class LoRA:
             return F.cross_entropy(backbone.logit_scale * images @ texts.T, batch.labels)
 
         return loss
-
-
-@dataclass(frozen=True, eq=False)
-class MergedCLIP:
-    """A CLIP with the updates in, that reads classes in templates of its own, if there are any."""
-
-    backbone: Backbone
-    templates: tuple[str, ...]
-
-    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
-        """Return CLIP's logits `[n, C]`."""
-        return self.backbone.zero_shot_logits(images, in_templates(classes, self.templates)).cpu()
-
-
-def in_templates(classes: ClassTexts, templates: tuple[str, ...]) -> ClassTexts:
-    """Return the same classes in other templates; none leaves their own."""
-    return replace(classes, templates=templates) if templates else classes
-
-
-def in_chunks(encode: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
-    """Return `encode(rows)`, for an `encode` that treats every row by itself, one chunk's activations held at a time.
-
-    The random numbers of a chunk are the same both times that it is computed. Up to `size` rows are one plain call.
-    """
-    if len(rows) <= size:
-        return encode(rows)
-    return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in rows.split(size)])

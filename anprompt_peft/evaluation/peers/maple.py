@@ -19,13 +19,8 @@ PUBLISHED_DEPTH = 9
 class CoupledPrompts(nn.Module):
     """Text prompts P_k `[n, d_t]` of the layers, and the vision prompts `P_k W_k^T + b_k` `[n, d_v]`.
 
-    The couplings start as `nn.Linear` does, those of all layers but the first with the same values.
-
-    Args:
-        first (`Tensor`): what P_1 starts at, `[n, d_t]`; all others start from N(0, 0.02).
-        depth (`int`): number of layers.
-        width (`int`): d_v.
-        like (`Tensor`): whose device and dtype the parameters take.
+    The couplings start as `nn.Linear` does, those of all layers but the first with the same values; P_1 starts at
+    `first`, the others from N(0, 0.02).
     """
 
     def __init__(self, first: Tensor, depth: int, width: int, like: Tensor) -> None:

@@ -14,21 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbone import Backbone, KeptFeatures
+from ..backbone import Backbone, CachedFeatures
 from ..task import ClassTexts, ImageSet
 from .prompted import TEXT_CHUNK, Context, Prompts, depth_in, encode_images, encode_texts, random_prompts
 from .training import Batch, Recipe, seeded, train
-from .views import features_of
 
 
 class PromptableCLIP:
-    """A frozen CLIP that is given prompts, at least in float32; nothing in it is changed.
-
-    Args:
-        backbone (`Backbone`): the CLIP.
-        context (`Context`, *optional*): how class texts begin. Without one they are the task's own, frozen.
-        chunk (`int`): texts encoded at a time.
-    """
+    """A frozen CLIP that is given prompts, at least in float32; without a context, class texts are the task's."""
 
     def __init__(self, backbone: Backbone, context: Context | None = None, chunk: int = TEXT_CHUNK) -> None:
         self.backbone, self.context, self.chunk = backbone, context, chunk
@@ -68,16 +61,11 @@ class PromptableCLIP:
         """Return the features of a batch of shots, `[m, d]`."""
         if prompts.vision:
             return encode_images(self.model, batch.pixels, prompts.vision)
-        return features_of(self.backbone, batch)
+        return batch.features(self.backbone)
 
 
 class Learner(nn.Module):
-    """Holds learnable tokens that are what the encoders get.
-
-    Args:
-        start (`Prompts`): their first values.
-        like (`Tensor`): whose device and dtype they take.
-    """
+    """Holds learnable tokens that are what the encoders get, in the device and dtype of `like`."""
 
     def __init__(self, start: Prompts, like: Tensor) -> None:
         super().__init__()
@@ -99,19 +87,14 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FittedPrompts:
-    """Prompts after training, with the CLIP that they were trained for.
-
-    Args:
-        clip (`PromptableCLIP`): the CLIP.
-        prompts (`Prompts`): detached.
-    """
+    """Detached prompts after training, with the CLIP that they were trained for."""
 
     clip: PromptableCLIP
     prompts: Prompts
 
     @cached_property
-    def _images(self) -> KeptFeatures:
-        return KeptFeatures(
+    def _images(self) -> CachedFeatures:
+        return CachedFeatures(
             lambda pixels: encode_images(self.clip.model, pixels.to(self.clip.like), self.prompts.vision)
         )
 
@@ -131,26 +114,15 @@ class FittedPrompts:
 
 def fit_prompts(
     clip: PromptableCLIP,
-    learner: nn.Module,
+    learner: nn.Module,  # without input, gives Prompts
     shots: ImageSet,
     classes: ClassTexts,
     recipe: Recipe,
     seed: int,
-    loss: Callable[[Batch, Features], Tensor] | None = None,
+    loss: Callable[[Batch, Features], Tensor] | None = None,  # default: the cross entropy of the logits
     after_epoch: Callable[[], None] | None = None,
 ) -> FittedPrompts:
-    """Train prompts on shots.
-
-    Args:
-        clip (`PromptableCLIP`): the CLIP.
-        learner (`nn.Module`): without input, gives [`Prompts`].
-        shots (`ImageSet`): the images to learn from.
-        classes (`ClassTexts`): their classes.
-        recipe (`Recipe`): how.
-        seed (`int`): of the order of the shots and their augmentation.
-        loss (`Callable`, *optional*): of a batch. Default: the cross entropy of its logits.
-        after_epoch (`Callable`, *optional*): called when an epoch has ended.
-    """
+    """Train prompts on shots."""
     encode, scale = clip.text_encoder(classes), clip.backbone.logit_scale
 
     def loss_of_batch(batch: Batch) -> Tensor:
@@ -171,17 +143,7 @@ def detached(prompts: Prompts) -> Prompts:
 def deep_prompts(clip: PromptableCLIP, text_depth: int, vision_depth: int, vision_tokens: int, seed: int) -> Learner:
     """Return prompts of their own for the first layers of one or both encoders.
 
-    The first text prompts start as the context says, all others from N(0, 0.02).
-
-    Args:
-        clip (`PromptableCLIP`): with a context if there are text prompts.
-        text_depth (`int`): layers with text prompts, as many prompts as the context has tokens.
-        vision_depth (`int`): layers with vision prompts.
-        vision_tokens (`int`): vision prompts per layer.
-        seed (`int`): of the random ones.
-
-    Raises:
-        ValueError: if there is to be no prompt in a layer.
+    The first text prompts start as the context says, and number as many; all others start from N(0, 0.02).
     """
     if vision_depth and vision_tokens < 1:
         raise ValueError(f"vision_tokens={vision_tokens} must be at least 1.")

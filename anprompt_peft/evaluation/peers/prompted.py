@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import CLIPModel
 
 from ...method.class_texts import end_of_text_positions
 from ...method.features import at_least_float32, normalize
+from .training import in_chunks
 
 WORDS = "a photo of a"
 INITIAL_STD = 0.02
@@ -37,23 +37,13 @@ class Prompts(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """How class texts begin: with n learnable tokens. A text is `{words} {name}.`, whatever the task's templates.
+    """How class texts begin: with n learnable tokens. A text is `{words} {name}.`, whatever the task's templates."""
 
-    Args:
-        words (`str`): their first n tokens are where the learnable ones start; the others stay as they are. Empty:
-            the learnable tokens start at random, from N(0, 0.02).
-        tokens (`int`, *optional*): n. Default: all tokens of the words.
-    """
-
-    words: str
-    tokens: int | None = None
+    words: str  # their first n tokens are where the learnable ones start; empty: these start at random
+    tokens: int | None = None  # n; default: all tokens of the words
 
     def count(self, tokenizer: Any) -> int:
-        """Return n.
-
-        Raises:
-            ValueError: if n is not positive, or more than the words have tokens.
-        """
+        """Return n, which is positive, and at most the number of the words' tokens."""
         given = self._given(tokenizer)
         count = given if self.tokens is None else self.tokens
         if count < 1 or (given and count > given):
@@ -65,9 +55,6 @@ class Context:
         """Return the texts of C class names, int64 `[C, L]`; what stands at positions 1 to n is to be replaced.
 
         Texts that are too long are cut before their end-of-text token, as everywhere in this harness.
-
-        Raises:
-            ValueError: if the context leaves no room for a name.
         """
         places, count = clip.config.text_config.max_position_embeddings, self.count(tokenizer)
         given = self._given(tokenizer)
@@ -92,7 +79,6 @@ class Context:
         return embedding(ids[1 : 1 + count]).detach()
 
     def _given(self, tokenizer: Any) -> int:
-        """Return the number of tokens of the words."""
         return len(tokenizer(self.words)["input_ids"]) - END_TOKENS
 
 
@@ -102,16 +88,7 @@ def random_prompts(count: int, width: int) -> Tensor:
 
 
 def depth_in(layers: nn.ModuleList, asked: int | None, published: int) -> int:
-    """Return in how many of a CLIP encoder's layers, from the first, prompts come in.
-
-    Args:
-        layers (`nn.ModuleList`): of the encoder.
-        asked (`int`, *optional*): that many. By default the published number, or all layers of a smaller encoder.
-        published (`int`): the published number.
-
-    Raises:
-        ValueError: if the encoder does not have as many layers.
-    """
+    """Return in how many layers, from the first, prompts come in: by default the published number, or all of fewer."""
     if asked is None:
         return min(published, len(layers))
     if not 1 <= asked <= len(layers):
@@ -123,24 +100,12 @@ def depth_in(layers: nn.ModuleList, asked: int | None, published: int) -> int:
 
 
 def encode_texts(clip: CLIPModel, ids: Tensor, prompts: Sequence[Tensor], chunk: int = TEXT_CHUNK) -> Tensor:
-    """Return normalised features of texts with prompts in, at least float32 `[R, d]`.
+    """Return normalised features `[R, d]` of texts `[R, L]` with prompts in, at least float32, so many at a time."""
 
-    With more texts than the chunk, gradients are exact all the same: each chunk is computed again in the backward
-    pass, so that the activations of only one are in memory.
+    def encode(rows: Tensor) -> Tensor:
+        return _encode_texts(clip, ids[rows], [each[rows] if each.dim() == 3 else each for each in prompts])
 
-    Args:
-        clip (`CLIPModel`): frozen.
-        ids (`Tensor`): int64 `[R, L]`, as from [`Context.ids`].
-        prompts (`Sequence[Tensor]`): the prompts per layer, as in [`Prompts`].
-        chunk (`int`): texts encoded at a time.
-    """
-    if len(ids) <= chunk:
-        return _encode_texts(clip, ids, prompts)
-    features = []
-    for rows in torch.arange(len(ids), device=ids.device).split(chunk):
-        own = [each[rows] if each.dim() == 3 else each for each in prompts]
-        features.append(checkpoint(_encode_texts, clip, ids[rows], own, use_reentrant=False))
-    return torch.cat(features)
+    return in_chunks(encode, torch.arange(len(ids), device=ids.device), chunk)
 
 
 def _encode_texts(clip: Any, ids: Tensor, prompts: Sequence[Tensor]) -> Tensor:
@@ -166,14 +131,9 @@ def _behind_start(hidden: Tensor, prompts: Tensor) -> Tensor:
 
 
 def encode_images(clip: Any, pixels: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
-    """Return normalised features of images with prompts in, at least float32 `[m, d]`.
+    """Return normalised features `[m, d]` of images `[m, 3, H, W]` with prompts in, at least float32.
 
     The first layer's prompts pass CLIP's first layer norm, as the patches do; those of later layers do not.
-
-    Args:
-        clip (`CLIPModel`): frozen.
-        pixels (`Tensor`): `[m, 3, H, W]`.
-        prompts (`Sequence[Tensor]`): the prompts per layer, each `[n, d_v]`.
     """
     vision = clip.vision_model
     hidden = vision.embeddings(pixels)

@@ -14,7 +14,6 @@ from ..task import ClassTexts, ImageSet
 from .prompt_training import Features, FittedPrompts, PromptableCLIP, detached, fit_prompts, prompts_of_both
 from .prompted import TEXT_CHUNK, WORDS, Context, Prompts
 from .training import Batch, Recipe
-from .views import features_of
 
 PUBLISHED_DEPTH = 9
 
@@ -66,7 +65,7 @@ class PromptSRC:
         frozen_text = backbone.class_features(replace(classes, templates=texts)).to(clip.like)
 
         def loss(batch: Batch, prompted: Features) -> Tensor:
-            image = features_of(backbone, batch)
+            image = batch.features(backbone)
             frozen = Features(image, frozen_text, backbone.logit_scale * image @ frozen_text.T)
             return F.cross_entropy(prompted.logits, batch.labels) + self.distance(prompted, frozen)
 

@@ -24,20 +24,11 @@ WARMUPS: Mapping[str, Callable[[int], float]] = {
 }
 """Epochs of the warm-up of `anprompt_peft.training`'s recipes, for a number of epochs."""
 CLASSES = {
-    "anprompt_peft.evaluation.peers.anprompt:ANPrompt": f"{__package__}.anprompt:ANPrompt",
-    "anprompt_peft.evaluation.peers.cocoop:CoCoOp": f"{__package__}.cocoop:CoCoOp",
-    "anprompt_peft.evaluation.peers.coop:CoOp": f"{__package__}.coop:CoOp",
-    "anprompt_peft.evaluation.peers.ivlp:IVLP": f"{__package__}.ivlp:IVLP",
-    "anprompt_peft.evaluation.peers.lora:LoRA": f"{__package__}.lora:LoRA",
-    "anprompt_peft.evaluation.peers.maple:MaPLe": f"{__package__}.maple:MaPLe",
-    "anprompt_peft.evaluation.peers.probe:LinearProbe": f"{__package__}.probe:LinearProbe",
-    "anprompt_peft.evaluation.peers.prolip:ProLIP": f"{__package__}.prolip:ProLIP",
-    "anprompt_peft.evaluation.peers.promptsrc:PromptSRC": f"{__package__}.promptsrc:PromptSRC",
-    "anprompt_peft.evaluation.peers.tip_adapter:TipAdapter": f"{__package__}.tip_adapter:TipAdapter",
-    "anprompt_peft.evaluation.peers.vpt:VPT": f"{__package__}.vpt:VPT",
-    "anprompt_peft.evaluation.peers.zero_shot:ZeroShot": f"{__package__}.zero_shot:ZeroShot",
+    "anprompt_peft.evaluation.peers.coop:CoOp": f"{__package__}.prompts:CoOp",
+    "anprompt_peft.evaluation.peers.ivlp:IVLP": f"{__package__}.prompts:IVLP",
+    "anprompt_peft.evaluation.peers.vpt:VPT": f"{__package__}.prompts:VPT",
 }
-"""What presets and keys of grid cells call each class, which must never change, and where the class is."""
+"""Classes that have moved: what presets and keys of grid cells go on calling each, and where it is now."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +130,7 @@ def class_name(method: Method) -> str:
 @cache
 def _class_of(path: str) -> Any:
     module, _, name = CLASSES.get(path, path).partition(":")
-    if path not in CLASSES and "" not in sys.path:
+    if not module.startswith(f"{__package__}.") and "" not in sys.path:
         sys.path.insert(0, "")
     try:
         kind = getattr(importlib.import_module(module), name, None)

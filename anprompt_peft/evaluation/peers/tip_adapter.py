@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...method.features import normalize
 from ..backbone import Backbone
-from ..task import ClassTexts, ImageSet
+from ..task import BATCH, ClassTexts, ImageSet
 from .protocol import added
 from .training import Batch, Recipe, seeded, train
-from .views import features_of, mean_features
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TipAdapter:
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Cache:
         """Fill the cache, and train its keys if there is a recipe."""
         with seeded(seed):
-            keys = mean_features(backbone, shots, self.views).clone()
+            keys = self._mean_features(backbone, shots).clone()
         labels = F.one_hot(shots.labels, len(classes.names)).to(keys)
         cache = Cache(backbone, classes.names, keys, labels, self.alpha, self.beta, self.ensemble)
         if self.recipe is not None:
@@ -52,12 +52,23 @@ class TipAdapter:
             keys.requires_grad_()
 
             def loss(batch: Batch) -> Tensor:
-                features = features_of(backbone, batch)
+                features = batch.features(backbone)
                 return F.cross_entropy(features @ texts + cache.scores(features, labels), batch.labels)
 
             train([keys], loss, shots, self.recipe, seed)
             keys.requires_grad_(False)
         return cache
+
+    def _mean_features(self, backbone: Backbone, shots: ImageSet) -> Tensor:
+        """Return the normalised mean of the shots' features over views, `[n, d]`; these are not normalised before."""
+        if not self.views or shots.augmentation is None:
+            return backbone.image_features(shots)
+
+        def encode(rows: Tensor) -> Tensor:
+            views = [backbone.project_images(shots.pixels(rows, augment=True)) for _ in range(self.views)]
+            return torch.stack(views).mean(0)
+
+        return normalize(torch.cat([encode(rows) for rows in torch.arange(len(shots)).split(BATCH)]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.utils.checkpoint import checkpoint
 
+from ..backbone import Backbone
 from ..task import ImageSet
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -134,6 +136,12 @@ class Batch:
         """`[m, 3, H, W]`."""
         return self.shots.pixels(self.rows, self.augment).to(self.like)
 
+    def features(self, backbone: Backbone) -> Tensor:
+        """Return their frozen, normalised features `[m, d]`, of new random views if they are augmented."""
+        if self.augment:
+            return backbone.encode_images(self.pixels)
+        return backbone.image_features(self.shots)[self.rows.to(backbone.device)]
+
 
 LossOfBatch = Callable[[Batch], Tensor]
 """Returns a batch's loss, a scalar with a gradient."""
@@ -211,3 +219,14 @@ def _step(optimizer: Optimizer, parameters: list[Tensor], loss: Tensor, rate: fl
     if clip_norm:
         clip_grad_norm_(parameters, clip_norm)
     optimizer.step()
+
+
+def in_chunks(encode: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
+    """Return `encode(rows)`, for an `encode` that treats every row by itself, one chunk's activations held at a time.
+
+    Gradients are exact: each chunk is computed again on the way back, with the same random numbers. Up to `size` rows
+    are one plain call.
+    """
+    if len(rows) <= size:
+        return encode(rows)
+    return torch.cat([checkpoint(encode, chunk, use_reentrant=False) for chunk in rows.split(size)])

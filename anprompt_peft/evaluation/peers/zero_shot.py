@@ -29,12 +29,13 @@ class ZeroShot:
 
 @dataclass(frozen=True, eq=False)
 class FrozenCLIP:
-    """The frozen CLIP with further templates."""
+    """A CLIP that reads classes in further templates beside the task's, or in these alone."""
 
     backbone: Backbone
     templates: tuple[str, ...] = ()
+    alone: bool = False
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return CLIP's logits `[n, C]`."""
-        texts = tuple(dict.fromkeys((*classes.templates, *self.templates)))
+        texts = self.templates if self.alone else tuple(dict.fromkeys((*classes.templates, *self.templates)))
         return self.backbone.zero_shot_logits(images, replace(classes, templates=texts)).cpu()

@@ -120,12 +120,12 @@ def text_families(
         TextFamily("misspelt names", "typing", ERROR_RATES, "character error rate", misspell_names, draws=10),
         TextFamily("misspelt template", "typing", ERROR_RATES, "character error rate", misspell_templates, draws=10),
         TextFamily("case", "form", (1, 2), "1 title, 2 upper case", change_case, draws=1),
-        TextFamily("punctuation", "form", (1, 2, 4), "marks added", add_marks),
+        TextFamily("punctuation", "form", (1, 2, 4), "marks added", each_template(add_marks)),
         TextFamily("dropped words", "form", (0.25, 0.5), "share of words", drop_words),
         TextFamily("paraphrased template", "meaning", (1,), "1 paraphrased", paraphrase, draws=len(FRAMES)),
-        TextFamily("longer text", "meaning", (1, 2, 4), "clauses added", lengthen),
+        TextFamily("longer text", "meaning", (1, 2, 4), "clauses added", each_template(lengthen)),
         TextFamily("distractors", "distraction", (1, 2, 4), "other things named", distract),
-        TextFamily("random words", "control", (1, 2, 4), "words added", add_random_words),
+        TextFamily("random words", "control", (1, 2, 4), "words added", each_template(add_random_words)),
     ]
     if synonyms:
         families.append(synonym_family(synonyms))
@@ -135,16 +135,13 @@ def text_families(
 
 
 def misspell_names(classes: ClassTexts, rate: float, rng: random.Random) -> ClassTexts:
-    """Insert, swap, substitute and delete letters of the names, so that `rate` is the character error rate.
-
-    That is the expected Levenshtein distance to the clean name over its length, as textnoisr sets it.
-    """
+    """Insert, swap, substitute and delete letters of the names, at a rate of textnoisr's character errors."""
     spell = _speller(rate, rng)
     return replace(classes, written=_distinct(classes, lambda _, name: spell(name)))
 
 
 def misspell_templates(classes: ClassTexts, rate: float, rng: random.Random) -> ClassTexts:
-    """Do the same to the templates, whose errors are then the same for all classes."""
+    """Do the same to the templates."""
     spell = _speller(rate, rng)
     templates = ("{}".join(map(spell, template.split("{}"))) for template in classes.templates)
     return replace(classes, templates=tuple(templates))
@@ -158,16 +155,21 @@ def change_case(classes: ClassTexts, strength: float, rng: random.Random) -> Cla
     )
 
 
-def add_marks(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
-    """Add `count` punctuation marks behind words of each template."""
+def each_template(edit: Callable[[str, float, random.Random], str]) -> TextChange:
+    """Return the change that edits each template by itself, with a strength and random numbers."""
 
-    def punctuate(template: str) -> str:
-        words = template.split()
-        for at in rng.choices(range(len(words)), k=int(count)):
-            words[at] += rng.choice(MARKS)
-        return " ".join(words)
+    def change(classes: ClassTexts, strength: float, rng: random.Random) -> ClassTexts:
+        return replace(classes, templates=tuple(edit(template, strength, rng) for template in classes.templates))
 
-    return replace(classes, templates=tuple(map(punctuate, classes.templates)))
+    return change
+
+
+def add_marks(template: str, count: float, rng: random.Random) -> str:
+    """Add `count` punctuation marks behind words."""
+    words = template.split()
+    for at in rng.choices(range(len(words)), k=int(count)):
+        words[at] += rng.choice(MARKS)
+    return " ".join(words)
 
 
 def drop_words(classes: ClassTexts, share: float, rng: random.Random) -> ClassTexts:
@@ -190,10 +192,7 @@ def drop_words(classes: ClassTexts, share: float, rng: random.Random) -> ClassTe
 
 
 def paraphrase(classes: ClassTexts, strength: float, rng: random.Random) -> ClassTexts:
-    """Put what each template says of the class, from its last article on, into another sentence.
-
-    "a photo of a {}, a type of pet." keeps "a {}, a type of pet".
-    """
+    """Put what each template says of the class, "a {}, a type of pet", into another sentence."""
     frames = rng.sample(FRAMES, len(FRAMES))
     templates = tuple(
         frames[at % len(frames)].replace("{}", _noun_phrase(template)) for at, template in enumerate(classes.templates)
@@ -201,27 +200,19 @@ def paraphrase(classes: ClassTexts, strength: float, rng: random.Random) -> Clas
     return replace(classes, templates=templates)
 
 
-def lengthen(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
-    """Add clauses that are true of most images to the end of each template."""
-    templates = (_extended(each, ", ".join(rng.sample(CLAUSES, int(count)))) for each in classes.templates)
-    return replace(classes, templates=tuple(templates))
+def lengthen(template: str, count: float, rng: random.Random) -> str:
+    """Add clauses that are true of most images to the end."""
+    return _extended(template, ", ".join(rng.sample(CLAUSES, int(count))))
 
 
-def add_random_words(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
+def add_random_words(template: str, count: float, rng: random.Random) -> str:
     """Add words of random letters, the same for all classes, as WaffleCLIP (Roth et al., 2023) does."""
-
-    def words() -> str:
-        return ", ".join("".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 7))) for _ in range(int(count)))
-
-    return replace(classes, templates=tuple(_extended(each, f"which has {words()}") for each in classes.templates))
+    words = ("".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 7))) for _ in range(int(count)))
+    return _extended(template, f"which has {', '.join(words)}")
 
 
 def distract(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
-    """Name other things behind each class name, drawn for each class; none of them is in a class name.
-
-    Raises:
-        ValueError: if the class names leave too few of them.
-    """
+    """Name other things behind each class name, drawn for each class; none of them is in a class name."""
     words = {word for name in (*classes.names, *classes.written) for word in name.lower().split()}
     others = [thing for thing in THINGS if not words.intersection(thing.split()[1:])]
     if len(others) < count:
