@@ -14,16 +14,7 @@ TIMEOUT = 10.0
 
 
 def locate(adapter: str, revision: str | None = None) -> Path:
-    """Return the folder that holds an adapter; from the Hub, its JSON and safetensors files are fetched.
-
-    Args:
-        adapter (`str`): a folder, or the id of a repository.
-        revision (`str`, *optional*): branch, tag or commit on the Hub.
-
-    Raises:
-        ValueError: if there is no such adapter, or its weights are a pickle.
-        Failure: if the Hub cannot be reached.
-    """
+    """Return the folder of an adapter, which is not a pickle; from the Hub, JSON and safetensors files are fetched."""
     folder = Path(adapter).expanduser()
     if folder.is_dir() and revision is not None:
         raise ValueError(f"--revision {revision} is for adapters on the Hub, and {adapter} is a folder.")
@@ -41,18 +32,13 @@ def check_folder(folder: Path) -> None:
 
 
 def check_repo(repo: str) -> None:
-    """Raise `ValueError` if this is no name that a new repository on the Hub can have."""
+    """Raise `ValueError` unless a new repository on the Hub can have this name."""
     if not ("/" in repo and _is_hub_id(repo)):
         raise ValueError(f"{repo!r} is no repository's name on the Hub. It is namespace/name: my-name/my-adapter.")
 
 
 def check_data(data: str) -> None:
-    """Ask the Hub once for data that are not on this machine; `load_dataset` would try for half a minute.
-
-    Raises:
-        FileNotFoundError: if there are no such data.
-        Failure: if the Hub cannot be reached, and no data set of that name, or of its author, is cached.
-    """
+    """Ask the Hub once for data that are not on this machine or cached; `load_dataset` would try for half a minute."""
     if Path(data).expanduser().exists() or data.endswith(".parquet"):
         return
     from huggingface_hub import HfApi
@@ -65,9 +51,7 @@ def check_data(data: str) -> None:
     except GatedRepoError:
         return
     except RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"There is neither a folder {data} nor such a data set on the Hub. A private one needs `hf auth login`."
-        ) from None
+        raise FileNotFoundError(_absent(data, "data set")) from None
     except HfHubHTTPError:
         return
     except Exception as error:  # an HTTP client's own, or that of offline mode
@@ -75,15 +59,16 @@ def check_data(data: str) -> None:
 
         namespace, slash, _ = data.rpartition("/")
         if not any(Path(config.HF_DATASETS_CACHE).glob(f"{namespace}___*" if slash else data)):
-            raise Failure(f"There is no folder {data}, and the Hub cannot be reached to look there.") from error
+            raise unreachable(data) from error
+
+
+def unreachable(name: str) -> Failure:
+    """Return the error for what is not in a folder, and may be on the Hub."""
+    return Failure(f"There is no folder {name}, and the Hub cannot be reached to look there.")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return an adapter's configuration.
-
-    Raises:
-        ValueError: if the file holds no JSON object.
-    """
+    """Return an adapter's configuration; raise `ValueError` unless the file holds a JSON object."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -104,7 +89,7 @@ def _check(folder: Path, name: str) -> None:
 
 
 def _sub_folders(folder: Path, name: str) -> str:
-    """Return which sub-folders hold adapters, and how to name one: PEFT saves all but `default` in them."""
+    """Return which sub-folders hold adapters, where PEFT saves all but `default`, and how to name one."""
     names = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
     if not names:
         return ""
@@ -113,6 +98,10 @@ def _sub_folders(folder: Path, name: str) -> str:
     else:
         cure = f"Download it with `hf download {name} --local-dir FOLDER`, and give FOLDER/{names[0]}."
     return f" Its sub-folders hold adapters: {', '.join(names)}. {cure}"
+
+
+def _absent(name: str, kind: str) -> str:
+    return f"There is neither a folder {name} nor such a {kind} on the Hub. A private one needs `hf auth login`."
 
 
 def _is_hub_id(name: str) -> bool:
@@ -142,10 +131,8 @@ def _fetch(repo: str, revision: str | None) -> Path:
     except RevisionNotFoundError:
         raise ValueError(f"{repo} has no revision {revision!r}.") from None
     except RepositoryNotFoundError:
-        raise ValueError(
-            f"There is neither a folder {repo} nor such a repository on the Hub. A private one needs `hf auth login`."
-        ) from None
+        raise ValueError(_absent(repo, "repository")) from None
     except LocalEntryNotFoundError as error:
-        raise Failure(f"There is no folder {repo}, and the Hub cannot be reached to look there.") from error
+        raise unreachable(repo) from error
     except HfHubHTTPError as error:
         raise Failure(f"The Hub does not give {repo}: {error}") from error

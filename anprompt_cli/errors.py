@@ -21,12 +21,7 @@ class Failure(typer.TyperException):
 
 
 class Interrupted(typer.TyperException):
-    """A signal stopped the command; the message says what is left and how to go on: exit code 130, or 143 by SIGTERM.
-
-    Args:
-        message (`str`): one line.
-        received (`int`): the signal.
-    """
+    """A signal stopped the command: exit code 130, or 143 by SIGTERM; the message says how to go on, in one line."""
 
     def __init__(self, message: str, received: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -34,7 +29,7 @@ class Interrupted(typer.TyperException):
 
 
 class OutputClosed(typer.TyperException):
-    """Nobody reads the results any more, as after `| head`: nothing is said, and the exit code is that of SIGPIPE."""
+    """Nobody reads the results any more, as after `| head`: nothing is printed, and the exit code is SIGPIPE's."""
 
     exit_code = CLOSED
 
@@ -48,10 +43,8 @@ def exit_code(error: Exception) -> int:
 
 def message(error: Exception) -> str:
     """Return what to print about an error: one line, unless it lists several files. Nothing after help was shown."""
-    if isinstance(error, Interrupted):
-        return error.message
-    if isinstance(error, Failure):
-        return f"error: {error.message}"
+    if isinstance(error, Interrupted | Failure):
+        return f"{'error: ' * isinstance(error, Failure)}{error.message}"
     text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
     if not text and isinstance(error, typer.TyperException):
         return ""

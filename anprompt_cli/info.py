@@ -11,7 +11,7 @@ from typing import Any
 
 from .adapters import CONFIG, WEIGHTS, locate, read_config
 from .options import AdapterOptions, command, flag
-from .text import as_json, printable
+from .text import aligned, as_json
 
 FROZEN = ("anprompt_noise_prompts", "anprompt_class_ids", "anprompt_clean_features", "anprompt_perturbed_features")
 SHOWN = 10
@@ -45,11 +45,7 @@ def info(options: InfoOptions) -> None:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """Return what the folder of an adapter holds, as JSON values.
-
-    Raises:
-        ValueError: if a file is broken.
-    """
+    """Return what the folder of an adapter holds, as JSON values."""
     config = read_config(folder)
     classes = config.get("class_names")
     if not isinstance(classes, list):
@@ -97,12 +93,11 @@ def _text(record: Mapping[str, Any]) -> str:
         *((name, f"{size:,} bytes") for name, size in record["files"].items()),
         *_facts(config.get("training_facts")),
     ]
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(printable(f"{label:<{width}}  {value}") for label, value in rows)
+    return aligned(rows, left=True)
 
 
 def _facts(facts: Any) -> list[tuple[str, Any]]:
-    """Return what the adapter says about its training; strangers may have written anything there."""
+    """Return what the adapter says about its training, where strangers may have written anything."""
     if not isinstance(facts, dict):
         return []
     arguments, metrics = facts.get("arguments"), facts.get("metrics")

@@ -21,17 +21,11 @@ AS_TEXT = [f"{TAG}{kind}" for kind in ("timestamp", "value")]
 
 
 def read_record(path: Path, aliases: bool = False) -> Any:
-    """Read a YAML file, or a JSON file, whose name ends in `.json`.
+    """Read a YAML file, or a JSON file, whose name ends in `.json`; with `aliases`, settings may be used again.
 
-    Args:
-        path (`Path`): the file.
-        aliases (`bool`): whether settings may be named and used again (`&name`, `*name`), up to 100,000 values in all.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is neither, is larger than 10 MB, or holds what is no plain value: anchors and aliases, tags,
-            keys that are no text or stand twice, numbers of more than 64 bits or that are not finite, more than 16
-            levels, several documents. The message gives the line, and not the path.
+    It raises `ValueError`, with the line and not the path, for files of more than 10 MB, several documents, and values
+    that are not plain: tags, keys that are not text or stand twice, numbers that are not finite or have more than 64
+    bits, more than 16 levels, and anchors and aliases, or with `aliases` more than 100,000 values.
     """
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)

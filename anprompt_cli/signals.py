@@ -1,6 +1,6 @@
 """SIGTERM, which schedulers and containers send, treated as Ctrl-C by every command.
 
-As `anprompt_peft.termination`, which cannot be imported here without PyTorch.
+`anprompt_peft.termination` does it for the package: to import it would load PyTorch, while the signal may come.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[list[int]]:
-    """Let SIGTERM raise `KeyboardInterrupt` in a block; a second one ends the process at once.
-
-    Yields:
-        `list[int]`: the signal, once it was received.
-    """
+    """Let SIGTERM raise `KeyboardInterrupt` in a block, and list it; a second one ends the process at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

@@ -17,14 +17,7 @@ CURSOR_UP = re.compile(r"(\x1b\[A|\n)+")
 
 @contextmanager
 def closable_output() -> Iterator[None]:
-    """Let no closed stream end what runs within a block, but for results that nobody reads any more.
-
-    Progress and errors are then dropped.
-
-    Raises:
-        OutputClosed: if the reader of standard output is gone.
-        Failure: if standard output cannot be written for another reason, such as a full disk.
-    """
+    """Drop progress and errors of a block whose stream is closed; results that cannot be written end it."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # it was closed; another file would get its number
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process runs
@@ -36,10 +29,9 @@ def closable_output() -> Iterator[None]:
 
 @contextmanager
 def escaped_output() -> Iterator[None]:
-    """Escape within a block all that is printed, logged or warned of, line by line.
+    """Escape within a block all that is printed, logged or warned of, line by line, as names may come from strangers.
 
-    Names, paths and messages may come from strangers. What progress bars need passes: a carriage return at the ends
-    of a text, and steps to the line above that are a text of their own.
+    What progress bars need passes: a carriage return at the ends of a text, and a text of steps to the line above.
     """
     out: Any = _Escaping(sys.stdout)
     err: Any = _Escaping(sys.stderr)
@@ -47,11 +39,22 @@ def escaped_output() -> Iterator[None]:
         yield
 
 
-class _Closable:
-    """A stream that may be closed while it is written to, and is otherwise the given one."""
+class _Wrapped:
+    """A stream that is written to in another way, and is otherwise the given one."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Closable(_Wrapped):
+    """A stream that may be closed while it is written to."""
 
     def __init__(self, stream: Any, needed: bool) -> None:
-        self._stream, self._needed = stream, needed
+        super().__init__(stream)
+        self._needed = needed
 
     def write(self, text: str) -> int:
         """Write a text."""
@@ -74,15 +77,9 @@ class _Closable:
                 gone = isinstance(error, BrokenPipeError)
                 raise (OutputClosed("") if gone else Failure(f"Standard output cannot be written: {error}")) from None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
-
-class _Escaping:
-    """A stream that escapes what is written to it, and is otherwise the given one."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+class _Escaping(_Wrapped):
+    """A stream that escapes what is written to it."""
 
     def write(self, text: str) -> int:
         """Write a text, escaped."""
@@ -94,9 +91,6 @@ class _Escaping:
         lines = "\n".join("\t".join(map(printable, line.split("\t"))) for line in inner.split("\n"))
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         return text.replace(inner, lines, 1).encode(encoding, "backslashreplace").decode(encoding)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 def _discard(stream: Any) -> None:

@@ -1,4 +1,4 @@
-"""Text for terminals and files."""
+"""Text for terminals and files. The package has a `printable` of its own, as to import that would load PyTorch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ JOINERS = "\u200c\u200d"  # parts of words in Persian and Hindi, and of emoji
 
 
 def printable(text: str) -> str:
-    """Return a text in which what a terminal would obey is escaped: control and bidirectional characters, and bytes
-    that are no text."""
+    """Return a text with escapes for what a terminal would obey: control and bidirectional characters, raw bytes."""
     return "".join(map(_escaped, text))
 
 
@@ -28,13 +27,13 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as lines with columns of equal width: the first one flush left, the others flush right."""
-    rows = [[*map(printable, row)] for row in rows]
+def aligned(rows: Sequence[Sequence[Any]], left: bool = False) -> str:
+    """Return rows as lines with columns of equal width: the first one flush left, the others right or left."""
+    rows = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        cells = map(str.ljust if left else str.rjust, others, widths[1:])
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
 

@@ -35,20 +35,9 @@ from .models import choose_device, load_clip, quieten
 def run_benchmark(
     options: BenchmarkOptions, methods: Mapping[str, tuple[str, dict[str, Any]]], seeds: Sequence[int]
 ) -> list[str]:
-    """Run the cells of a grid that are not there, and collect all that are.
+    """Run the cells of a grid that are not there, and collect all that are; return a line for each reason of failures.
 
-    Args:
-        options (`BenchmarkOptions`): with data and output.
-        methods (`Mapping`): by the names in tables, what to make and with which settings.
-        seeds (`Sequence[int]`): of the runs.
-
-    Returns:
-        `list[str]`: what failed and why, one line for each reason.
-
-    Raises:
-        ValueError: if the model, a method or a setting is unknown.
-        Interrupted: by Ctrl-C or SIGTERM.
-        Failure: if a process was killed.
+    `methods` says, by the names in tables, what to make and with which settings.
     """
     assert options.output is not None
     assert options.data is not None
@@ -88,12 +77,7 @@ def run_benchmark(
 
 
 def report_benchmark(options: BenchmarkReportOptions) -> str:
-    """Return the tables of a grid as Markdown, and write them as a page if one is asked for.
-
-    Raises:
-        FileNotFoundError: if the folder has no results.
-        ValueError: if its results do not belong together.
-    """
+    """Return the tables of a grid as Markdown, and write them as a page if one is asked for."""
     collect(options.folder)
     summaries = summarise(read_results(options.folder))
     if options.html:

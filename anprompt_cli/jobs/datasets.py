@@ -10,16 +10,11 @@ from anprompt_peft.evaluation.benchmarks import CatalogEntry, catalog, find_entr
 from anprompt_peft.evaluation.benchmarks.checks import check_data_set
 
 from ..datasets import CheckOptions
-from ..text import printable
+from ..text import aligned, printable
 
 
 def entry_of(name: str) -> CatalogEntry:
-    """Return the entry that a name, or the path of a JSON file, stands for.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if there is no such name, or the file holds no entry.
-    """
+    """Return the entry of the catalog that a name stands for, or that a JSON file holds."""
     entry = read_entry(name) if name.endswith(".json") else find_entry(name)
     if entry is None:
         raise ValueError(f"{name} is none of the catalog's data sets ({', '.join(catalog())}), and no JSON file.")
@@ -62,11 +57,8 @@ def known() -> list[dict[str, Any]]:
 
 def known_as_text() -> str:
     """Return the same as a table."""
-    rows = [("name", "folder", "classes", "test", "on the Hub", "comparable there")]
+    rows: list[tuple[Any, ...]] = [("name", "folder", "classes", "test", "on the Hub", "comparable there")]
     for each in known():
         same = {True: "yes", False: "no", None: ""}[each["comparable_on_hub"]]
-        rows.append(
-            (each["name"], each["folder"], str(each["classes"]), str(each["counts"]["test"]), each["hub"] or "", same)
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        rows.append((each["name"], each["folder"], each["classes"], each["counts"]["test"], each["hub"] or "", same))
+    return aligned(rows, left=True)

@@ -17,6 +17,7 @@ from anprompt_peft.data.inspect import describe_size, without_images
 from anprompt_peft.data.names import codes, read_class_names
 from anprompt_peft.files import hub_id
 
+from ..adapters import unreachable
 from ..errors import Failure
 from ..options import DataOptions
 
@@ -37,7 +38,7 @@ def load_splits(options: DataOptions, class_names: list[str] | None = None) -> d
                 class_names=names,
             )
     except ConnectionError as error:
-        raise Failure(f"There is no folder {options.data}, and the Hub cannot be reached to look there.") from error
+        raise unreachable(options.data) from error
     sizes = (f"{split} {describe_size(dataset)}" for split, dataset in splits.items())
     print(f"Read {options.data}: {'; '.join(sizes)}.", file=sys.stderr)
     return splits

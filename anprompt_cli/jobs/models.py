@@ -24,7 +24,7 @@ from ..errors import Failure
 from ..text import printable
 
 MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, JSONDecodeError)
-"""What transformers raises for JSON files that hold something else than it expects."""
+"""What transformers raises for malformed JSON files."""
 
 
 def quieten() -> None:
@@ -40,12 +40,7 @@ def choose_device(device: Device) -> torch.device:
 
 
 def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPProcessor]:
-    """Load a base model, in float32, and its processor from the Hub or a folder.
-
-    Raises:
-        ValueError: if it is no CLIP, its image processor does not fit it, or a file of it is malformed.
-        Failure: if it cannot be loaded.
-    """
+    """Load a base model, in float32, and its processor from the Hub or a folder."""
     folder = Path(name)
     if (folder / CONFIG).is_file():
         raise ValueError(f"{name} is an adapter. Give the model that it adapts: `anprompt info {name}` names it.")
@@ -78,7 +73,7 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
 
 
 def precision_for(asked: str, device: torch.device) -> str:
-    """Return the precision to train in; if the device decides it, say which on standard error."""
+    """Return the precision to train in; if the device decides it, print which on standard error."""
     chosen = choose_precision(asked, device)
     if asked == "auto":
         kind = "GPU" if device.type == "cuda" else device.type.upper()
@@ -90,22 +85,7 @@ def precision_for(asked: str, device: torch.device) -> str:
 def load_adapter(
     name: str, revision: str | None, device: Device, precision: Precision, model: str | None = None
 ) -> tuple[Any, Any]:
-    """Load an adapter with its base model, and the image processor saved with it or else the base model's.
-
-    Args:
-        name (`str`): the adapter's folder, or its id on the Hub.
-        revision (`str`, *optional*): of an adapter on the Hub.
-        device (`Device`): where to compute.
-        precision (`Precision`): in which precision.
-        model (`str`, *optional*): the base model, in place of the one that the adapter names.
-
-    Returns:
-        `tuple`: the `PeftModel` in that precision and evaluation mode on the device, and the image processor.
-
-    Raises:
-        ValueError: if there is no such adapter, or none for a CLIP, or it is not whole.
-        Failure: if its base model cannot be loaded.
-    """
+    """Load an adapter, ready to evaluate, on its base model or `model`; return it and its image processor."""
     quieten()
     folder = locate(name, revision)
     config = PeftConfig.from_pretrained(str(folder))

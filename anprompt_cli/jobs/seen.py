@@ -24,13 +24,7 @@ HOLD_OUT = "`anprompt train --test-share 0.2` holds a fifth of the images out."
 
 @dataclass(frozen=True)
 class Seen:
-    """Digests of images, by what a run did with them.
-
-    Attributes:
-        trained_on (`list[str]`): the images that the adapter was trained on.
-        chosen_on (`list[str]`): those that the best checkpoint was chosen on.
-        held_out (`dict[str, list[str]]`): those that a share held out, by the name of their split.
-    """
+    """Digests of images: trained on, used to choose the best checkpoint, and held out by a share, by split."""
 
     trained_on: list[str]
     chosen_on: list[str] = field(default_factory=list)
