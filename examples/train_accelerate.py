@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
+from accelerate.utils import set_seed, str_to_bool
 from peft import PeftModel, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -35,11 +35,9 @@ from anprompt_peft.files import remove_unfinished, to_json, whole_folder
 from anprompt_peft.provenance import provenance
 from anprompt_peft.termination import sigterm_interrupts
 from anprompt_peft.training import (
-    BATCH_SIZE,
-    EPOCHS,
-    LEARNING_RATE,
     RECIPES,
     NonFiniteError,
+    RepeatableRows,
     alone_in,
     clear,
     keep_adapter_only,
@@ -57,16 +55,8 @@ class Progress:
     settings: dict[str, str]
     epoch: int = 0
     batches: int = 0  # of this epoch, on each process
-    steps: int = 0  # of the optimizer
-    step_terms: list[dict[str, float]] = field(default_factory=list)  # of this epoch
-    epoch_terms: list[dict[str, float]] = field(default_factory=list)
+    terms: list[dict[str, float]] = field(default_factory=list)  # of each step of the optimizer, with its epoch
     state_dict = asdict  # what Accelerate saves
-
-    def end_epoch(self) -> None:
-        """Put the mean loss terms of the epoch on record and go on to the next."""
-        steps = self.step_terms
-        self.epoch_terms.append({name: sum(terms[name] for terms in steps) / len(steps) for name in steps[0]})
-        self.epoch, self.batches, self.step_terms = self.epoch + 1, 0, []
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what Accelerate loaded."""
@@ -113,9 +103,10 @@ def run(accelerator: Accelerator, options: argparse.Namespace) -> dict[str, Any]
     progress = Progress(settings)
     model = train(accelerator, adapted, train_loader, progress, options)
     correct, images = evaluate(accelerator, model, test_loader)
-    accelerator.log({"accuracy": correct / images}, step=progress.steps)
+    accelerator.log({"accuracy": correct / images}, step=len(progress.terms))
     accelerator.end_training()
-    record = {"accuracy": correct / images, "test_images": images, "loss_terms": progress.epoch_terms}
+    loss_terms = pd.DataFrame(progress.terms).groupby("epoch").mean().to_dict("records")
+    record = {"accuracy": correct / images, "test_images": images, "loss_terms": loss_terms}
     record |= {"settings": settings, "adapter_config": adapted.active_peft_config.to_dict(), **provenance()}
     if accelerator.is_main_process:
         with whole_folder(options.output / "result", replaces="results.json") as folder:
@@ -134,22 +125,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--template", default="a photo of a {}.", help="text around a class name")
     add("--shots", type=int, default=16, help="training images per class (default 16)")
     add("--recipe", choices=RECIPES, default="default", help="weight decay, clipping and schedule: paper or default")
-    add("--epochs", type=int, default=EPOCHS, help=f"passes over the images (default {EPOCHS})")
+    add("--epochs", type=int, default=10, help="passes over the images (default 10)")
     add("--warmup-epochs", type=float, help="epochs at a constant 1e-5 before the cosine (default: the recipe's)")
-    add("--batch-size", type=int, default=BATCH_SIZE, help=f"images per batch and process (default {BATCH_SIZE})")
+    add("--batch-size", type=int, default=4, help="images per batch and process (default 4)")
     add("--accumulate", type=int, default=1, help="batches per optimizer step (default 1)")
-    add("--learning-rate", type=float, default=LEARNING_RATE, help=f"peak rate of AdamW (default {LEARNING_RATE})")
+    add("--learning-rate", type=float, default=1e-3, help="peak rate of AdamW (default 1e-3)")
     add("--seed", type=int, default=1, help="of shots, weights and batches; the paper averages over 1, 2 and 3")
     add("--workers", type=int, default=0, help="processes that read images, for each process (default 0)")
     add("--precision", choices=PRECISIONS, default="fp32", help="of CLIP's frozen weights (default: fp32)")
     add("--mixed-precision", choices=["no", "fp16", "bf16"], help="default: what accelerate launch says")
     add("--report-to", help="tracker to log to: tensorboard, wandb or another that Accelerate knows")
     add("--save-every", type=int, default=0, help="optimizer steps between checkpoints, besides those of every epoch")
-    add("--resume", action="store_true", help="go on from the newest checkpoint in OUTPUT that can be read")
-    add("--resume_from_checkpoint", choices=["True", "False"], help="the same, as Trainer's option")
+    resuming: Any = {"type": str_to_bool, "nargs": "?", "const": True, "default": False, "metavar": "True"}
+    add("--resume", "--resume_from_checkpoint", **resuming, help="go on from the newest whole checkpoint in OUTPUT")
     add("--output", type=Path, default=Path("outputs/accelerate"), help="folder to write to")
     options = parser.parse_args(arguments)
-    options.resume |= vars(options).pop("resume_from_checkpoint") == "True"
     installed = [tracker.value for tracker in get_available_trackers()]
     if options.report_to not in (None, *installed):
         parser.error(f"--report-to {options.report_to}: not installed (pip install {options.report_to}) or unknown")
@@ -165,7 +155,10 @@ def load_data(accelerator: Accelerator, options: argparse.Namespace) -> tuple[An
     processor = CLIPProcessor.from_pretrained(options.model)
     shots = ClipTransform(processor, augment=True).apply(few_shot(train_images, options.shots, options.seed))
     reading: Any = {"num_workers": options.workers, "pin_memory": accelerator.device.type == "cuda"}
-    train_loader = DataLoader(shots, options.batch_size, shuffle=True, **reading)
+    # Crops follow from seed, epoch and image, and the order from a generator: a resumed run sees the same batches,
+    # and reading them leaves alone the random numbers that the model draws its texts from.
+    rows, order = RepeatableRows(shots, options.seed), torch.Generator()
+    train_loader = DataLoader(rows, options.batch_size, shuffle=True, generator=order, **reading)
     test_loader = DataLoader(ClipTransform(processor).apply(test_images), 100, **reading)
     return *accelerator.prepare(train_loader, test_loader), class_names_of(train_images)
 
@@ -182,26 +175,26 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
         model.forward_sync_buffers = False  # equal since the line above, and nothing writes to them
     keep_adapter_only(accelerator, adapted)
     accelerator.register_for_checkpointing(progress)
-    if accelerator.is_main_process:
-        clear(options.output / "checkpoints")
+    checkpoints = options.output / "checkpoints"
+    if accelerator.is_main_process:  # remove what a crash left
+        clear(checkpoints)
         remove_unfinished(options.output / "result")
     accelerator.wait_for_everyone()
+    set_seed(options.seed, device_specific=True)
     if options.resume:
-        accelerator.load_state(str(newest(options.output / "checkpoints")))
+        accelerator.load_state(str(newest(checkpoints)))
     model.train()
-    bar = tqdm(total=options.epochs * epoch_steps, initial=progress.steps, disable=not accelerator.is_main_process)
-    while progress.epoch < options.epochs:
-        place = f"{options.seed} {progress.epoch} {accelerator.process_index}"
-        set_seed(random.Random(place).getrandbits(32))
-        loader.set_epoch(progress.epoch)
-        done, window = progress.batches, []
-        for number, batch in enumerate(loader, start=1):
-            if number <= done:
-                continue  # read again, not skipped, so that later images are augmented as they would have been
+    total, done = options.epochs * epoch_steps, len(progress.terms)
+    bar = tqdm(total=total, initial=done, disable=not accelerator.is_main_process)
+    for epoch in range(progress.epoch, options.epochs):
+        loader.dataset.epoch.fill_(epoch)
+        loader.set_epoch(epoch)
+        window = []  # the loss terms of the batches of one step
+        batches = accelerator.skip_first_batches(loader, progress.batches)
+        batches.set_epoch(epoch)  # which older releases of Accelerate do not carry over
+        for number, batch in enumerate(batches, start=progress.batches + 1):
             with accelerator.accumulate(model):
-                with torch.random.fork_rng(devices=[]):  # what the model draws depends on the batch alone
-                    torch.manual_seed(random.Random(f"{place} {number}").getrandbits(32))
-                    output = model(**batch)
+                output = model(pixel_values=batch["pixel_values"], labels=batch["labels"])
                 accelerator.backward(output.loss)
                 if accelerator.sync_gradients and recipe.max_grad_norm:
                     accelerator.clip_grad_norm_(weights, recipe.max_grad_norm)
@@ -210,26 +203,24 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
             window.append(torch.stack([output.loss.detach(), *output.loss_terms.values()]))
             if not accelerator.sync_gradients:
                 continue
-            progress.steps, progress.batches = progress.steps + 1, number
             means = accelerator.reduce(torch.stack(window).mean(dim=0), "mean").tolist()
+            terms, window = dict(zip(["loss", *output.loss_terms], means, strict=True)), []
+            progress.terms.append({"epoch": epoch, **terms})
+            step = len(progress.terms)
             if not all(map(math.isfinite, means)):  # on all processes alike
                 raise NonFiniteError(
-                    f"The loss is {means[0]} at step {progress.steps}, batch {number} of epoch {progress.epoch + 1}. "
-                    f"Training stops; the checkpoint from before stays in {options.output}/checkpoints."
+                    f"The loss is {means[0]} at step {step}, batch {number} of epoch {epoch + 1}. "
+                    f"Training stops; the checkpoint from before stays in {checkpoints}."
                 )
-            progress.step_terms.append(dict(zip(["loss", *output.loss_terms], means, strict=True)))
-            rate = schedule.get_last_lr()[0]
-            accelerator.log({**progress.step_terms[-1], "learning_rate": rate}, step=progress.steps)
-            window = []
+            accelerator.log({**terms, "learning_rate": schedule.get_last_lr()[0]}, step=step)
             if not accelerator.optimizer_step_was_skipped:
                 schedule.step()
             bar.update()
-            bar.set_postfix(epoch=progress.epoch + 1, loss=means[0])
+            bar.set_postfix(epoch=epoch + 1, loss=means[0])
             is_last = number == len(loader)
-            if is_last:
-                progress.end_epoch()
-            if is_last or (options.save_every and progress.steps % options.save_every == 0):
-                save_newest(accelerator, options.output / "checkpoints", progress.steps)
+            progress.epoch, progress.batches = (epoch + 1, 0) if is_last else (epoch, number)
+            if is_last or (options.save_every and step % options.save_every == 0):
+                save_newest(accelerator, checkpoints, step)
     bar.close()
     return model
 

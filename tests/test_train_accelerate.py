@@ -36,19 +36,37 @@ def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("options", "rates"),
+    ("recipe", "rates", "optimizer"),
     [
-        ([], [1e-5] + [1e-3] * EPOCH_STEPS + [0.5e-3] * 4),
-        (["--recipe", "paper"], [1e-5] * EPOCH_STEPS + [1e-3] * EPOCH_STEPS),
+        ("default", [1e-5] + [1e-3] * EPOCH_STEPS + [0.5e-3] * 4, [("decay", 0.0)] + [("clip", 1.0)] * STEPS),
+        ("paper", [1e-5] * EPOCH_STEPS + [1e-3] * EPOCH_STEPS, [("decay", 5e-4)]),
     ],
-    ids=["default", "paper"],
 )
-def test_every_step_is_logged_to_tensorboard(
-    options: list[str], rates: list[float], digits: Path, tmp_path: Path
+def test_recipes_are_those_of_the_trainer_and_every_step_is_logged(
+    recipe: str,
+    rates: list[float],
+    optimizer: list[Any],
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Loss terms, the recipe's learning rates, and the accuracy."""
-    record = worker.run_script(digits, tmp_path, "--report-to", "tensorboard", *options)
+    """Loss terms, learning rates and the accuracy go to TensorBoard."""
+    seen: list[Any] = []
+    adamw, clip = torch.optim.AdamW, Accelerator.clip_grad_norm_
+
+    def make(weights: Any, *more: Any, weight_decay: float) -> torch.optim.AdamW:
+        seen.append(("decay", weight_decay))
+        return adamw(weights, *more, weight_decay=weight_decay)
+
+    def clip_and_note(self: Accelerator, weights: Any, norm: float) -> Any:
+        seen.append(("clip", norm))
+        return clip(self, weights, norm)
+
+    monkeypatch.setattr(torch.optim, "AdamW", make)
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip_and_note)
+    record = worker.run_script(digits, tmp_path, "--report-to", "tensorboard", "--recipe", recipe)
     assert record is not None
+    assert seen == optimizer
     events = EventAccumulator(str(tmp_path / "logs"))
     events.Reload()
     logged = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
@@ -79,13 +97,10 @@ def test_a_checkpoint_is_an_adapter_and_holds_no_base_model(digits: Path, tmp_pa
     checkpoint = newest(tmp_path / "checkpoints")
     assert checkpoint == tmp_path / "checkpoints" / f"step-{STEPS:08d}"
     assert {path.name for path in checkpoint.iterdir()} == STATE | ADAPTER
-    assert_same_adapters(checkpoint, tmp_path / "result" / "adapter")
+    folders = (checkpoint, tmp_path / "result" / "adapter")
+    assert_same_adapters(*folders)
+    loaded, final = (PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), folder) for folder in folders)
     pixels = torch.randn(4, 3, 32, 32)
-    clips = [CLIPModel.from_pretrained(TINY_CLIP) for _ in range(2)]
-    loaded, final = (
-        PeftModel.from_pretrained(clip, folder)
-        for clip, folder in zip(clips, (checkpoint, tmp_path / "result" / "adapter"), strict=True)
-    )
     assert torch.equal(logits(loaded, pixels), logits(final, pixels))
 
 
@@ -95,14 +110,20 @@ def assert_same_adapters(*folders: Path) -> None:
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
 
 
-def test_only_the_active_adapter_is_kept(clip_folder: Path, tmp_path: Path) -> None:
-    """With two adapters of any names the active one is saved and restored, and the other is left alone."""
-    accelerator = worker.fresh_accelerator()
-    model = worker.adapted_model(clip_folder)
+@pytest.fixture
+def kept(clip_folder: Path) -> tuple[Accelerator, Any]:
+    """An Accelerator that saves the active one of a model's two adapters."""
+    accelerator, model = worker.fresh_accelerator(), worker.adapted_model(clip_folder)
     model.add_adapter("second", model.peft_config["default"])
     model.set_adapter("second")
     keep_adapter_only(accelerator, model)
     accelerator.prepare(model)
+    return accelerator, model
+
+
+def test_only_the_active_adapter_is_kept(kept: tuple[Accelerator, Any], tmp_path: Path) -> None:
+    """The active one is saved and restored, whatever its name, and the other is left alone."""
+    accelerator, model = kept
     before = copies(model)
     save_newest(accelerator, tmp_path, 1)
     with torch.no_grad():
@@ -121,12 +142,9 @@ def copies(model: Any) -> dict[str, torch.Tensor]:
 
 
 def test_a_checkpoint_that_breaks_off_replaces_nothing(
-    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept: tuple[Accelerator, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accelerator = worker.fresh_accelerator()
-    model = worker.adapted_model(clip_folder)
-    keep_adapter_only(accelerator, model)
-    accelerator.prepare(model)
+    accelerator, model = kept
     save_newest(accelerator, tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(model, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -151,53 +169,21 @@ def test_resuming_needs_a_checkpoint_made_with_the_same_settings(
         worker.run_script(digits, tmp_path, "--resume", "--batch-size", "4")
 
 
-def optimizer_settings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A list that gets the weight decay of every optimizer and the norm of every clipping from now on."""
-    seen: list[Any] = []
-    adamw, clip = torch.optim.AdamW, Accelerator.clip_grad_norm_
-
-    def make(*arguments: Any, **settings: Any) -> torch.optim.AdamW:
-        optimizer = adamw(*arguments, **settings)
-        seen.extend(("decay", group["weight_decay"]) for group in optimizer.param_groups)
-        return optimizer
-
-    def clip_and_note(self: Accelerator, weights: Any, norm: float) -> Any:
-        seen.append(("clip", norm))
-        return clip(self, weights, norm)
-
-    monkeypatch.setattr(torch.optim, "AdamW", make)
-    monkeypatch.setattr(Accelerator, "clip_grad_norm_", clip_and_note)
-    return seen
-
-
-def test_recipes_are_those_of_the_trainer(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = optimizer_settings(monkeypatch)
-    worker.run_script(digits, tmp_path / "default")
-    assert seen == [("decay", 0.0)] + [("clip", 1.0)] * STEPS
-    seen.clear()
-    worker.run_script(digits, tmp_path / "paper", "--recipe", "paper")
-    assert seen == [("decay", 5e-4)]
-
-
-def test_a_missing_tracker_is_named_before_training(
-    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
-    with pytest.raises(SystemExit):
-        worker.run_script(digits, tmp_path, "--report-to", "tensorboard")
-    assert "--report-to tensorboard: not installed (pip install tensorboard)" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
-def test_sharded_weights_are_refused(
-    engine: str, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sharded_weights_are_refused(engine: str, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`accelerate launch --use_fsdp` and its like, and Accelerate's plugins, say so in the environment."""
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
     with pytest.raises(NotImplementedError, match=f"{engine}.*--multi_gpu"):
-        worker.run_script(digits, tmp_path)
+        worker.run_script(digits, digits)
 
 
-def test_fp16_is_not_ignored_on_a_cpu(digits: Path, tmp_path: Path) -> None:
+def test_fp16_is_not_ignored_on_a_cpu(digits: Path) -> None:
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
-        worker.run_script(digits, tmp_path, "--mixed-precision", "fp16")
+        worker.run_script(digits, digits, "--mixed-precision", "fp16")
+
+
+def test_a_missing_tracker_is_named_before_training(digits: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(SystemExit):
+        worker.run_script(digits, digits, "--report-to", "tensorboard")
+    assert "--report-to tensorboard: not installed (pip install tensorboard)" in capsys.readouterr().err
