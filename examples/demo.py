@@ -24,11 +24,7 @@ Source = str | Image.Image
 
 
 class Demo:
-    """An adapter, its base model and its processor.
-
-    Args:
-        adapter: folder or Hub id.
-    """
+    """An adapter, given by a folder or Hub id, its base model and its processor."""
 
     def __init__(self, adapter: str) -> None:
         self.model: Any = AutoPeftModel.from_pretrained(adapter)
@@ -36,18 +32,7 @@ class Demo:
         self.processor = CLIPProcessor.from_pretrained(self.model.get_base_model().name_or_path)
 
     def classify(self, image: Source | None, classes: str) -> tuple[Shares, Shares]:
-        """Probabilities (0..1) of the classes for one image.
-
-        Args:
-            image: a file, or an image of any mode and size.
-            classes: class names, separated by commas or line breaks.
-
-        Returns:
-            Those of the adapter, and those of the same CLIP without it.
-
-        Raises:
-            ValueError: without an image, or if the names are fewer than two, repeated, or too long.
-        """
+        """Probabilities of classes (separated by commas or line breaks) for an image: with the adapter and without."""
         names = [name.strip() for name in classes.replace("\n", ",").split(",") if name.strip()]
         if image is None:
             raise ValueError("There is no image: upload one.")

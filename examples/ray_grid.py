@@ -43,18 +43,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run_on_ray(cells: Sequence[Cell], place: Place, gpus: float = 0) -> list[Failed]:
-    """Run the cells that are not there yet, each as a task with one processor.
-
-    Workers keep the model and the data from cell to cell.
-
-    Args:
-        cells: of a grid.
-        place: where; its paths must mean the same on every node.
-        gpus: share of a GPU for each task.
-
-    Returns:
-        Those that failed.
-    """
+    """Run the cells that are not there yet, each as a task with one processor, and return those that failed."""
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(run_cell)
     waiting = [cell for cell in cells if not is_done(place.output, cell)]
     cell_of = {task.remote(cell, place): cell for cell in waiting}

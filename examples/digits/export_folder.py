@@ -32,15 +32,7 @@ def main(arguments: list[str] | None = None) -> Counter[str]:
 
 
 def export(folder: Path, limit: int | None = None) -> Counter[str]:
-    """Write the splits `train` and `test` atomically.
-
-    Args:
-        folder: must be absent or empty.
-        limit: most images per class and split.
-
-    Returns:
-        The number of images in each split.
-    """
+    """Write the splits `train` and `test` to a new folder and return the number of images in each."""
     written: Counter[str] = Counter()
     with whole_folder(folder.resolve()) as fresh:
         for split in ("train", "test"):

@@ -144,17 +144,20 @@ def deform(distance: Tensor, how: Deformation, rng: np.random.Generator) -> Tens
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(n)
     top = torch.stack([cos, cos * shear - sin, zero], dim=1)
     bottom = torch.stack([sin, sin * shear + cos, zero], dim=1)
+    return warp(distance, top, bottom, how.elastic, rng, "border")
+
+
+def warp(
+    images: Tensor, top: Tensor, bottom: Tensor, elastic: float, rng: np.random.Generator, padding: str = "zeros"
+) -> Tensor:
+    """Sample images [n, 1, CANVAS, CANVAS] along affine maps, whose rows are [n, 3], and bend them at random."""
     grid = affine_grid(torch.stack([top, bottom], dim=1), CANVAS)
-    bend = F.interpolate(normal(rng, how.elastic, n, 2, 4, 4), size=CANVAS, mode="bicubic", align_corners=True)
-    return F.grid_sample(distance, grid + bend.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+    bend = F.interpolate(normal(rng, elastic, len(images), 2, 4, 4), size=CANVAS, mode="bicubic", align_corners=True)
+    return F.grid_sample(images, grid + bend.permute(0, 2, 3, 1), padding_mode=padding, align_corners=False)
 
 
 def extent(ink: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last inked position along the last axis, in grid units -1..1: two float32 tensors [n].
-
-    Args:
-        ink: bool [n, length]; a row without ink spans the whole axis.
-    """
+    """First and last inked position of rows [n, length], in grid units -1..1; without ink, both ends: two [n]."""
     length = ink.shape[1]
     empty = ~ink.any(dim=1)
     first = ink.int().argmax(dim=1).masked_fill(empty, 0)
@@ -206,17 +209,7 @@ def sample(distance: Tensor, how: Deformation, rng: np.random.Generator) -> Tens
 
 
 def draw(bank: Tensor, chars: np.ndarray, rng: np.random.Generator, how: Deformation | None = None) -> Tensor:
-    """Training images of the given characters, each in a random font and randomly deformed.
-
-    Args:
-        bank: float32 [chars, fonts, CANVAS, CANVAS] from `make_bank`.
-        chars: int array [n], positions along the bank's first axis.
-        rng: the only source of randomness.
-        how: ranges of the deformation, `Deformation()` when None.
-
-    Returns:
-        uint8 [n, BITMAP, BITMAP], white strokes (255) on black (0).
-    """
+    """Training images of characters of a bank, by their rows [n], in random fonts: uint8 [n, BITMAP, BITMAP]."""
     how = how or Deformation()
     fonts = rng.integers(bank.shape[1], size=len(chars))
     distance = lift_pen(bank[torch.from_numpy(chars), torch.from_numpy(fonts)][:, None], how, rng)

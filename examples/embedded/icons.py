@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from anprompt_peft.extras import missing
@@ -23,77 +25,33 @@ from anprompt_peft.extras import missing
 SIZE = 32  # pixels, side of a finished icon
 MARGIN = 2  # pixels left free around it
 PEN = 128  # points, the size that a glyph is drawn in before it is scaled down
-STYLES = frozenset(("alt", "filled", "outline", "variant"))
-WORDS = {
-    "account": "user",
-    "add": "plus",
-    "cog": "gear",
-    "email": "mail",
-    "envelope": "mail",
-    "house": "home",
-    "magnify": "search",
-    "mic": "microphone",
-    "reduce": "minus",
-    "remove": "x",
-    "settings": "gear",
-    "slash": "off",
-    "subtract": "minus",
-    "times": "x",
-    "xmark": "x",
-}  # in names of several words: one word for what the families call differently
+STYLES = ("alt", "filled", "outline", "variant")
 SHAPES = {"circle": "circle", "square": "square", "box": "square"}  # stand last in a concept
 CHARACTERS = frozenset(("alpha", "numeric", "roman"))  # glyphs that are letters or numerals: no icons
+LEAST_GLYPHS = (5, 2)  # of a shared concept, in each unseen family: all weights, line and fill
 
 
 @dataclass(frozen=True)
 class Family:
-    """One designer's icons.
-
-    Args:
-        name (`str`): as the documentation calls it.
-        fonts (`tuple[str, ...]`): the font files' names without `.ttf`, and their tables' with `-charmap` inside.
-        styles (`frozenset[str]`): last words of a glyph's name that say how and not what is drawn.
-        renamed (`tuple[tuple[str, str], ...]`): names that mean something else here than in other families.
-        brands (`bool`): whether the glyphs are trade marks, which are no concepts.
-    """
+    """One designer's icons, as `families.yaml` describes them."""
 
     name: str
     fonts: tuple[str, ...]
-    styles: frozenset[str] = STYLES
-    renamed: tuple[tuple[str, str], ...] = ()
-    brands: bool = False
+    styles: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...]
 
 
-DIRECTIONS = ("up", "down", "left", "right")
-PRETRAINING = (
-    Family("Font Awesome 5", ("fontawesome5-regular-webfont-5.15.4", "fontawesome5-solid-webfont-5.15.4")),
-    Family("Font Awesome 6", ("fontawesome6-regular-webfont-6.7.2", "fontawesome6-solid-webfont-6.7.2")),
-    Family("Material Design Icons 6", ("materialdesignicons6-webfont-6.9.96",), STYLES | {"bold"}),
-    Family("Codicons", ("codicon-0.0.36",)),
-    Family("Elusive", ("elusiveicons-webfont-2.0",)),
-)
-PHOSPHOR = Family(
-    "Phosphor",
-    ("phosphor-1.3.0",),
-    frozenset(("bold", "fill", "light", "logo", "simple", "straight", "thin")),
-    (("list", "menu"), *((f"caret {way}", f"chevron {way}") for way in DIRECTIONS)),
-)
-REMIX = Family(
-    "Remix",
-    ("remixicon-2.5.0",),
-    frozenset(("fill", "line", "mini", *"23456789")),
-    (
-        ("flashlight", "lightning"),
-        ("football", "soccer ball"),
-        ("more 2", "more vertical"),
-        ("video", "video player"),
-        *((f"arrow {way} s", f"chevron {way}") for way in DIRECTIONS),
-        *((f"arrow drop {way}", f"caret {way}") for way in DIRECTIONS),
-    ),
-)
-BRANDS = Family("brands", ("fontawesome5-brands-webfont-5.15.4", "fontawesome6-brands-webfont-6.7.2"), brands=True)
-UNSEEN = (PHOSPHOR, REMIX)
-LEAST_GLYPHS = (5, 2)  # of a shared concept, in each unseen family: all weights, line and fill
+def _families(entries: dict[str, dict[str, Any]]) -> tuple[Family, ...]:
+    return tuple(
+        Family(name, tuple(each["fonts"]), tuple(each.get("styles", STYLES)), tuple(each.get("renamed", {}).items()))
+        for name, each in entries.items()
+    )
+
+
+_RECORD = yaml.safe_load(Path(__file__).with_name("families.yaml").read_text())
+PRETRAINING, UNSEEN = _families(_RECORD["pretraining"]), _families(_RECORD["unseen"])
+(PHOSPHOR, REMIX), (BRANDS,) = UNSEEN, _families(_RECORD["brands"])
+WORDS: dict[str, str] = _RECORD["words"]
 
 
 @dataclass(frozen=True)
@@ -108,11 +66,7 @@ class Glyph:
 
 
 def fonts_folder() -> Path:
-    """Where QtAwesome's fonts are.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
+    """Where QtAwesome's fonts are."""
     found = find_spec("qtawesome")
     if found is None or not found.submodule_search_locations:
         raise ImportError(missing("QtAwesome", "embedded"))
@@ -129,11 +83,7 @@ def without_style(name: str, styles: Iterable[str]) -> str:
 
 @cache
 def written_synonyms() -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """Other names of each concept in `synonyms.txt`: those for captions, and those that no caption uses.
-
-    Raises:
-        ValueError: if a name stands for two concepts.
-    """
+    """Other names of each concept in `synonyms.txt`: those for captions, and those that no caption uses."""
     seen, held_out = {}, {}
     for line in (Path(__file__).parent / "synonyms.txt").read_text().splitlines():
         if line.startswith("#"):
@@ -203,10 +153,7 @@ def brands() -> frozenset[str]:
 
 @cache
 def shared_concepts() -> tuple[str, ...]:
-    """Concepts that stand in the families of the pre-training and often enough in both unseen ones, sorted.
-
-    Brands are left out.
-    """
+    """Concepts that the pre-training's families have, and both unseen ones often enough; sorted, without brands."""
     drawn = {glyph.concept for family in PRETRAINING for glyph in glyphs(family)}
     for family, least in zip(UNSEEN, LEAST_GLYPHS, strict=True):
         counts = Counter(glyph.concept for glyph in glyphs(family))
@@ -231,10 +178,7 @@ def report_concepts() -> tuple[str, ...]:
 
 @cache
 def caption_names() -> dict[str, tuple[str, ...]]:
-    """The names that captions may use for each concept of the pre-training: its own first, then natural synonyms.
-
-    They are the names that the families of the pre-training use, and those before the bar in `synonyms.txt`.
-    """
+    """Names that captions may use for a concept: its own, those of the families, and those before the bar."""
     seen, held_out = written_synonyms()
     names: dict[str, dict[str, None]] = {}
     for glyph in (glyph for family in PRETRAINING for glyph in glyphs(family)):
@@ -246,10 +190,7 @@ def caption_names() -> dict[str, tuple[str, ...]]:
 
 
 def unseen_names() -> dict[str, tuple[str, ...]]:
-    """Names of each shared concept that no caption of it uses.
-
-    They are those behind the bar in `synonyms.txt`, and those that only the unseen families use.
-    """
+    """Names of each shared concept that no caption uses: those behind the bar, and the unseen families' own."""
     held_out = written_synonyms()[1]
     names = {concept: dict.fromkeys(held_out.get(concept, ())) for concept in shared_concepts()}
     for glyph in (glyph for family in UNSEEN for glyph in glyphs(family)):
@@ -287,15 +228,7 @@ def is_drawn(glyph: Glyph) -> bool:
 
 
 def images_of(family: Family, concepts: Iterable[str]) -> tuple[list[Image.Image], np.ndarray]:
-    """A family's glyphs of some concepts.
-
-    Args:
-        family (`Family`): the designer.
-        concepts (`Iterable[str]`): k of them.
-
-    Returns:
-        n RGB images of 32 x 32 pixels, white on black, and int64 labels [n], positions in the concepts.
-    """
+    """A family's glyphs of some concepts: n RGB images, white on black, and int64 labels [n], places in `concepts`."""
     position = {concept: i for i, concept in enumerate(concepts)}
     kept = [glyph for glyph in glyphs(family) if glyph.concept in position and is_drawn(glyph)]
     images = [Image.fromarray(draw_glyph(glyph)).convert("RGB") for glyph in kept]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,11 +32,9 @@ import character_drawing as characters
 from anprompt_peft.files import to_json, whole_folder
 from anprompt_peft.provenance import provenance
 from anprompt_peft.termination import sigterm_interrupts
-from character_captions import DIGIT_TEMPLATES, letter_captions
+from captions import DIGIT_TEMPLATES, ICON_TEMPLATES, draw_caption, letter_captions
 from development import development_figures
-from embedded_card import embedded_card
 from handwriting import CLASS_NAMES
-from icon_captions import TEMPLATES, draw_caption
 from icon_drawing import draw_icons, make_bank
 from icons import PRETRAINING, Glyph, caption_names, glyphs, is_drawn
 from tiny import (
@@ -90,7 +88,7 @@ def all_texts() -> list[Texts]:
     """Texts of every character in `characters.CHARS`, then of every concept in `caption_names()`."""
     digits = [Texts(names, DIGIT_TEMPLATES) for names in zip(CLASS_NAMES, characters.DIGITS, strict=True)]
     letters = [Texts(("",), letter_captions(letter), typos=False) for letter in characters.LETTERS]
-    return [*digits, *letters, *(Texts(names, TEMPLATES) for names in caption_names().values())]
+    return [*digits, *letters, *(Texts(names, ICON_TEMPLATES) for names in caption_names().values())]
 
 
 def draw_icon_pool(recipe: Recipe, rng: np.random.Generator) -> Images:
@@ -138,11 +136,6 @@ def tokenizer_of(recipe: Recipe, texts: list[Texts]) -> CLIPTokenizer:
     return train_tokenizer(corpus, recipe.merges, recipe.context)
 
 
-def make_processor(recipe: Recipe, texts: list[Texts], mean: float, std: float) -> CLIPProcessor:
-    """The recipe's tokenizer, and an image processor with the given grey mean and deviation."""
-    return CLIPProcessor(image_processor=make_image_processor(mean, std), tokenizer=tokenizer_of(recipe, texts))
-
-
 def text_features(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Features of captions, float32 [n, projection]; the shorter half is encoded apart, which saves padding."""
     ids = tokenizer(captions, truncation=True)["input_ids"]
@@ -164,17 +157,9 @@ def image_features(model: CLIPModel, pixels: Tensor) -> Tensor:
 def backward(
     model: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, captions: list[str], kinds: Tensor, towers: Executor
 ) -> float:
-    """Put the loss's gradients into the parameters and return the loss; each tower runs in a thread of its own.
-
-    The towers meet twice a step, so that another program on one of the cores delays a step little.
-    """
-    outputs = [
-        job.result()
-        for job in (
-            towers.submit(image_features, model, pixels),
-            towers.submit(text_features, model, tokenizer, captions),
-        )
-    ]
+    """Put the loss's gradients into the parameters and return the loss; each tower runs in a thread of its own."""
+    forward = towers.submit(image_features, model, pixels), towers.submit(text_features, model, tokenizer, captions)
+    outputs = [job.result() for job in forward]
     leaves = [output.detach().requires_grad_() for output in outputs]
     image, text = (torch.nn.functional.normalize(leaf, dim=1) for leaf in leaves)
     loss = contrastive_loss(model.logit_scale.exp() * image @ text.T, kinds)
@@ -212,37 +197,24 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def pretrain(
-    recipe: Recipe, seed: int, watch: Callable[[int, CLIPModel, CLIPProcessor], None] | None = None
-) -> tuple[CLIPModel, CLIPProcessor]:
-    """Train a tokenizer and a model; the same recipe and seed give the same weights on the same machine.
-
-    Args:
-        recipe (`Recipe`): all but the seed.
-        seed (`int`): of everything random.
-        watch (`Callable`, *optional*): called with the number of steps done, the model and the processor.
-    """
+def pretrain(recipe: Recipe, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
+    """Train a model; the same recipe and seed give the same weights on the same machine."""
     rng, icon_rng, character_rng = np.random.default_rng(seed).spawn(3)
     with one_thread_each(), ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as towers:
         icon_job = towers.submit(draw_icon_pool, recipe, icon_rng)
         digits, letters = towers.submit(draw_character_pool, recipe, character_rng).result()
         pools = [(icon_job.result(), recipe.icons), (digits, recipe.digits), (letters, recipe.letters)]
-        return train(pools, recipe, seed, rng, towers, watch)
+        return train(pools, recipe, seed, rng, towers)
 
 
 def train(
-    pools: list[tuple[Images, int]],
-    recipe: Recipe,
-    seed: int,
-    rng: np.random.Generator,
-    towers: Executor,
-    watch: Callable[[int, CLIPModel, CLIPProcessor], None] | None,
+    pools: list[tuple[Images, int]], recipe: Recipe, seed: int, rng: np.random.Generator, towers: Executor
 ) -> tuple[CLIPModel, CLIPProcessor]:
-    """Make and train a model on batches taken from pools of images, so many of each; see `pretrain`."""
+    """Make a model and train it on batches taken from pools of images, so many of each."""
     texts = all_texts()
     grey = draw_batch(pools, texts, recipe, rng)[0]
     mean, std = round(grey.mean().item(), 4), round(grey.std().item(), 4)
-    processor = make_processor(recipe, texts, mean, std)
+    processor = CLIPProcessor(make_image_processor(mean, std), tokenizer_of(recipe, texts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make_model(recipe, processor.tokenizer).train()
@@ -251,7 +223,7 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
     progress = tqdm(range(recipe.steps), desc="pre-training", unit="step")
-    for step in progress:
+    for _ in progress:
         images, captions, kinds = draw_batch(pools, texts, recipe, rng)
         optimizer.zero_grad()
         loss = backward(model, processor.tokenizer, (images[:, None] - mean) / std, captions, kinds, towers)
@@ -261,8 +233,6 @@ def train(
         with torch.no_grad():
             model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        if watch is not None:
-            watch(step + 1, model, processor)
     return model.eval(), processor
 
 
@@ -275,23 +245,15 @@ def save(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
     save_file(half, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def keep_every(steps: int, folder: Path) -> Callable[[int, CLIPModel, CLIPProcessor], None]:
-    """Save the model to `folder` and print its development figures every so many steps."""
-
-    def watch(step: int, model: CLIPModel, processor: CLIPProcessor) -> None:
-        if step % steps == 0:
-            save(model, processor, folder)
-            print(step, development_figures(model, processor), flush=True)
-
-    return watch
+def card_of(record: dict[str, Any]) -> str:
+    """The model card, written from what training.json holds."""
+    figures = record["zero_shot_accuracy_development"]
+    rows = "\n".join(f"| {name} | {100 * accuracy:.1f} % |" for name, accuracy in figures.items())
+    card = Path(__file__).with_name("card.md").read_text()
+    return card.format(**record["recipe"], parameters=record["parameters"], rows=rows, seed=record["seed"])
 
 
-def run(
-    output: Path,
-    recipe: Recipe,
-    seed: int,
-    watch: Callable[[int, CLIPModel, CLIPProcessor], None] | None = None,
-) -> dict[str, Any]:
+def run(output: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Pre-train, save, measure what was saved; returns what training.json holds.
 
     Raises:
@@ -299,7 +261,7 @@ def run(
     """
     with sigterm_interrupts(), whole_folder(output.resolve()) as folder:
         start = time.perf_counter()
-        model, processor = pretrain(recipe, seed, watch)
+        model, processor = pretrain(recipe, seed)
         seconds = round(time.perf_counter() - start, 1)
         save(model, processor, folder)
         record = {
@@ -311,7 +273,7 @@ def run(
             **provenance("qtawesome", "tokenizers", "numpy", "scipy", "matplotlib", "pillow"),
         }
         (folder / "training.json").write_text(to_json(record))
-        (folder / "README.md").write_text(embedded_card(record))
+        (folder / "README.md").write_text(card_of(record))
     return record
 
 
@@ -321,13 +283,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory to make; must be absent or empty")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--keep", type=Path, help="folder to save the unfinished model in, every 300 steps")
     args = parser.parse_args()
     if args.steps < 1:
         parser.error(f"--steps must be at least 1, not {args.steps}")
-    watch = keep_every(300, args.keep) if args.keep else None
     try:
-        record = run(args.output, Recipe(steps=args.steps), args.seed, watch)
+        record = run(args.output, Recipe(steps=args.steps), args.seed)
     except FileExistsError as error:
         parser.error(str(error))
     print(to_json(record), end="")

@@ -1,6 +1,6 @@
 """What serves an adapted model: images per second, size, and accuracy of ONNX files and of PyTorch's own forms.
 
-    PYTHONPATH=examples/digits python examples/speed/served.py [--batch 16] [--classes 100] [--steps 5] [--no-compile]
+    python examples/speed/served.py [--batch 16] [--classes 100] [--steps 5] [--no-compile]
 
 Speed and size are of ViT-B/16 with random weights: PyTorch in float32 and with bfloat16 weights, the image side
 exported by torch.export and compiled by Inductor, and ONNX Runtime with the exported file, in float32, with float16
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -23,16 +24,16 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
-from adaptation import Settings, adapt, to_pixels
-from anprompt_peft import ANPromptConfig
-from anprompt_peft.data import sample_shots
+from anprompt_peft.evaluation.backbone import Backbone
+from anprompt_peft.evaluation.benchmarks import load_benchmark_data
+from anprompt_peft.evaluation.peers import make_method
+from anprompt_peft.evaluation.protocols import make_task
 from anprompt_peft.extras import extra
 from anprompt_peft.fast import set_precision
 from anprompt_peft.serve import export_onnx
 from anprompt_peft.serve.onnx import ImageSide
 from anprompt_peft.tuner import adapted_clip
 from fresh import Row
-from handwriting import CLASS_NAMES, TEMPLATE, load_split
 from harness import Setting, interleave, parser_for, positive, ratios, read_setting, run, spread
 from workload import make_adapted, make_clip, make_workload
 
@@ -42,7 +43,7 @@ with extra("onnx"):
     from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-TINY_CLIP = Path(__file__).parents[1] / "embedded" / "tiny_clip"
+EMBEDDED = Path(__file__).resolve().parents[1] / "embedded"
 SHOTS = 16
 CLIP = "zero-shot CLIP"
 TORCH, BFLOAT16, EXPORTED, COMPILED = "PyTorch, float32", "PyTorch, bfloat16 weights", "torch.export", "torch.compile"
@@ -92,22 +93,20 @@ def speed(options: argparse.Namespace, setting: Setting) -> list[Row]:
 
 def accuracy() -> list[Row]:
     """Adapt the tiny CLIP to digits, and compare the answers of all ways."""
-    clip, processor = CLIPModel.from_pretrained(TINY_CLIP), CLIPProcessor.from_pretrained(TINY_CLIP)
-    images, labels = load_split("train")
-    rows = sample_shots(labels, SHOTS, seed=1)
-    pixels, shots = to_pixels(processor, [images[row] for row in rows]), [int(labels[row]) for row in rows]
-    config = ANPromptConfig(class_names=CLASS_NAMES, template=TEMPLATE)
-    model, _ = adapt(clip, config, pixels, shots, Settings(), seed=1)
-    tests, right = load_split("test")
-    seen = to_pixels(processor, tests)
+    sys.path.append(str(EMBEDDED))
+    clip, processor = (kind.from_pretrained(EMBEDDED / "tiny_clip") for kind in (CLIPModel, CLIPProcessor))
+    task = make_task(load_benchmark_data("data:digits"), processor, "few-shot", SHOTS, seed=1)
+    method = make_method("anprompt", recipe={"augment": False})
+    fitted: Any = method.fit(Backbone(clip, processor), task.shots, task.classes, seed=1)
+    model, tests = fitted.model, task.parts[0].images
     with tempfile.TemporaryDirectory() as folder:
         files = write_files(model, processor, Path(folder))
-        logits = {way: answer(seen) for way, answer in answers_of(model, files, threads=1).items()}
+        logits = {way: answer(tests.pixels()) for way, answer in answers_of(model, files, threads=1).items()}
         found = {way: each.argmax(dim=1) for way, each in logits.items()}
         return [
             {
                 "way": way,
-                "accuracy, %": _percent(found[way] == torch.as_tensor(right)),
+                "accuracy, %": _percent(found[way] == tests.labels),
                 "same answers, %": _percent(found[way] == found[TORCH]),
                 "largest difference of a logit": float((each - logits[TORCH]).abs().max()),
                 "MB": _megabytes(files, way),
