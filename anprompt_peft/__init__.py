@@ -4,8 +4,8 @@ from .clip import ANPromptOutput
 from .method.config import ANPromptConfig
 from .method.registration import register
 from .publish import Metric, TrainingFacts
-from .publish.mixin import hand_over
-from .trust.doors import guard
+from .publish.mixin import patch_saving
+from .trust.loading import patch_loading
 from .tuner import ANPromptCLIPModel, ANPromptModel, give_input_embeddings, join_pipelines
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 register(ANPromptConfig, ANPromptModel)
-hand_over(ANPromptModel)
-guard()
+patch_saving(ANPromptModel)
+patch_loading()
 give_input_embeddings()
 join_pipelines()

@@ -37,10 +37,10 @@ from anprompt_peft.termination import sigterm_interrupts
 from anprompt_peft.training import (
     RECIPES,
     NonFiniteError,
-    RepeatableRows,
-    alone_in,
+    SeededDataset,
     clear,
     keep_adapter_only,
+    lock_folder,
     newest,
     save_newest,
 )
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         raise ValueError("fp16 needs a GPU: on a CPU, Accelerate ignores it. Give --mixed-precision bf16 or no.")
     # A process of several may wait for others where no signal is looked at: there SIGTERM ends it as ever.
     signals = sigterm_interrupts() if accelerator.num_processes == 1 else nullcontext()
-    with signals, alone_in(options.output) if accelerator.is_main_process else nullcontext():
+    with signals, lock_folder(options.output) if accelerator.is_main_process else nullcontext():
         return run(accelerator, options)
 
 
@@ -157,7 +157,7 @@ def load_data(accelerator: Accelerator, options: argparse.Namespace) -> tuple[An
     reading: Any = {"num_workers": options.workers, "pin_memory": accelerator.device.type == "cuda"}
     # Crops follow from seed, epoch and image, and the order from a generator: a resumed run sees the same batches,
     # and reading them leaves alone the random numbers that the model draws its texts from.
-    rows, order = RepeatableRows(shots, options.seed), torch.Generator()
+    rows, order = SeededDataset(shots, options.seed), torch.Generator()
     train_loader = DataLoader(rows, options.batch_size, shuffle=True, generator=order, **reading)
     test_loader = DataLoader(ClipTransform(processor).apply(test_images), 100, **reading)
     return *accelerator.prepare(train_loader, test_loader), class_names_of(train_images)

@@ -49,7 +49,7 @@ from anprompt_peft.data import few_shot, load_image_data, select_classes
 from anprompt_peft.evaluation import Predictions, protocols
 from anprompt_peft.evaluation.benchmarks import sources
 from anprompt_peft.fast import precision, set_precision
-from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, RepeatableRows
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, SeededDataset
 from export_folder import export
 from handwriting import CLASS_NAMES, TEMPLATE
 from helpers import adapt
@@ -692,7 +692,7 @@ def test_crops_depend_on_seed_epoch_and_row_alone() -> None:
             return torch.rand(2)
 
     def read(workers: int, epochs: int = 2) -> torch.Tensor:
-        rows = RepeatableRows(Noisy(), seed=3)
+        rows = SeededDataset(Noisy(), seed=3)
         loader: Any = DataLoader(rows, num_workers=workers, persistent_workers=workers > 0)
         drawn = []
         for epoch in range(epochs):
@@ -701,7 +701,7 @@ def test_crops_depend_on_seed_epoch_and_row_alone() -> None:
         return torch.stack(drawn)
 
     state = torch.get_rng_state()
-    rows = RepeatableRows(Noisy(), seed=3)
+    rows = SeededDataset(Noisy(), seed=3)
     assert torch.equal(rows[1], rows[1])
     assert torch.equal(torch.get_rng_state(), state)
     alone = read(workers=0)

@@ -50,8 +50,8 @@ from anprompt_peft.training import (
     ANPromptTrainer,
     ANPromptTrainingArguments,
     NonFiniteError,
-    RepeatableRows,
-    alone_in,
+    SeededDataset,
+    lock_folder,
     save_newest,
 )
 from anprompt_peft.training.checkpoint import resume_point
@@ -424,7 +424,7 @@ def test_each_file_that_trainer_wrote_has_to_be_whole(
     assert resume_point(tmp_path) is None
     moved = tmp_path / "damaged-checkpoint-7-2"
     assert {path.name: path.is_dir() or path.read_bytes() for path in moved.iterdir()} == before
-    assert "now called damaged-checkpoint-7-2. Training begins anew." in caplog.text
+    assert "now called damaged-checkpoint-7-2. Training restarts." in caplog.text
     assert get_last_checkpoint(tmp_path) is None
     assert sort_checkpoints(str(tmp_path), use_mtime=True) == []
     assert TRAINERS_FOLDER.fullmatch(moved.name)
@@ -469,7 +469,7 @@ def test_the_command_line_falls_back_and_sweeps(
     assert_same(weights(output), expected)
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
     assert len(caplog.records) >= len(broken)
-    assert ("Training begins anew." in caplog.text) == (len(broken) == 2)
+    assert ("Training restarts." in caplog.text) == (len(broken) == 2)
 
 
 def test_a_start_that_was_killed_before_anything_was_written_can_be_repeated(
@@ -516,8 +516,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from anprompt_peft.training.lock import alone_in
-with alone_in({folder!r}):
+from anprompt_peft.training.lock import lock_folder
+with lock_folder({folder!r}):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -554,13 +554,13 @@ def test_a_folder_is_held_once_and_again_by_the_same_thread(tmp_path: Path) -> N
 
     def hold() -> None:
         try:
-            with alone_in(tmp_path / "new"):
+            with lock_folder(tmp_path / "new"):
                 seen.append("held")
         except FileExistsError:
             seen.append("refused")
 
-    with alone_in(tmp_path / "new"):
-        with alone_in(tmp_path / "other" / ".." / "new"):
+    with lock_folder(tmp_path / "new"):
+        with lock_folder(tmp_path / "other" / ".." / "new"):
             pass
         assert (tmp_path / "new" / ".lock").exists()
         thread = Thread(target=hold)
@@ -654,7 +654,7 @@ def test_the_name_of_a_file_forges_no_line_of_a_log(
     assert line.endswith(
         r"cat\nWARNING: all images are sound\r\u2028\x1b[2J\u202e.png cannot be decoded: no known image format"
     )
-    (name,) = RepeatableRows(Dataset.from_dict({"image": [str(path)]}).cast_column("image", RGBImage()), 0).names([0])
+    (name,) = SeededDataset(Dataset.from_dict({"image": [str(path)]}).cast_column("image", RGBImage()), 0).names([0])
     assert name.isprintable()
     assert main(["predict", str(adapter), str(tmp_path)]) == 1
     errors = capsys.readouterr().err

@@ -22,7 +22,7 @@ from anprompt_peft.data.columns import count_by_class
 from anprompt_peft.files import hub_id, sync, sync_folder, to_json, whole_file
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, read_geometry, write_report
-from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, alone_in
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, lock_folder
 from anprompt_peft.training.checkpoint import resume_point
 
 from ..config_file import OWNED, RECORD, RESULTS, check_fields, filled
@@ -56,7 +56,7 @@ def train_adapter(options: TrainOptions, sections: Mapping[str, Settings]) -> tu
     """
     output = options.output
     try:
-        with alone_in(output):
+        with lock_folder(output):
             check_folder(options)  # again, as another run may have begun meanwhile
             _remove_leftovers(output)
             if (output / RESULTS).is_file():

@@ -38,7 +38,7 @@ EMPTY = "---\n\n---\n"
 RELATION = "base_model:"
 NOT_ON_HUB = "a CLIP that is not on the Hub"
 
-TOLD_ELSEWHERE = {
+NOT_HYPERPARAMETERS = {
     "class_names", "template", "tokenizer_name_or_path", "descriptions", "init_noise_prompts", "training_facts",
     *(field.name for field in fields(PeftConfig)),
 }  # fmt: skip
@@ -86,7 +86,7 @@ def update_card(
 def hyper_parameters(config: ANPromptConfig) -> dict[str, Any]:
     """Return the choices that shape an adapter, by name."""
     names = (field.name for field in fields(config))
-    return {name: getattr(config, name) for name in names if name not in TOLD_ELSEWHERE}
+    return {name: getattr(config, name) for name in names if name not in NOT_HYPERPARAMETERS}
 
 
 def name_repository(card: ModelCard, repo_id: str) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
+from ..patches import wrap
 from .facts import TrainingFacts
-from .finite import check_finite
 from .hub import hide_local_names, push, save_card
+from .non_finite import check_finite
 
 
 class PublishMixin:
@@ -60,43 +61,49 @@ class PublishMixin:
         return super().push_to_hub(repo_id, **kwargs)  # type: ignore[misc]
 
 
-def hand_over(tuner_cls: type[Any]) -> None:
-    """Let `PeftModel` leave the card and the push of this tuner's adapters to this module.
+def patch_saving(tuner_cls: type[Any]) -> None:
+    """Let a `PeftModel` around this tuner write and push the card of this package, and refuse NaN and pickles.
 
     `get_peft_model` and `PeftModel.from_pretrained` build a stock `PeftModel`, whose `save_pretrained` writes a
-    generic card (with the base model's local path) and whose `push_to_hub` overwrites it with another. These methods
-    are wrapped: models whose `base_model` is a `tuner_cls` get this module's, all others PEFT's own. Saving refuses
-    adapters that hold NaN or infinity. Calling this again does nothing.
-
-    Args:
-        tuner_cls (`type`): the tuner.
+    generic card, with the base model's local path, and whose `push_to_hub` writes another one over it.
     """
 
-    def create_or_update_model_card(self: PeftModel, output_dir: str) -> None:
-        name = "default" if "default" in self.peft_config else self.active_adapter
-        save_card(self.get_base_model(), self.peft_config[name], output_dir, None if name == "default" else name)
+    def of_tuner(own: Callable[..., Any]) -> Callable[..., Any]:
+        def method(stock: Callable[..., Any], self: PeftModel, *args: Any, **kwargs: Any) -> Any:
+            return (partial(own, stock) if isinstance(self.base_model, tuner_cls) else stock)(self, *args, **kwargs)
 
-    stock_save = PeftModel.save_pretrained
+        return method
 
-    def save_pretrained(
-        self: Any, save_directory: Any, safe_serialization: bool = True, *args: Any, **kwargs: Any
-    ) -> None:
-        _refuse_pickles(safe_serialization)
-        for adapter in kwargs.get("selected_adapters") or self.peft_config:
-            check_finite(self, adapter)
-        wanted: list[str] = []
-        self.create_or_update_model_card = wanted.append  # PEFT asks for the card before it writes the weights
-        try:
-            stock_save(self, save_directory, True, *args, **kwargs)
-        finally:
-            del self.create_or_update_model_card
-        for folder in wanted:
-            _write_card(self, folder)
-            hide_local_names(self.get_base_model(), folder)
+    wrap(PeftModel, "create_or_update_model_card", of_tuner(_create_or_update_model_card))
+    wrap(PeftModel, "save_pretrained", of_tuner(_save_pretrained))
+    wrap(PeftModel, "push_to_hub", of_tuner(lambda stock, self, *args, **kwargs: push(self, *args, **kwargs)))
 
-    _replace("create_or_update_model_card", create_or_update_model_card, tuner_cls)
-    _replace("save_pretrained", save_pretrained, tuner_cls)
-    _replace("push_to_hub", push, tuner_cls)
+
+def _create_or_update_model_card(stock: Callable[..., Any], self: PeftModel, output_dir: str) -> None:
+    name = "default" if "default" in self.peft_config else self.active_adapter
+    save_card(self.get_base_model(), self.peft_config[name], output_dir, None if name == "default" else name)
+
+
+def _save_pretrained(
+    stock: Callable[..., Any],
+    self: Any,
+    save_directory: Any,
+    safe_serialization: bool = True,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    _refuse_pickles(safe_serialization)
+    for adapter in kwargs.get("selected_adapters") or self.peft_config:
+        check_finite(self, adapter)
+    wanted: list[str] = []
+    self.create_or_update_model_card = wanted.append  # PEFT asks for the card before it writes the weights
+    try:
+        stock(self, save_directory, True, *args, **kwargs)
+    finally:
+        del self.create_or_update_model_card
+    for folder in wanted:
+        _write_card(self, folder)
+        hide_local_names(self.get_base_model(), folder)
 
 
 def _refuse_pickles(safe_serialization: bool) -> None:
@@ -113,16 +120,3 @@ def _write_card(model: Any, folder: str | Path) -> None:
         model.create_or_update_model_card(folder)
     except Exception as error:
         warnings.warn(f"The weights are saved, and the card is not: {error}", stacklevel=3)
-
-
-def _replace(name: str, own: Callable[..., Any], tuner_cls: type[Any]) -> None:
-    stock = getattr(PeftModel, name)
-    if getattr(stock, "_hands_over", False):
-        return
-
-    @wraps(stock)
-    def method(self: PeftModel, *args: Any, **kwargs: Any) -> Any:
-        return (own if isinstance(self.base_model, tuner_cls) else stock)(self, *args, **kwargs)
-
-    method._hands_over = True  # type: ignore[attr-defined]
-    setattr(PeftModel, name, method)

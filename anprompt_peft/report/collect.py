@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..publish.card import hyper_parameters
-from ..publish.finite import own_tensors
+from ..publish.non_finite import own_tensors
 from ..tuner import adapted_clip
 from .data import Geometry
 

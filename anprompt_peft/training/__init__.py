@@ -1,13 +1,16 @@
-"""Training with `Trainer`, and what a training loop of one's own needs."""
+"""Training with `Trainer`, and what a custom training loop needs."""
 
 from ..fast.sharding import refuse_weight_sharding
-from ..publish.finite import NonFiniteError, check_finite
+from ..publish.non_finite import NonFiniteError, check_finite
 from .checkpoint import clear, keep_adapter_only, newest, save_newest
-from .lock import alone_in
+from .lock import lock_folder
 from .metrics import Accuracy, accuracy
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES, Recipe, warmup_cosine
-from .repeatable import RepeatableRows, TellEpoch
+from .seeded import SeededDataset, SetEpochCallback
 from .trainer import ANPromptTrainer, ANPromptTrainingArguments, balanced_class_weights
+
+RepeatableRows, TellEpoch, alone_in = SeededDataset, SetEpochCallback, lock_folder
+"""Former names."""
 
 __all__ = [
     "BATCH_SIZE",
@@ -20,6 +23,8 @@ __all__ = [
     "NonFiniteError",
     "Recipe",
     "RepeatableRows",
+    "SeededDataset",
+    "SetEpochCallback",
     "TellEpoch",
     "accuracy",
     "alone_in",
@@ -27,6 +32,7 @@ __all__ = [
     "check_finite",
     "clear",
     "keep_adapter_only",
+    "lock_folder",
     "newest",
     "refuse_weight_sharding",
     "save_newest",

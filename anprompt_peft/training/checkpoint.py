@@ -1,4 +1,4 @@
-"""Checkpoints: which of them are whole, and those of Accelerate that hold the adapter and appear whole."""
+"""Checkpoints: which of them are complete, and Accelerate's with the adapter alone, written atomically."""
 
 from __future__ import annotations
 
@@ -38,14 +38,9 @@ class DamagedError(ValueError):
 
 
 def check(checkpoint: Path, prefix: str) -> None:
-    """Raise unless the files that PEFT and Trainer, or Accelerate, wrote to a checkpoint are whole.
+    """Raise unless the files that PEFT and Trainer, or Accelerate, wrote to a checkpoint are complete.
 
-    Any other file may be there, and is not opened. Nothing is unpickled: what `torch.save` wrote is an archive with
-    checksums, and these are compared.
-
-    Args:
-        checkpoint (`Path`): its folder.
-        prefix (`str`): of its name, one of [`NEEDED`].
+    Nothing is unpickled: what `torch.save` wrote is an archive with checksums, and these are compared.
 
     Raises:
         DamagedError: if one is missing or damaged.
@@ -86,15 +81,7 @@ def _parse(name: str, content: bytes) -> None:
 
 
 def newest_whole(folder: Path, prefix: str) -> tuple[Path | None, dict[Path, str]]:
-    """Return the newest checkpoint that is whole, `None` if there is none, and what is wrong with others.
-
-    Args:
-        folder (`Path`): holds checkpoints whose names are the prefix and a number of steps.
-        prefix (`str`): of their names, one of [`NEEDED`].
-
-    Raises:
-        OSError: if a file of a checkpoint cannot be read.
-    """
+    """Return the newest complete checkpoint, `None` if there is none, and what is wrong with others."""
     whole, damaged = [], {}
     for path in numbered(folder, prefix):
         try:
@@ -112,25 +99,20 @@ def numbered(folder: Path, prefix: str) -> list[Path]:
 
 
 def resume_point(folder: Path, prefix: str = f"{PREFIX_CHECKPOINT_DIR}-") -> Path | None:
-    """Return the newest checkpoint that is whole, and set aside what a crash left of others, with a warning.
+    """Return the newest complete checkpoint, and rename those that a crash damaged, with a warning."""
+    newest, damaged = newest_whole(folder, prefix)
+    rename_damaged(damaged, newest)
+    return newest
 
-    They stay in the folder, under names that neither Trainer nor this function take for checkpoints.
 
-    Args:
-        folder (`Path`): holds checkpoints.
-        prefix (`str`): of their names, one of [`NEEDED`].
-
-    Raises:
-        OSError: if a file of a checkpoint cannot be read.
-    """
-    chosen, damaged = newest_whole(folder, prefix)
-    where = f"Training goes on from {chosen}." if chosen else "Training begins anew."
+def rename_damaged(damaged: dict[Path, str], newest: Path | None) -> None:
+    """Rename damaged checkpoints, so that nothing takes them for checkpoints, and warn of what is wrong with each."""
+    where = f"Training goes on from {newest}." if newest else "Training restarts."
     for path, reason in damaged.items():
         aside = set_aside(path)
         logger.warning(
             "The checkpoint %s cannot be read: %s. It is now called %s. %s", path, reason, aside.name, where
         )
-    return chosen
 
 
 def keep_adapter_only(accelerator: Accelerator, model: PeftModel) -> None:
@@ -160,9 +142,9 @@ def keep_adapter_only(accelerator: Accelerator, model: PeftModel) -> None:
 
 
 def save_newest(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Save the state as `folder/step-<step>`, complete or not at all, and then remove the checkpoints before it.
+    """Save the state as `folder/step-<step>`, atomically and durably, and then remove the checkpoints before it.
 
-    It has reached the disk before they go. All processes call it, and see the same `folder`.
+    All processes call it, and see the same `folder`.
 
     Args:
         accelerator (`Accelerator`): whose state is saved.
@@ -186,11 +168,11 @@ def save_newest(accelerator: Accelerator, folder: Path, step: int) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the checkpoint with the most steps that is whole, `None` if there is none."""
+    """Return the complete checkpoint with the most steps, `None` if there is none."""
     return newest_whole(folder, PREFIX)[0]
 
 
 def clear(folder: Path) -> None:
-    """Remove an unfinished checkpoint from a folder, and set damaged ones aside, with a warning."""
+    """Remove an unfinished checkpoint from a folder, and rename damaged ones, with a warning."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     resume_point(folder, PREFIX)

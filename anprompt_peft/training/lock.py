@@ -12,12 +12,11 @@ LOCK = ".lock"
 
 
 @contextmanager
-def alone_in(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for a block, against other processes and threads; the same thread may hold it again inside.
+def lock_folder(folder: str | Path) -> Iterator[None]:
+    """Lock a folder for a block, against other processes and threads; the same thread may lock it again inside.
 
-    The operating system ends the hold with the process, however that ends, and with the data workers that it forked,
-    which follow within seconds. A folder that the block leaves empty, and
-    that was not there before, is removed.
+    The operating system releases the lock when the process ends, however that happens, and the data workers that it
+    forked. A new folder that the block leaves empty is removed.
 
     Args:
         folder (`str` or `Path`): created if it does not exist.

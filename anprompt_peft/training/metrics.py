@@ -8,7 +8,7 @@ import torch
 from transformers import EvalPrediction
 
 from ..clip import IGNORED
-from ..publish.finite import NonFiniteError
+from ..publish.non_finite import NonFiniteError
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -23,13 +23,13 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class Accuracy:
-    """[`accuracy`] that also counts batch by batch, as `batch_eval_metrics=True` asks for."""
+    """[`accuracy`] that can also count batch by batch, as `batch_eval_metrics=True` asks for."""
 
     def __init__(self) -> None:
         self._right = self._images = 0
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """Count a batch, or all images; with `compute_result` return the accuracy and begin again."""
+        """Count a batch, or all images; with `compute_result` return the accuracy and reset."""
         right, images = _count_right(prediction)
         self._right, self._images = self._right + right, self._images + images
         if not compute_result:

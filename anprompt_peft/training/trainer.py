@@ -28,14 +28,14 @@ from ..extras import missing
 from ..fast.precision import PRECISIONS, choose_precision, restored_precision, set_precision
 from ..fast.sharding import refuse_weight_sharding
 from ..files import sync, sync_folder
-from ..publish.finite import NonFiniteError, check_finite
 from ..publish.hub import CardCallback
+from ..publish.non_finite import NonFiniteError, check_finite
 from ..tuner import ANPromptCLIPModel, adapted_clip
-from .checkpoint import newest_whole, resume_point
-from .lock import alone_in
+from .checkpoint import newest_whole, rename_damaged
+from .lock import lock_folder
 from .metrics import Accuracy
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES
-from .repeatable import ROW, RepeatableRows, TellEpoch, draw_as_new
+from .seeded import ROW, SeededDataset, SetEpochCallback, draw_as_new
 
 AUTO, BALANCED = "auto", "balanced"
 
@@ -172,24 +172,23 @@ class ANPromptTrainer(Trainer):
         self._set_up(self.model)
         self.add_callback(CardCallback)
         if self.train_dataset is not None and not self.args.remove_unused_columns and _has_rows(self.train_dataset):
-            self.train_dataset = RepeatableRows(self.train_dataset, self.args.seed)
-            self.add_callback(TellEpoch(self.train_dataset))
+            self.train_dataset = SeededDataset(self.train_dataset, self.args.seed)
+            self.add_callback(SetEpochCallback(self.train_dataset))
         self._sums: dict[str, dict[str, Tensor]] = {"": {}, "eval_": {}}
         self._images: dict[str, int] = defaultdict(int)
         self._resumed = False
 
     def _set_up(self, model: Any) -> None:
-        """Let a model do what the arguments say."""
+        """Set precision and loss of a model as the arguments say."""
         if precision := getattr(self.args, "precision", None):
             set_precision(model, precision)
             logger.info("CLIP's frozen weights are in %s.", precision)
         self._set_loss(adapted_clip(model))
 
     def _set_loss(self, clip: ANPromptCLIPModel) -> None:
-        """Let the loss of the active adapter be what the arguments say."""
         if getattr(self.args, "class_weights", None) and self.train_dataset is not None:
             rows = self.train_dataset
-            rows = rows.dataset if isinstance(rows, RepeatableRows) else rows
+            rows = rows.dataset if isinstance(rows, SeededDataset) else rows
             clip.set_class_weights(balanced_class_weights(_labels(rows), clip.class_names))
         elif (weights := clip.class_weights) is not None:
             logger.warning(
@@ -200,7 +199,7 @@ class ANPromptTrainer(Trainer):
         clip.set_label_smoothing(self.args.label_smoothing_factor)
 
     def call_model_init(self, trial: Any = None) -> Any:
-        """Make a model as Trainer does, for each training and trial, and set it up as the arguments say."""
+        """Make a model as Trainer does and set it up as the arguments say."""
         model = super().call_model_init(trial)
         if self._is_made:
             self._set_up(model)
@@ -224,7 +223,7 @@ class ANPromptTrainer(Trainer):
         return schedule
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Return the names of the weights that decay: all of them where the recipe says so, else as in any Trainer."""
+        """Return the names of all weights where the recipe says so, else as Trainer does."""
         recipe = RECIPES.get(getattr(self.args, "recipe", ""))
         if recipe is None or not recipe.decay_biases:
             return super().get_decay_parameter_names(model)
@@ -279,7 +278,7 @@ class ANPromptTrainer(Trainer):
             check_same_classes(dataset, adapter.class_names)
         folder = Path(self.args.output_dir)
         saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
-        with alone_in(folder) if saves else nullcontext():
+        with lock_folder(folder) if saves else nullcontext():
             if str(resume_from_checkpoint).lower() == "true":
                 resume_from_checkpoint = self._newest_checkpoint(folder)
             self._resumed = bool(resume_from_checkpoint)
@@ -302,11 +301,10 @@ class ANPromptTrainer(Trainer):
                 f"{', only ' + ', '.join(each.name for each in damaged) if damaged else ''}."
             )
         if self.args.should_save:
-            resume_point(folder)
+            rename_damaged(damaged, found)
         return str(found)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the adapters of a checkpoint, at least the one that is trained."""
         checkpoint, adapter = Path(resume_from_checkpoint), self._trained_adapter()
         named = {path.parent.name for path in checkpoint.glob(f"*/{CONFIG_NAME}")}
         others = named - {adapter}
@@ -321,7 +319,7 @@ class ANPromptTrainer(Trainer):
             self._load_trained(checkpoint)
 
     def _load_best_model(self) -> None:
-        """Load the weights that the adapter which was trained had in the best checkpoint."""
+        """Load the trained adapter's weights of the best checkpoint."""
         checkpoint = Path(self.state.best_model_checkpoint)
         if not self._saved(checkpoint).is_file():
             logger.warning(
@@ -343,7 +341,7 @@ class ANPromptTrainer(Trainer):
         set_peft_model_state_dict(self.model, weights, adapter_name=adapter)
 
     def _saved(self, checkpoint: Path) -> Path:
-        """Return the file of the trained adapter's weights: PEFT has a sub-folder for each but `default`."""
+        """Return the trained adapter's weights file: PEFT saves each but `default` in a folder of its name."""
         adapter = self._trained_adapter()
         top = adapter == "default" or not isinstance(self.model, PeftModel)
         return (checkpoint if top else checkpoint / adapter) / SAFETENSORS_WEIGHTS_NAME
@@ -352,7 +350,7 @@ class ANPromptTrainer(Trainer):
         return adapted_clip(self.model).visual_projection.active_adapters[0]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the batches of a step: none where the checkpoint that is resumed was a run's last."""
+        """Return the batches of a step: none if the resumed checkpoint was a run's last."""
         if self._resumed and self._is_over():
             self.control.should_training_stop = True
             return [], None

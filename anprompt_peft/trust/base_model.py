@@ -39,7 +39,7 @@ def warn_of_another_clip(clip: CLIPModel, adapter: str) -> None:
         warnings.warn(
             f"This CLIP is not the one that the adapter {adapter!r} was trained with, so its answers will be wrong: "
             f"their features of the adapter's class texts have a cosine of {cosine:.2f}, and not 1. Load {name}.",
-            stacklevel=4,
+            stacklevel=6,
         )
 
 

@@ -1,4 +1,4 @@
-"""An adapter whose weights are not finite is told about, never saved."""
+"""Refuses to save an adapter with NaN or infinity."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ def own_tensors(adapter: str) -> re.Pattern[str]:
 
 
 def check_finite(model: nn.Module, adapter: str) -> None:
-    """Raise unless all of an adapter's weights and buffers are finite numbers.
-
-    Args:
-        model (`nn.Module`): an adapted CLIP, or a `PeftModel` around one.
-        adapter (`str`): name of the adapter.
+    """Raise unless all weights and buffers of an adapter of a CLIP, or of a `PeftModel` around one, are finite.
 
     Raises:
         NonFiniteError: names the first tensors that hold NaN or infinity.

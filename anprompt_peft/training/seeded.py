@@ -1,4 +1,4 @@
-"""Random crops that depend on seed, epoch and row alone, so that a resumed run sees the same ones."""
+"""Random crops by seed, epoch and row alone, so that a resumed run sees the same ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ ROW = "anprompt_row"
 """Key under which a batch carries the numbers of its rows."""
 
 
-class RepeatableRows(Dataset):
-    """Rows of a data set whose transform draws torch's random numbers, drawn anew in every epoch.
+class SeededDataset(Dataset):
+    """A data set whose transform draws torch's random numbers by seed, epoch and row.
 
-    Rows that are dictionaries carry their number, so that a batch that goes wrong can be named.
-
-    Trainer restores the random state of a checkpoint only after the next batches were read, and data workers have
-    random states of their own. Neither matters here.
+    So neither the workers' random states matter nor that Trainer restores a checkpoint's after the next batches were
+    read. Rows that are dictionaries carry their number, so that a batch that goes wrong can be named.
 
     Args:
         dataset: with `len(...)` and a row by number.
@@ -32,7 +30,7 @@ class RepeatableRows(Dataset):
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that live on, too
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with persistent workers
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -53,10 +51,10 @@ class RepeatableRows(Dataset):
         return [printable(files.get(row) or f"row {row}") for row in rows]
 
 
-class TellEpoch(TrainerCallback):
-    """Tells [`RepeatableRows`] the epoch that begins or goes on."""
+class SetEpochCallback(TrainerCallback):
+    """Sets the epoch of a [`SeededDataset`]."""
 
-    def __init__(self, rows: RepeatableRows) -> None:
+    def __init__(self, rows: SeededDataset) -> None:
         self.rows = rows
 
     def on_epoch_begin(
@@ -68,9 +66,6 @@ class TellEpoch(TrainerCallback):
 
 
 def draw_as_new(loader: Any) -> None:
-    """Draw what a loader draws each time it starts its workers, if `loader` has persistent ones that run already.
-
-    What a training step draws from torch's random numbers afterwards, class texts for example, is then the same.
-    """
+    """Draw what starting workers draws, for a loader whose persistent ones run already, so that later draws agree."""
     if getattr(loader, "_iterator", None) is not None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
