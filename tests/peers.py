@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -13,13 +12,13 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from torch import Tensor
-from transformers import CLIPProcessor
+from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.peers import Batch, Recipe
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
-from conftest import MakeClip
+from helpers import IMAGE_SIZE, make_clip, tiny_tokenizer
 
 BASE = ClassTexts(("cat", "dog", "small fish"))
 MIXED = ClassTexts(("red bird", "small fish", "cat", "drawing"))
@@ -30,20 +29,31 @@ ONE_STEP = Recipe(learning_rate=0.1, momentum=0, batch_size=None, schedule="cons
 """Plain gradient descent, one step on all shots: the parameters move by -0.1 times the gradient."""
 
 
-def make_backbone(make_clip: MakeClip, clip_folder: Path, dtype: torch.dtype = torch.float64) -> Backbone:
-    """A small random CLIP with its processor."""
-    return Backbone(make_clip(dtype=dtype), CLIPProcessor.from_pretrained(clip_folder))
+PROCESSOR = CLIPProcessor(
+    image_processor=CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    ),
+    tokenizer=tiny_tokenizer(),
+)
+BACKBONE = Backbone(make_clip(dtype=torch.float64), PROCESSOR)
+"""The tiny CLIP in float64, which methods leave as it is."""
+
+
+class Mirrored(ClipTransform):
+    """An augmentation that draws nothing."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"pixel_values": super().__call__(batch)["pixel_values"].flip(-1)}
 
 
 def image_set(
-    backbone: Backbone, labels: list[int], names: tuple[str, ...], seed: int = 0, augment: bool = False
+    labels: Sequence[int], names: Sequence[str] = BASE.names, seed: int = 0, augmentation: ClipTransform | None = None
 ) -> ImageSet:
     """Random images with labels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), SIZE, SIZE, 3), dtype=np.uint8)
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))})
-    dataset = Dataset.from_dict({"image": list(pixels), "label": labels}, features=features)
-    augmentation = ClipTransform(backbone.processor, augment=True) if augment else None
-    return ImageSet(dataset, ClipTransform(backbone.processor), augmentation)
+    dataset = Dataset.from_dict({"image": list(pixels), "label": list(labels)}, features=features)
+    return ImageSet(dataset, ClipTransform(PROCESSOR), augmentation)
 
 
 def unit(rows: Tensor) -> Tensor:
@@ -51,14 +61,14 @@ def unit(rows: Tensor) -> Tensor:
     return rows / rows.norm(dim=-1, keepdim=True)
 
 
-def images_of(clip: Any, images: ImageSet) -> Tensor:
+def images_of(images: ImageSet, clip: Any = BACKBONE.clip) -> Tensor:
     """Normalised image features by CLIP's own forward."""
     return unit(clip.get_image_features(images.pixels().to(clip.dtype)).pooler_output)
 
 
-def texts_of(clip: Any, backbone: Backbone, texts: list[str]) -> Tensor:
+def texts_of(texts: list[str], clip: Any = BACKBONE.clip) -> Tensor:
     """Normalised features of texts, each encoded by itself, without padding."""
-    tokenizer = backbone.processor.tokenizer
+    tokenizer = tiny_tokenizer()
     rows = [clip.get_text_features(**tokenizer(text, return_tensors="pt")).pooler_output for text in texts]
     return unit(torch.cat(rows))
 

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from anprompt_peft import evaluation
+from anprompt_peft.data import ClipTransform
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.benchmarks import catalog
 from anprompt_peft.evaluation.peers import METHODS, Batch, Recipe, make_method, seeded, train
 from anprompt_peft.evaluation.task import ImageSet
 from anprompt_peft.training.recipes import RECIPES
 from helpers import make_clip
-from peers import BASE, MIXED, NEW, ONE_STEP, image_set, make_backbone
+from peers import BASE, MIXED, NEW, ONE_STEP, PROCESSOR, image_set
 
 OWN = """
 from dataclasses import dataclass, field
@@ -43,18 +44,10 @@ class NoDataclass:
 """
 
 
+BACKBONE = Backbone(make_clip(), PROCESSOR)
+SHOTS = image_set([0, 1, 2, 2, 1, 0, 1], augmentation=ClipTransform(PROCESSOR, augment=True))
 TRAINED = {preset.method: name for name, preset in METHODS.items() if preset.settings.get("recipe")}
 """A preset of every class that is trained."""
-
-
-@pytest.fixture
-def backbone(clip_folder: Path) -> Backbone:
-    return make_backbone(make_clip, clip_folder, torch.float32)
-
-
-@pytest.fixture
-def shots(backbone: Backbone) -> ImageSet:
-    return image_set(backbone, [0, 1, 2, 2, 1, 0, 1], BASE.names, augment=True)
 
 
 def quick(name: str) -> Any:
@@ -67,19 +60,20 @@ def quick(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_keeps_to_the_protocol(name: str, backbone: Backbone, shots: ImageSet) -> None:
+def test_every_method_keeps_to_the_protocol(name: str) -> None:
     """The same seed gives the same logits bit for bit; backbone, shots and random numbers are left as they were."""
-    images = image_set(backbone, [0, 1, 2, 3], MIXED.names, seed=1)
-    before = {key: value.clone() for key, value in backbone.clip.state_dict().items()}
+    images = image_set([0, 1, 2, 3], MIXED.names, seed=1)
+    before = {key: value.clone() for key, value in BACKBONE.clip.state_dict().items()}
     drawn = torch.random.get_rng_state()
     method = quick(name)
-    fitted = method.fit(backbone, shots, BASE, 1)
+    fitted = method.fit(BACKBONE, SHOTS, BASE, 1)
     results = [fitted.logits(images, classes) for classes in (BASE, MIXED, NEW)]
     assert torch.equal(drawn, torch.random.get_rng_state())
-    for key, value in backbone.clip.state_dict().items():
+    for key, value in BACKBONE.clip.state_dict().items():
         assert torch.equal(value, before[key]), key
-    assert not any(each.requires_grad or each.grad is not None for each in backbone.clip.parameters())
-    again = method.fit(Backbone(backbone.copy(), backbone.processor), shots, BASE, 1)
+    assert not any(each.requires_grad or each.grad is not None for each in BACKBONE.clip.parameters())
+    assert not BACKBONE.clip.training
+    again = method.fit(Backbone(BACKBONE.copy(), BACKBONE.processor), SHOTS, BASE, 1)
     for logits, classes in zip(results, (BASE, MIXED, NEW), strict=True):
         assert (logits.dtype, logits.device.type, logits.requires_grad) == (torch.float32, "cpu", False)
         assert logits.shape == (4, len(classes.names))
@@ -88,8 +82,8 @@ def test_every_method_keeps_to_the_protocol(name: str, backbone: Backbone, shots
 
 
 @pytest.mark.parametrize("name", TRAINED.values())
-def test_what_is_trained_depends_on_the_seed(name: str, backbone: Backbone, shots: ImageSet) -> None:
-    one, other = (quick(name).fit(backbone, shots, BASE, seed).logits(shots, BASE) for seed in (1, 2))
+def test_what_is_trained_depends_on_the_seed(name: str) -> None:
+    one, other = (quick(name).fit(BACKBONE, SHOTS, BASE, seed).logits(SHOTS, BASE) for seed in (1, 2))
     assert not torch.equal(one, other)
 
 
@@ -214,30 +208,30 @@ def test_names_are_known_without_loading_the_methods(monkeypatch: pytest.MonkeyP
 # --- the loop
 
 
-def rows_of(recipe: Recipe, shots: ImageSet, seed: int = 0) -> list[list[int]]:
+def rows_of(recipe: Recipe, seed: int = 0) -> list[list[int]]:
     """The rows of every step."""
     weight = torch.zeros(1, requires_grad=True)
     seen: list[list[int]] = []
 
     def loss(batch: Batch) -> Tensor:
-        assert batch.labels.tolist() == [shots.labels[row] for row in batch.rows]
+        assert batch.labels.tolist() == [SHOTS.labels[row] for row in batch.rows]
         seen.append(batch.rows.tolist())
         return weight.sum()
 
-    train([weight], loss, shots, recipe, seed)
+    train([weight], loss, SHOTS, recipe, seed)
     return seen
 
 
-def test_every_epoch_is_shuffled_anew_and_leaves_no_shot_out(shots: ImageSet) -> None:
-    seen = rows_of(Recipe(0.1, epochs=3, batch_size=3), shots)
+def test_every_epoch_is_shuffled_anew_and_leaves_no_shot_out() -> None:
+    seen = rows_of(Recipe(0.1, epochs=3, batch_size=3))
     assert [len(rows) for rows in seen] == [3, 3, 1] * 3
     epochs = [[*seen[start], *seen[start + 1], *seen[start + 2]] for start in (0, 3, 6)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert seen == rows_of(Recipe(0.5, epochs=3, batch_size=3), shots)
-    assert seen != rows_of(Recipe(0.1, epochs=3, batch_size=3), shots, seed=1)
-    assert [len(rows) for rows in rows_of(Recipe(0.1, epochs=9, batch_size=3, steps=5), shots)] == [3, 3, 1, 3, 3]
-    assert [len(rows) for rows in rows_of(Recipe(0.1, epochs=2, batch_size=None), shots)] == [7, 7]
+    assert seen == rows_of(Recipe(0.5, epochs=3, batch_size=3))
+    assert seen != rows_of(Recipe(0.1, epochs=3, batch_size=3), seed=1)
+    assert [len(rows) for rows in rows_of(Recipe(0.1, epochs=9, batch_size=3, steps=5))] == [3, 3, 1, 3, 3]
+    assert [len(rows) for rows in rows_of(Recipe(0.1, epochs=2, batch_size=None))] == [7, 7]
 
 
 def test_rates_by_hand() -> None:
@@ -261,14 +255,14 @@ def test_rates_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
-def test_steps_are_those_of_torchs_optimizers(optimizer: Any, kind: str, shots: ImageSet) -> None:
+def test_steps_are_those_of_torchs_optimizers(optimizer: Any, kind: str) -> None:
     recipe = Recipe(
         0.1, epochs=3, batch_size=None, optimizer=optimizer, weight_decay=0.2, momentum=0.5, epsilon=0.01,
         clip_norm=0.3, schedule="cosine-per-epoch",
     )  # fmt: skip
     start = torch.tensor([1.0, -2.0])
     ours, theirs = start.clone().requires_grad_(), start.clone().requires_grad_()
-    losses = train([ours], lambda batch: ours.pow(2).sum(), shots, recipe, 0)
+    losses = train([ours], lambda batch: ours.pow(2).sum(), SHOTS, recipe, 0)
     extra = {"momentum": 0.5} if kind == "SGD" else {"eps": 0.01}
     reference = getattr(torch.optim, kind)([theirs], lr=0.1, weight_decay=0.2, **extra)
     expected = []
@@ -285,19 +279,19 @@ def test_steps_are_those_of_torchs_optimizers(optimizer: Any, kind: str, shots: 
     torch.testing.assert_close(ours, theirs)
 
 
-def test_one_step_of_gradient_descent(shots: ImageSet) -> None:
+def test_one_step_of_gradient_descent() -> None:
     weight = torch.tensor([3.0], requires_grad=True)
     after: list[float] = []
 
     def loss(batch: Batch) -> Tensor:
         return weight.pow(2).sum()
 
-    losses = train([weight], loss, shots, ONE_STEP, 0, lambda: after.append(weight.item()))
+    losses = train([weight], loss, SHOTS, ONE_STEP, 0, lambda: after.append(weight.item()))
     assert losses == [9.0]
     assert after == [weight.item()] == [pytest.approx(3 - 0.1 * 6)]
 
 
-def test_views_are_drawn_from_the_seed_where_there_are_any(backbone: Backbone, shots: ImageSet) -> None:
+def test_views_are_drawn_from_the_seed_where_there_are_any() -> None:
     def pixels(images: ImageSet, seed: int, augment: bool = True) -> Tensor:
         seen = []
         weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -310,13 +304,13 @@ def test_views_are_drawn_from_the_seed_where_there_are_any(backbone: Backbone, s
         train([weight], loss, images, Recipe(0.1, epochs=2, batch_size=3, augment=augment), seed)
         return torch.cat(seen)
 
-    plain = dataclasses.replace(shots, augmentation=None)
-    drawn = pixels(shots, 1)
+    plain = dataclasses.replace(SHOTS, augmentation=None)
+    drawn = pixels(SHOTS, 1)
     assert drawn.dtype == torch.float64
-    assert torch.equal(drawn, pixels(shots, 1))
-    assert not torch.equal(drawn, pixels(shots, 2))
+    assert torch.equal(drawn, pixels(SHOTS, 1))
+    assert not torch.equal(drawn, pixels(SHOTS, 2))
     assert not torch.equal(drawn[:7].sum(), drawn[7:].sum())
-    assert torch.equal(pixels(plain, 1), pixels(shots, 1, augment=False))
+    assert torch.equal(pixels(plain, 1), pixels(SHOTS, 1, augment=False))
 
 
 def test_random_numbers_go_on_after_a_seeded_block() -> None:
@@ -331,12 +325,12 @@ def test_random_numbers_go_on_after_a_seeded_block() -> None:
         assert torch.equal(torch.rand(1), inside)
 
 
-def test_what_cannot_be_trained(shots: ImageSet) -> None:
+def test_what_cannot_be_trained() -> None:
     weight = torch.zeros(1, requires_grad=True)
     with pytest.raises(ValueError, match="nothing to train: 0 parameters and 7 shots"):
-        train([], lambda batch: weight.sum(), shots, ONE_STEP, 0)
+        train([], lambda batch: weight.sum(), SHOTS, ONE_STEP, 0)
     with pytest.raises(FloatingPointError, match=r"the loss of epoch 1 is nan: lower learning_rate=0\.1"):
-        train([weight], lambda batch: weight.sum() * math.nan, shots, ONE_STEP, 0)
+        train([weight], lambda batch: weight.sum() * math.nan, SHOTS, ONE_STEP, 0)
     unusable: list[tuple[dict[str, Any], str]] = [
         ({"optimizer": "lion"}, r"optimizer='lion' must be one of \['sgd', 'adam', 'adamw'\]"),
         ({"schedule": "linear"}, r"schedule='linear' must be one of \['constant'"),
