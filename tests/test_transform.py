@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features
+from datasets import Dataset
 from peft import get_peft_model
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -24,7 +24,6 @@ from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import (
     ClipTransform,
     CorruptImageError,
-    RGBImage,
     check_images,
     class_names_of,
     few_shot,
@@ -37,10 +36,20 @@ from anprompt_peft.data.transform import random_box
 from base_to_new import TINY_CLIP
 from export_folder import export
 from handwriting import TEMPLATE
+from pictures import assert_refused, labelled
 
 PHOTO = Image.fromarray(load_sample_images().images[0])
-FEATURES = Features({"image": RGBImage(), "label": ClassLabel(names=["left", "right"])})
 SMALL = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+
+
+def processed(processor: Any, images: Any) -> torch.Tensor:
+    """What a processor makes of images."""
+    return processor(images=images, return_tensors="pt")["pixel_values"]
+
+
+def transformed(processor: Any, images: list[Image.Image], augment: bool = False) -> torch.Tensor:
+    """What the transform makes of them."""
+    return ClipTransform(processor, augment=augment)({"image": images})["pixel_values"]
 
 
 @pytest.mark.parametrize(
@@ -61,11 +70,10 @@ SMALL = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 1
 )
 def test_evaluation_equals_clips_processor_bit_for_bit(settings: dict[str, Any], size: tuple[int, int]) -> None:
     processor = CLIPImageProcessorPil(**settings)
-    image = PHOTO.resize(size)
-    pixels = ClipTransform(processor)({"image": [image, PHOTO], "label": [1, 0]})
-    expected = processor([image, PHOTO], return_tensors="pt")["pixel_values"]
+    images = [PHOTO.resize(size), PHOTO]
+    pixels = ClipTransform(processor)({"image": images, "label": [1, 0]})
     assert pixels["pixel_values"].dtype == torch.float32
-    assert torch.equal(pixels["pixel_values"], expected.float())
+    assert torch.equal(pixels["pixel_values"], processed(processor, images).float())
     assert pixels["labels"] == [1, 0]
 
 
@@ -85,44 +93,34 @@ def test_of_elongated_images_only_what_is_shown_is_resized(
 ) -> None:
     """The processor, which resizes the whole image, gives the same levels, up to rounding."""
     processor = CLIPImageProcessorPil(**settings, do_rescale=False, do_normalize=False)
-    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    image = Image.fromarray(noise)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     monkeypatch.setattr(transforms, "MAX_PIXELS", 0)
-    pixels = ClipTransform(processor)({"image": [image]})["pixel_values"]
-    expected = processor(image, return_tensors="pt")["pixel_values"].float()
-    torch.testing.assert_close(pixels, expected, rtol=0, atol=1)
+    torch.testing.assert_close(transformed(processor, [image]), processed(processor, image).float(), rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 1_000_000), (30, 1_000_000)])
 def test_thin_images_take_little_memory(size: tuple[int, int], augment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest, resize = 0, Image.Image.resize
+    areas, resize = [], Image.Image.resize
 
     def spy(image: Image.Image, size: tuple[int, int], *args: Any, **options: Any) -> Image.Image:
-        nonlocal largest
-        largest = max(largest, size[0] * size[1])
+        areas.append(size[0] * size[1])
         return resize(image, size, *args, **options)
 
-    monkeypatch.setattr(Image.Image, "resize", spy)
-    image = Image.new("RGB", size, (200, 30, 90))
-    pixels = ClipTransform(CLIPImageProcessorPil(), augment=augment)({"image": [image]})["pixel_values"]
-    monkeypatch.undo()
-    assert 0 < largest <= 224 * 224
-    plain = CLIPImageProcessorPil()(Image.new("RGB", (9, 9), (200, 30, 90)), return_tensors="pt")["pixel_values"]
-    assert torch.equal(pixels, plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "resize", spy)
+        pixels = transformed(CLIPImageProcessorPil(), [Image.new("RGB", size, (200, 30, 90))], augment)
+    assert 0 < max(areas) <= 224 * 224
+    assert torch.equal(pixels, processed(CLIPImageProcessorPil(), Image.new("RGB", (9, 9), (200, 30, 90))))
 
 
-def test_other_modes_equal_the_processor_too() -> None:
+def test_other_modes_and_a_saved_processor_are_taken_as_they_are(clip_folder: Path) -> None:
     images = [PHOTO.convert(mode) for mode in ("L", "P", "LA", "RGBA", "CMYK", "1")]
-    expected = CLIPImageProcessorPil()(images, return_tensors="pt")["pixel_values"]
-    assert torch.equal(ClipTransform(CLIPImageProcessorPil())({"image": images})["pixel_values"], expected)
-
-
-def test_the_processor_of_a_saved_clip_is_taken_as_it_is(clip_folder: Path) -> None:
-    processor = CLIPProcessor.from_pretrained(clip_folder)
-    pixels = ClipTransform(processor)({"image": [PHOTO]})
+    assert torch.equal(transformed(CLIPImageProcessorPil(), images), processed(CLIPImageProcessorPil(), images))
+    saved = CLIPProcessor.from_pretrained(clip_folder)
+    pixels = ClipTransform(saved)({"image": [PHOTO]})
     assert set(pixels) == {"pixel_values"}
-    assert torch.equal(pixels["pixel_values"], processor(images=PHOTO, return_tensors="pt")["pixel_values"])
+    assert torch.equal(pixels["pixel_values"], processed(saved, PHOTO))
 
 
 @pytest.mark.parametrize(
@@ -130,8 +128,7 @@ def test_the_processor_of_a_saved_clip_is_taken_as_it_is(clip_folder: Path) -> N
     [{"do_resize": False}, {"do_center_crop": False}, {"size": {"shortest_edge": 20, "longest_edge": 30}}],
 )
 def test_processors_that_do_something_else_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="needed are both steps"):
-        ClipTransform(CLIPImageProcessorPil(**settings))
+    assert_refused("needed are both steps", ClipTransform, CLIPImageProcessorPil(**settings))
 
 
 BAD_VALUES: list[tuple[dict[str, Any], str]] = [
@@ -158,13 +155,7 @@ def test_values_that_cannot_be_computed_with_are_refused(settings: dict[str, Any
     processor = CLIPImageProcessorPil()
     for name, value in settings.items():
         setattr(processor, name, value)
-    with pytest.raises(ValueError, match=wanted):
-        ClipTransform(processor)
-
-
-def write_settings(folder: Path, file: str, change: dict[str, Any]) -> None:
-    settings = {**CLIPImageProcessorPil().to_dict(), **change}
-    (folder / file).write_text(json.dumps({"image_processor": settings} if file == PROCESSOR_NAME else settings))
+    assert_refused(wanted, ClipTransform, processor)
 
 
 BAD_FILES: list[tuple[dict[str, Any], str]] = [
@@ -185,10 +176,7 @@ BAD_FILES: list[tuple[dict[str, Any], str]] = [
     ({"device": "meta"}, "device='meta'"),
     ({"resample": "bicubic"}, "resample='bicubic' must be of type int"),
     ({"resize": "mine"}, "'resize' is not a setting of an image processor"),
-    (
-        {"image_processor_type": "ViTImageProcessor"},
-        "image_processor_type='ViTImageProcessor' must be CLIPImageProces",
-    ),
+    ({"image_processor_type": "ViTImageProcessor"}, "type='ViTImageProcessor' must be CLIPImageProces"),
     ({"rescale_factor": True}, "rescale_factor=True"),
     ({"note": json.loads("[" * 20 + "]" * 20)}, "nested more than 16 levels deep"),
 ]
@@ -199,19 +187,18 @@ BAD_FILES: list[tuple[dict[str, Any], str]] = [
 def test_a_file_that_is_not_of_this_clip_is_refused_by_name(
     change: dict[str, Any], wanted: str, file: str, tmp_path: Path
 ) -> None:
-    write_settings(tmp_path, file, change)
-    with pytest.raises(ValueError, match=rf"{tmp_path}/{file}.*{wanted}"):
-        load_image_processor(tmp_path, 224)
+    record = {**CLIPImageProcessorPil().to_dict(), **change}
+    (tmp_path / file).write_text(json.dumps({"image_processor": record} if file == PROCESSOR_NAME else record))
+    assert_refused(rf"{tmp_path}/{file}.*{wanted}", load_image_processor, tmp_path, 224)
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{", "[" * 100_000, '{"size": 224, "size": 225}', "\0", '"x"'])
 def test_a_file_that_is_no_object_is_refused_by_name(text: str, tmp_path: Path) -> None:
     (tmp_path / IMAGE_PROCESSOR_NAME).write_text(text)
-    with pytest.raises(ValueError, match=rf"{tmp_path}/{IMAGE_PROCESSOR_NAME}"):
-        load_image_processor(tmp_path, 224)
+    assert_refused(rf"{tmp_path}/{IMAGE_PROCESSOR_NAME}", load_image_processor, tmp_path, 224)
     (tmp_path / PROCESSOR_NAME).write_text(json.dumps({"image_processor": text}))
-    with pytest.raises(ValueError, match=rf"{tmp_path}/{PROCESSOR_NAME}: image_processor: it must be an object"):
-        load_image_processor(tmp_path, 224)
+    message = rf"{tmp_path}/{PROCESSOR_NAME}: image_processor: it must be an object"
+    assert_refused(message, load_image_processor, tmp_path, 224)
 
 
 OLD = {
@@ -228,7 +215,7 @@ UNUSED = {
 def test_files_of_earlier_releases_are_read_as_transformers_does(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / IMAGE_PROCESSOR_NAME).write_text(json.dumps(settings))
     ours, theirs = load_image_processor(tmp_path, 224), CLIPImageProcessorPil.from_pretrained(tmp_path)
-    assert torch.equal(*(processor(PHOTO, return_tensors="pt")["pixel_values"] for processor in (ours, theirs)))
+    assert torch.equal(processed(ours, PHOTO), processed(theirs, PHOTO))
     (tmp_path / PROCESSOR_NAME).write_text(json.dumps({"processor_class": "CLIPProcessor"}))
     assert load_image_processor(tmp_path, 224).to_dict() == ours.to_dict()
 
@@ -236,20 +223,13 @@ def test_files_of_earlier_releases_are_read_as_transformers_does(settings: dict[
 def test_boxes_keep_area_ratio_and_reach_every_edge() -> None:
     boxes = np.array([random_box(400, 300) for _ in range(3000)])
     left, top, right, bottom = boxes.T
+    assert (left.min(), top.min(), right.max(), bottom.max()) == (0, 0, 400, 300)
     width, height = right - left, bottom - top
-    assert (left >= 0).all()
-    assert (top >= 0).all()
-    assert (right <= 400).all()
-    assert (bottom <= 300).all()
     area, ratio = width * height / 120_000, width / height
     assert 0.495 < area.min() < 0.51
     assert 0.97 < area.max() <= 1.0
     assert 0.74 < ratio.min() < 0.8
     assert 1.3 < ratio.max() < 1.35
-    assert left.min() == 0
-    assert top.min() == 0
-    assert right.max() == 400
-    assert bottom.max() == 300
     assert abs((left + right).mean() / 2 - 200) < 4
     assert abs((top + bottom).mean() / 2 - 150) < 3
 
@@ -265,7 +245,7 @@ def test_augmented_pixels_are_a_crop_resized_and_normalised() -> None:
     """The same random numbers, by hand and through the processor, give the same pixels; half are mirrored."""
     processor = CLIPImageProcessorPil()
     torch.manual_seed(7)
-    pixels = ClipTransform(processor, augment=True)({"image": [PHOTO] * 12})["pixel_values"]
+    pixels = transformed(processor, [PHOTO] * 12, augment=True)
     torch.manual_seed(7)
     mirrored = 0
     for ours in pixels:
@@ -281,14 +261,13 @@ def test_augmented_pixels_are_a_crop_resized_and_normalised() -> None:
 @pytest.fixture
 def same_photo() -> Dataset:
     """Sixteen times the same photo, so that only the transform can make a difference."""
-    photos = [PHOTO.resize((80, 60))] * 16
-    data = Dataset.from_dict({"image": photos, "label": [0, 1] * 8}, features=FEATURES)
+    data = labelled([0, 1] * 8, images=[PHOTO.resize((80, 60))] * 16)
     return data.with_transform(ClipTransform(SMALL, augment=True))
 
 
-def epochs(data: Dataset, seed: int, workers: int, count: int = 2) -> list[torch.Tensor]:
+def epochs(data: Dataset, seed: int, workers: int, count: int = 2, **options: Any) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    loader: Any = DataLoader(data, batch_size=4, num_workers=workers, generator=generator)
+    loader: Any = DataLoader(data, batch_size=4, num_workers=workers, generator=generator, **options)
     torch.manual_seed(seed)
     return [torch.cat([batch["pixel_values"] for batch in loader]) for _ in range(count)]
 
@@ -307,22 +286,13 @@ def test_augmentation_is_repeatable_and_never_repeats(same_photo: Dataset, worke
 @pytest.mark.slow
 def test_spawned_workers(same_photo: Dataset) -> None:
     """Workers that start from nothing get the transform by pickling, and the same random numbers."""
-    loader: Any = DataLoader(
-        same_photo,
-        batch_size=8,
-        num_workers=1,
-        generator=torch.Generator().manual_seed(3),
-        multiprocessing_context=multiprocessing.get_context("spawn"),
-    )
-    spawned = torch.cat([batch["pixel_values"] for batch in loader])
+    (spawned,) = epochs(same_photo, 3, 1, count=1, multiprocessing_context=multiprocessing.get_context("spawn"))
     assert torch.equal(spawned, epochs(same_photo, 3, 1, count=1)[0])
 
 
 def test_transform_survives_pickling() -> None:
     transform = pickle.loads(pickle.dumps(ClipTransform(SMALL)))
-    assert torch.equal(
-        transform({"image": [PHOTO]})["pixel_values"], SMALL(PHOTO, return_tensors="pt")["pixel_values"]
-    )
+    assert torch.equal(transform({"image": [PHOTO]})["pixel_values"], processed(SMALL, PHOTO))
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +374,7 @@ def test_a_broken_image_met_in_training_is_named(
     broken = folder / "train" / "seven" / "001.png"
     broken.write_bytes(broken.read_bytes()[:-40])
     data = load_image_data(folder, "train", streaming=streaming)
-    transformed = ClipTransform(processor, augment=True).apply(data)
-    trainer = make_trainer(tmp_path, transformed, class_names_of(data), max_steps=8, dataloader_num_workers=workers)
+    augmented = ClipTransform(processor, augment=True).apply(data)
+    trainer = make_trainer(tmp_path, augmented, class_names_of(data), max_steps=8, dataloader_num_workers=workers)
     with pytest.raises(CorruptImageError, match=str(broken)):
         trainer.train()
