@@ -267,30 +267,6 @@ def test_anprompt_learns_what_its_trainer_learns(tokenizer: CLIPTokenizer, tmp_p
         assert_exact(fitted.logits(SHOTS, BASE), expected)
 
 
-def test_anprompt_chooses_logits_by_names_and_reads_what_is_written() -> None:
-    sizes: dict[str, Any] = {"text_layers": 2, "vision_layers": 2, "alpha": 0.6}
-    fitted: Any = make_method("anprompt", recipe={"epochs": 1, "augment": False}, config=sizes).fit(
-        BACKBONE, SHOTS, BASE, 0
-    )
-    scatter(fitted.model)
-    pixels = IMAGES.pixels().double()
-    subset = ClassTexts(("small fish", "cat"), written=("smal fish", "bird"))
-    for classes, choice in ((BASE, "fused"), (subset, "fused"), (MIXED, "ensemble"), (NEW, "ensemble")):
-        fitted.model.set_classes(list(classes.written))
-        with torch.no_grad():
-            output = fitted.model(pixel_values=pixels)
-        assert_exact(fitted.logits(IMAGES, classes), output[f"logits_{choice}"])
-        assert (output.logits_fused - output.logits_class).abs().max() > 1e-3
-    alike = fitted.logits(IMAGES, ClassTexts(("cat", "dog"), written=("cat", "cat")))
-    assert torch.equal(alike[:, 0], alike[:, 1])
-    for choice in ("prototype", "fused", "class", "ensemble"):
-        forced = fit("anprompt", recipe={"epochs": 1, "augment": False}, config={**sizes, "inference_logits": choice})
-        for classes in (BASE, NEW):
-            forced.model.set_classes(list(classes.names))
-            with torch.no_grad():
-                assert_exact(forced.logits(IMAGES, classes), forced.model(pixel_values=pixels).logits)
-
-
 @pytest.mark.parametrize("name", ["mmrl", "mmrl-cross-data", "anprompt-paper"])
 def test_mmrl_scores_other_data_with_class_logits(name: str) -> None:
     """ImageNet's variants have the names of its classes, and still only ImageNet's own images get fused logits."""
