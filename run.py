@@ -1,6 +1,6 @@
 """Sets up the environment and runs the project's commands; needs nothing but Python.
 
-    python3 run.py compare          compare ANPrompt with its peers on digits and icons: where it wins, and where not
+    python3 run.py compare          compare ANPrompt with baselines on digits and icons: where it wins, and where not
     python3 run.py digits           adapt a tiny CLIP to handwritten digits and report what it gained
     python3 run.py classify IMAGE   classify an image file with the adapter that `digits` saved
     python3 run.py test             lint, type check and test

@@ -16,6 +16,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from datasets import load_dataset
 from peft import AutoPeftModel, PeftModel, get_peft_model
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import (
     BitsAndBytesConfig,
     CLIPModel,
@@ -133,24 +134,18 @@ def test_the_script_of_a_tutorial(digits: Path, tmp_path: Path) -> None:
     model.set_adapter("second")
     assert torch.equal(model(**batch).logits, predicted)
 
-    averages = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
     for _ in range(3):
         model.train()(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        for name, weight in model.named_parameters():
-            if name in averages:
-                averages[name].lerp_(weight.detach(), 0.1)
-    raw = model.eval()(**batch).logits.detach()
-    for name, weight in model.named_parameters():
-        if name in averages:
-            weight.data.copy_(averages[name])
-    averaged = model(**batch).logits.detach()
-    model.save_pretrained(tmp_path / "averaged", selected_adapters=["second"])
+        averaged.update_parameters(model)
+    ema: Any = averaged.module.eval()
+    ema.save_pretrained(tmp_path / "averaged", selected_adapters=["second"])
     again = PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), tmp_path / "averaged" / "second")
-    torch.testing.assert_close(again(**batch).logits, averaged)
-    assert not torch.equal(raw, averaged)
+    torch.testing.assert_close(again(**batch).logits, ema(**batch).logits)
+    assert not torch.equal(model.eval()(**batch).logits, ema(**batch).logits)
     model.set_adapter("default")
     assert torch.equal(model(**batch).logits, predicted)
 

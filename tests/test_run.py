@@ -52,20 +52,37 @@ def test_images_are_classified_from_any_folder_and_nothing_else_is_printed(
     assert "Loading weights" not in err
 
 
-def test_the_digits_are_written_to_the_checkout_unless_the_reader_says_otherwise(
-    run: ModuleType, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[list[str]] = []
+class Started(list[list[str]]):
+    """The arguments of all processes that would have been started; those of `broken` fail."""
 
-    def record(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        calls.append(command)
-        return subprocess.CompletedProcess(command, 0)
+    broken: list[str] | None = None
 
-    monkeypatch.setattr(run.subprocess, "run", record)
+    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        self.append(command[1:])
+        return subprocess.CompletedProcess(command, 3 if command[1:] == self.broken else 0)
+
+
+@pytest.fixture
+def started(run: ModuleType, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> Started:
+    started = Started()
+    monkeypatch.setattr(run.subprocess, "run", started)
+    return started
+
+
+def test_the_digits_go_to_the_checkout_unless_the_reader_says_otherwise(run: ModuleType, started: Started) -> None:
     for further in ([], ["--output", "mine"]):
         assert run.main(["digits", *further]) == 0
-    assert calls[0][-1] == f"--output={ROOT}/outputs/digits"
-    assert calls[1] == [*calls[0], "--output", "mine"], "the last one counts"
+    assert started[0][-1] == f"--output={ROOT}/outputs/digits"
+    assert started[1] == [*started[0], "--output", "mine"], "the last one counts"
+
+
+def test_checks_stop_at_the_first_failure_and_take_paths_from_any_folder(run: ModuleType, started: Started) -> None:
+    started.broken = ["-m", "mypy"]
+    assert run.main(["test"]) == 3
+    assert started == [["-m", "ruff", "check"], ["-m", "ruff", "format", "--check"], ["-m", "mypy"]]
+    started.broken = None
+    assert run.main(["test", "six.png", "-x"]) == 0
+    assert started[-1] == ["-m", "pytest", *run.IN_PROCESSES, str(Path("six.png").resolve()), "-x"]
 
 
 def test_the_comparison_says_what_is_wrong_with_seeds(
@@ -74,25 +91,6 @@ def test_the_comparison_says_what_is_wrong_with_seeds(
     assert run.main(["compare", "--output", "grid", "--seeds", "one"]) == 2
     assert "--seeds one must be a number, or a range such as 1-3." in capfd.readouterr().err
     assert not Path("grid").exists()
-
-
-def test_checks_stop_at_the_first_failure_and_take_paths_from_any_folder(
-    run: ModuleType, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[list[str]] = []
-
-    def record(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        calls.append(command[2:])
-        return subprocess.CompletedProcess(command, 3 if command[2:] == broken else 0)
-
-    monkeypatch.setattr(run.subprocess, "run", record)
-    broken: list[str] = ["mypy"]
-    assert run.main(["test"]) == 3
-    assert calls == [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]]
-    calls.clear()
-    broken = []
-    assert run.main(["test", "six.png", "-x"]) == 0
-    assert calls[-1] == ["pytest", *run.IN_PROCESSES, str(elsewhere / "six.png"), "-x"]
 
 
 def test_unknown_commands_are_named(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

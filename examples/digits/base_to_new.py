@@ -26,7 +26,7 @@ from transformers import CLIPModel, CLIPProcessor
 from anprompt_peft.evaluation import BaseToNew, Estimate, base_to_new, gain
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.benchmarks import load_benchmark_data
-from anprompt_peft.evaluation.grid import Cell, Place, Setup, make_cells, read_predictions, run_grid
+from anprompt_peft.evaluation.grid import Cell, Place, Setup, Table, make_cells, read_predictions, run_grid
 from anprompt_peft.evaluation.peers import Method, make_method
 from anprompt_peft.evaluation.protocols import make_task
 from anprompt_peft.files import to_json, whole_folder
@@ -136,15 +136,16 @@ def to_record(results: dict[str, BaseToNew], hits: Sequence[np.ndarray]) -> dict
 
 
 def table(results: Results) -> str:
-    """The results as text: accuracies in per cent and differences in percentage points, with 95 % intervals."""
-    lines = [f"{'accuracy in %, 95 % interval':<30}{'base':>22}{'new':>22}{'harmonic mean':>22}"]
-    for split, methods in results.items():
-        lines.append(split)
-        for method, result in methods.items():
-            shown = signed if method == GAIN else str
-            figures = (shown(figure) for figure in (result.base, result.new, result.harmonic_mean))
-            lines.append(f"  {method:<28}" + "".join(f"{figure:>22}" for figure in figures))
-    return "\n".join(lines)
+    """The results as Markdown, with a row for each split and method."""
+    rows = [
+        (split, method, *(signed(each) if method == GAIN else str(each) for each in vars(figures).values()))
+        for split, methods in results.items()
+        for method, figures in methods.items()
+    ]
+    head = ("split", "method", "base", "new", "harmonic mean")
+    return Table(
+        "Accuracy in %, and differences in points, with 95 % intervals", head, tuple(rows), words=2
+    ).markdown()
 
 
 def signed(difference: Estimate) -> str:

@@ -1,4 +1,4 @@
-"""Compare ANPrompt with its peers on digits and icons: a small part of the embedded suite, and a page of the result.
+"""Compare ANPrompt with baselines on digits and icons: a small part of the embedded suite, and a page of the result.
 
     python examples/embedded/compare.py [--output outputs/compare] [--seeds 1-3] [--jobs 2]
 
@@ -21,7 +21,7 @@ GRID = FOLDER / "compare.yaml"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the grid and report it; return the exit code."""
-    parser = argparse.ArgumentParser(description="Compare ANPrompt with its peers on digits and icons.")
+    parser = argparse.ArgumentParser(description="Compare ANPrompt with baselines on digits and icons.")
     parser.add_argument("--output", type=Path, default=Path("outputs/compare"), help="folder of the cells")
     parser.add_argument("--seeds", default="1-3", help="a range, of halves, shots and training")
     parser.add_argument("--jobs", default="2", help="processes")

@@ -126,7 +126,7 @@ def draw_character_pool(recipe: Recipe, rng: np.random.Generator) -> tuple[Image
 
 
 def tokenizer_of(recipe: Recipe, texts: list[Texts]) -> CLIPTokenizer:
-    """The shipped tokenizer for the default number of merges and context, else one learnt from the captions.
+    """The shipped tokenizer for the default number of merges and context, else one trained on the captions.
 
     Learning breaks ties between equally frequent merges differently in every process: weights would not repeat.
     """

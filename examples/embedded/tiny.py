@@ -24,7 +24,7 @@ class Recipe:
     letters: int = 16
     icon_pool: int = 80_000  # images drawn beforehand, which the batches are taken from
     character_pool: int = 24_000
-    noise: float = 0.03  # largest standard deviation, drawn anew in every batch
+    noise: float = 0.03  # largest standard deviation, drawn for every batch
     typos: float = 0.25  # share of the captions whose name has one typing error
     own_name: float = 0.5  # share of the captions that take the concept's own name in any case
     learning_rate: float = 1.5e-3

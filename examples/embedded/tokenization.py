@@ -17,7 +17,7 @@ WORD_END = "</w>"
 def train_tokenizer(captions: Iterable[str], merges: int, context: int) -> CLIPTokenizer:
     """Lower-casing byte-level BPE with CLIP's conventions, complete over bytes so that any text can be tokenised.
 
-    Ids run: 256 bytes inside a word, 256 bytes at a word's end, learnt pieces, bos, eos (also unk and pad).
+    Ids run: 256 bytes inside a word, 256 bytes at a word's end, learned pieces, bos, eos (also unk and pad).
 
     Args:
         captions: training text.
@@ -36,13 +36,13 @@ def train_tokenizer(captions: Iterable[str], merges: int, context: int) -> CLIPT
         show_progress=False,
     )
     trained.train_from_iterator(captions, trainer)
-    learnt = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]][:merges]
-    pieces = [left + right for left, right in learnt]
+    learned = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]][:merges]
+    pieces = [left + right for left, right in learned]
     entries = [*alphabet, *(letter + WORD_END for letter in alphabet), *pieces, BOS, EOS]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(entries))}
     return CLIPTokenizer(
         vocab=vocab,
-        merges=learnt,
+        merges=learned,
         bos_token=BOS,
         eos_token=EOS,
         unk_token=EOS,

@@ -174,17 +174,17 @@ def make_files(folder: Path, count: int) -> list[str]:
 
 
 class Clock(TrainerCallback):
-    """Notes when training begins and when each epoch ends."""
+    """Records when training begins and when each epoch ends."""
 
     def __init__(self, device: str) -> None:
         self.device, self.times = device, list[float]()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         self.times.append(time.perf_counter())
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Note the time when the device has done what was asked of it."""
+        """Record the time when the device has done what was asked of it."""
         synchronize(self.device)
         self.times.append(time.perf_counter())
 

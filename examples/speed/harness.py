@@ -1,4 +1,4 @@
-"""How everything about speed is measured and told: options, turns, operations, memory, tables."""
+"""How everything about speed is measured and reported: options, turns, operations, memory, tables."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def peak_memory_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-# --- telling
+# --- reporting
 
 
 def run(
