@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anprompt_peft.data import ClassHalves, class_names_of, few_shot, halves, select_classes, split_data
-from anprompt_peft.data.columns import count_by_class
 from anprompt_peft.data.folders import some
-from anprompt_peft.data.inspect import digests, without_images
+from anprompt_peft.data.inspect import count_by_class, digests, without_images
 
 from ..errors import Failure
 from ..train import TrainOptions

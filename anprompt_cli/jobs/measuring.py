@@ -14,8 +14,8 @@ from tqdm import tqdm
 from transformers import default_data_collator
 
 from anprompt_peft.data import ClipTransform, class_names_of
-from anprompt_peft.data.columns import image_names
 from anprompt_peft.data.images import IMAGE
+from anprompt_peft.data.inspect import image_names
 from anprompt_peft.evaluation import Estimate, Predictions, class_sizes, is_imbalanced
 from anprompt_peft.evaluation.adapter import FittedAdapter
 from anprompt_peft.evaluation.backbone import CLIPFeatures

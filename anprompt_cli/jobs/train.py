@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 
 from anprompt_peft import ANPromptConfig, Metric, TrainingFacts
 from anprompt_peft.data import ClipTransform
-from anprompt_peft.data.columns import count_by_class
+from anprompt_peft.data.inspect import count_by_class
 from anprompt_peft.files import hub_id, sync, sync_folder, to_json, whole_file
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, read_geometry, write_report

@@ -1,7 +1,8 @@
 """Labelled images: loading, few-shot draws, splits, class names, checks and CLIP's preprocessing."""
 
+from .checks import check_images
 from .columns import class_names_of
-from .images import CorruptImageError, RGBImage, check_images, open_image
+from .images import CorruptImageError, RGBImage, open_image
 from .loading import load_image_data
 from .names import ClassHalves, halves, readable, readable_names
 from .splits import ShotsError, few_shot, sample_shots, select_classes, split_data

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,16 +46,9 @@ def label_column(dataset: Dataset, column: str = LABEL) -> list[Any]:
     return dataset.with_format(None).select_columns(column)[:][column]
 
 
-def image_names(dataset: Dataset) -> list[str]:
-    """Return the file of every image with the folder that it is in, empty where it has none; none is opened."""
-    raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
-    return ["/".join(Path(example[IMAGE]["path"] or "").parts[-2:]) for example in raw]
-
-
-def count_by_class(dataset: Dataset) -> dict[str, int]:
-    """Return the number of images of each class; those without a label do not count."""
-    names, labels = class_names_of(dataset), np.array(label_column(dataset), dtype=np.int64)
-    return dict(zip(names, np.bincount(labels[labels >= 0], minlength=len(names)).tolist(), strict=True))
+def encoded_images(dataset: Dataset) -> Dataset:
+    """Return the images alone, as they are stored: path and bytes, not decoded."""
+    return dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
 
 
 def from_files(rows: Sequence[tuple[str, int]], names: Sequence[str], split: Any = None) -> Dataset:

@@ -1,24 +1,20 @@
-"""Images of a data set: decoding, which names the file that it failed on, and a check of all of them."""
+"""Images of a data set, decoded alike everywhere; errors name the file."""
 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
-from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TILELENGTH, TILEWIDTH
-from tqdm import tqdm
 
 from ..text import printable
 from .jpeg import check_jpeg
@@ -42,8 +38,6 @@ MAX_PIXELS = 40 * 10**6
 MAX_SIDE = 10**6
 """Longest side of an image to decode; Pillow takes memory for every row, however short."""
 
-logger = logging.getLogger(__name__)
-
 
 class CorruptImageError(ValueError):
     """An image cannot be decoded; the message names its file."""
@@ -66,13 +60,20 @@ class RGBImage(ImageFeature):
         """
         if not isinstance(value, dict):
             return value
-        if value["bytes"] is None and "://" in (value["path"] or ""):
-            storage = self.embed_storage(pa.array([value], self.pa_type), token_per_repo_id)
-            value = {"path": value["path"], "bytes": storage[0]["bytes"].as_py()}
+        value = with_bytes(value, token_per_repo_id)
         with naming(value["path"]):
             if value["bytes"] is None and value["path"] is None:
                 raise ValueError("it has neither bytes nor a path")
             return open_image(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
+
+
+def with_bytes(value: Mapping[str, Any], token_per_repo_id: dict[str, Any] | None = None) -> Mapping[str, Any]:
+    """Return path and bytes of an image, with the bytes read if the path is an address."""
+    if value["bytes"] is not None or "://" not in (value["path"] or ""):
+        return value
+    feature = RGBImage(decode=False)
+    storage = feature.embed_storage(pa.array([value], feature.pa_type), token_per_repo_id)
+    return {"path": value["path"], "bytes": storage[0]["bytes"].as_py()}
 
 
 def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
@@ -159,16 +160,6 @@ def _limit(image: Image.Image) -> None:
         raise ValueError(f"it has tiles of {tile[0]} x {tile[1]} pixels, more than {MAX_PIXELS:,}; save it without")
 
 
-class CheckedImages(NamedTuple):
-    """What [`check_images`] found: examples that can be decoded, and a line about every other one.
-
-    For a stream, `corrupt` grows while the stream is read.
-    """
-
-    dataset: Any  # Dataset or IterableDataset
-    corrupt: list[str]  # path, row and reason
-
-
 @contextmanager
 def naming(path: str | None) -> Iterator[None]:
     """Name an image that cannot be decoded within the block in a `CorruptImageError`."""
@@ -196,73 +187,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.copy()
         del image.info["transparency"]
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def check_images(dataset: Dataset | IterableDataset, on_corrupt: str = "raise") -> CheckedImages:
-    """Decode every image once, and report or leave out those that cannot be decoded.
-
-    A stream is checked while it is read, and its images are then decoded no second time. With several `DataLoader`
-    workers each has its own count; every image left out is logged as a warning in any case. Choose classes
-    (`select_classes`) before and not after the check of a stream.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): with a column `image`.
-        on_corrupt (`str`): `"raise"` or `"skip"`.
-
-    Raises:
-        CorruptImageError: with `on_corrupt="raise"`: lists all corrupt images, or names the first one of a stream.
-        ValueError: for any other `on_corrupt`.
-    """
-    if on_corrupt not in ("raise", "skip"):
-        raise ValueError(f"on_corrupt={on_corrupt!r} must be 'raise' or 'skip'.")
-    if isinstance(dataset, IterableDataset):
-        return _check_stream(dataset, skip=on_corrupt == "skip")
-    raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
-    broken = {}
-    for row, example in enumerate(tqdm(raw, desc="checking images", unit="image")):
-        try:
-            _decode(example[IMAGE], row)
-        except CorruptImageError as error:
-            broken[row] = str(error)
-    corrupt = list(broken.values())
-    if not corrupt:
-        return CheckedImages(dataset, [])
-    if on_corrupt == "raise":
-        raise CorruptImageError("\n".join([f"{len(corrupt)} of {len(dataset)} images are corrupt:", *corrupt]))
-    for line in corrupt:
-        logger.warning("left out: %s", line)
-    return CheckedImages(dataset.select(np.delete(np.arange(len(dataset)), list(broken))), corrupt)
-
-
-def _check_stream(stream: IterableDataset, skip: bool) -> CheckedImages:
-    corrupt: list[str] = []
-    features = Features({**stream.features, IMAGE: RGBImage()})
-    raw = stream.decode(False).cast_column(IMAGE, RGBImage(decode=False))
-    check = partial(_decode_batch, corrupt=corrupt, skip=skip)
-    options = {"batched": True, "batch_size": STREAM_BATCH, "with_indices": True, "remove_columns": list(features)}
-    return CheckedImages(raw.map(check, features=features, **options), corrupt)
-
-
-def _decode_batch(
-    batch: dict[str, list[Any]], rows: list[int], corrupt: list[str], skip: bool
-) -> dict[str, list[Any]]:
-    decoded: dict[int, Image.Image] = {}
-    for position, row in enumerate(rows):
-        try:
-            decoded[position] = _decode(batch[IMAGE][position], row)
-        except CorruptImageError as error:
-            if not skip:
-                raise
-            corrupt.append(str(error))
-            logger.warning("left out: %s", error)
-    kept = {name: [values[position] for position in decoded] for name, values in batch.items()}
-    return {**kept, IMAGE: list(decoded.values())}
-
-
-def _decode(value: Any, row: int) -> Image.Image:
-    if value is None:
-        raise CorruptImageError(f"row {row}: there is no image")
-    try:
-        return RGBImage().decode_example(value)
-    except CorruptImageError as error:
-        raise CorruptImageError(f"row {row}: {error}") from error

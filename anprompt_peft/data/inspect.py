@@ -8,17 +8,23 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa  # type: ignore[import-untyped]
+import numpy as np
 from datasets import Dataset
 
 from ..text import printable
-from .columns import count_by_class
-from .images import IMAGE, RGBImage
+from .columns import class_names_of, encoded_images, label_column
+from .images import IMAGE, with_bytes
 
 LISTED = 8
 """Most classes whose numbers of images are listed one by one."""
 
 _hash = partial(blake2b, digest_size=8)
+
+
+def count_by_class(dataset: Dataset) -> dict[str, int]:
+    """Return the number of images of each class; those without a label do not count."""
+    names, labels = class_names_of(dataset), np.array(label_column(dataset), dtype=np.int64)
+    return dict(zip(names, np.bincount(labels[labels >= 0], minlength=len(names)).tolist(), strict=True))
 
 
 def without_images(dataset: Dataset) -> list[str]:
@@ -37,17 +43,18 @@ def describe_size(dataset: Dataset) -> str:
     return f"{len(dataset)} images of {len(counts)} classes" + f" ({each})" * bool(counts)
 
 
+def image_names(dataset: Dataset) -> list[str]:
+    """Return the file of every image with the folder that it is in, empty where it has none."""
+    return ["/".join(Path(example[IMAGE]["path"] or "").parts[-2:]) for example in encoded_images(dataset)]
+
+
 def digests(dataset: Dataset) -> list[str]:
     """Return a digest of the encoded bytes of every image, empty where it cannot be read."""
-    raw = dataset.with_format(None).select_columns(IMAGE).cast_column(IMAGE, RGBImage(decode=False))
-    return [_digest(example[IMAGE] or {}) for example in raw]
+    return [_digest(example[IMAGE] or {"path": None, "bytes": None}) for example in encoded_images(dataset)]
 
 
 def _digest(image: Mapping[str, Any]) -> str:
-    content, path = image.get("bytes"), image.get("path")
-    if content is None and "://" in (path or ""):
-        feature = RGBImage(decode=False)
-        content = feature.embed_storage(pa.array([image], feature.pa_type))[0]["bytes"].as_py()
+    path, content = image["path"], with_bytes(image)["bytes"]
     if content is not None:
         return _hash(content).hexdigest()
     try:

@@ -26,7 +26,8 @@ import numpy as np
 from datasets import Dataset
 
 from ..data import ClassHalves, ClipTransform, ShotsError, class_names_of, halves, sample_shots
-from ..data.columns import UNLABELLED, image_names, labels_of, numbered
+from ..data.columns import UNLABELLED, labels_of, numbered
+from ..data.inspect import image_names
 from ..files import read_json, to_json, whole_file
 from .record import BenchmarkData
 from .task import ImageSet, Part, Task
