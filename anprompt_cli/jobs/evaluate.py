@@ -26,15 +26,7 @@ READING = ("data_config", "data_revision", "image_column", "label_column", "clas
 
 
 def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any]]:
-    """Measure an adapter and zero-shot CLIP, and write a report if one is asked for.
-
-    Returns:
-        `tuple`: the figures as tables, and the record of them as JSON values.
-
-    Raises:
-        ValueError: if adapter, split or classes are not there.
-        Failure: if images or the base model cannot be read.
-    """
+    """Measure an adapter, write a report if one is asked for, and return the figures as tables and as JSON values."""
     model, processor = load_adapter(
         options.adapter, options.revision, options.device, options.precision, options.model
     )

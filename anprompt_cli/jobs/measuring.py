@@ -37,17 +37,11 @@ BALANCED = {"balanced accuracy": attrgetter("balanced_accuracy"), "macro-F1": at
 
 @dataclass(frozen=True)
 class Measured:
-    """Predictions of all methods for the same parts of the data, in the same order.
-
-    Attributes:
-        adapted (`list[Predictions]`): of the adapted model.
-        zero_shot (`list[Predictions]`): of the same model with the adapter switched off.
-        probe (`list[Predictions]`): of a linear probe on the training images; empty where there are none.
-    """
+    """Predictions of all methods for the same parts of the data, in the same order."""
 
     adapted: list[Predictions]
-    zero_shot: list[Predictions]
-    probe: list[Predictions] = field(default_factory=list)
+    zero_shot: list[Predictions]  # of the same model with the adapter switched off
+    probe: list[Predictions] = field(default_factory=list)  # on the training images; empty where there are none
 
     def methods(self) -> dict[str, list[Predictions]]:
         """Return the predictions by method."""
@@ -64,7 +58,7 @@ class Measured:
         return {ours.name: class_rows(ours, theirs) for ours, theirs in pairs}
 
     def balanced(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Return balanced accuracy and macro-F1 in per cent, by method and part: every class counts the same."""
+        """Return balanced accuracy and macro-F1 in per cent, by method and part."""
         return {
             measure: {method: {part.name: figure(part) for part in parts} for method, parts in self.methods().items()}
             for measure, figure in BALANCED.items()
@@ -170,19 +164,9 @@ def measure(
     workers: int,
     shots: Dataset | None = None,
 ) -> Measured:
-    """Classify each part's images among that part's classes: with the adapter, without, and with a linear probe.
+    """Classify each part's images among its classes: with the adapter, without, and with a probe learned from shots.
 
-    Args:
-        model (`PeftModel`): left with the classes it was trained on.
-        parts (`Mapping[str, Dataset]`): labelled images by name of the part.
-        processor: CLIP's image processor, or with shots the whole processor.
-        batch_size (`int`): images per forward pass.
-        workers (`int`): processes that read images.
-        shots (`Dataset`, *optional*): what the adapter was trained on; without it there is no probe.
-
-    Raises:
-        ValueError: if class names are too long for CLIP, or the same to it.
-        NonFiniteError: if a logit is NaN or infinite.
+    It raises `ValueError` for class names that CLIP cannot tell apart, and `NonFiniteError` for such logits.
     """
     transform, templates = ClipTransform(processor), tuple(adapted_clip(model).active_config.templates)
     measured, methods, asked = Measured([], []), fitted_methods(model), []

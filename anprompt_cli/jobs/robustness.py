@@ -28,11 +28,7 @@ SEED = 0
 
 
 def read_synonyms(path: Path) -> dict[str, list[str]]:
-    """Read other names of classes: `{"class name": ["other name", ...]}`.
-
-    Raises:
-        ValueError: if the file holds anything else.
-    """
+    """Read other names of classes: `{"class name": ["other name", ...]}`."""
     synonyms = read_json(path)
     fits = isinstance(synonyms, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
@@ -46,18 +42,7 @@ def read_synonyms(path: Path) -> dict[str, list[str]]:
 def robustness_of(
     model: Any, parts: Mapping[str, Dataset], processor: Any, most: int, synonyms: Path | None
 ) -> list[Robustness]:
-    """Measure the adapter and zero-shot CLIP on at most `most` images of each part, drawn at random.
-
-    Args:
-        model (`PeftModel`): left as it is.
-        parts (`Mapping[str, Dataset]`): labelled images by name of the part.
-        processor: CLIP's image processor.
-        most (`int`): images per part.
-        synonyms (`Path`, *optional*): file with other names of classes.
-
-    Raises:
-        ValueError: if the synonyms' file is wrong, or no class of a part has one.
-    """
+    """Measure the adapter and zero-shot CLIP on at most `most` images of each part, drawn at random."""
     families: list[Family] = [*text_families(read_synonyms(synonyms) if synonyms else None), *IMAGE_FAMILIES]
     methods = fitted_methods(model)
     templates = tuple(adapted_clip(model).active_config.templates)

@@ -27,25 +27,13 @@ ImageChange = Callable[[Image.Image], Image.Image]
 
 @dataclass(frozen=True)
 class ClassTexts:
-    """C classes that compete, and how they are written.
+    """C classes that compete, and how they are written."""
 
-    Args:
-        names (`tuple[str, ...]`): which classes they are, in the order of the labels.
-        templates (`tuple[str, ...]`): T texts with `{}` for the name.
-        written (`tuple[str, ...]`, *optional*): C names as the texts spell them, misspelt ones, say. Default: `names`.
-        ensemble (`tuple[str, ...]`): further templates of the data set, for methods that average them in place of the
-            others.
-        other_data (`bool`): whether they belong to another data set than the shots, a target of cross-data.
-
-    Raises:
-        ValueError: if there are not as many written names as classes, or no template.
-    """
-
-    names: tuple[str, ...]
-    templates: tuple[str, ...] = ("a photo of a {}.",)
-    written: tuple[str, ...] = ()
-    ensemble: tuple[str, ...] = ()
-    other_data: bool = False
+    names: tuple[str, ...]  # in the order of the labels
+    templates: tuple[str, ...] = ("a photo of a {}.",)  # T texts with {} for the name
+    written: tuple[str, ...] = ()  # C names as the texts spell them, misspelt ones, say; default: the names
+    ensemble: tuple[str, ...] = ()  # the data set's, for methods that average them in place of the templates
+    other_data: bool = False  # whether they belong to another data set than the shots, a target of cross-data
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "written", self.written or self.names)
@@ -66,21 +54,13 @@ class ClassTexts:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """n labelled images, decoded and transformed once.
+    """n labelled images, decoded and transformed once."""
 
-    Args:
-        dataset (`Dataset`): with columns `image` and `label`, a `ClassLabel`.
-        transform (`ClipTransform`): without augmentation.
-        augmentation (`ClipTransform`, *optional*): for training, with it.
-        change (`Callable`, *optional*): applied to every image before the transform.
-        keep (`bool`): whether pixel values stay in memory, if all of them take less than 4 GB.
-    """
-
-    dataset: Dataset
-    transform: ClipTransform
-    augmentation: ClipTransform | None = None
-    change: ImageChange | None = field(default=None)
-    keep: bool = True
+    dataset: Dataset  # with columns image and label, a ClassLabel
+    transform: ClipTransform  # without augmentation
+    augmentation: ClipTransform | None = None  # with it, for training
+    change: ImageChange | None = None  # applied to every image before the transform
+    keep: bool = True  # whether pixel values stay in memory, if all of them take less than 4 GB
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -102,12 +82,7 @@ class ImageSet:
     def pixels(self, rows: Tensor | None = None, augment: bool = False) -> Tensor:
         """Return the pixel values of some images, or of all: float32 `[m, 3, H, W]`, on the CPU.
 
-        Args:
-            rows (`Tensor`, *optional*): int64 `[m]`.
-            augment (`bool`): random crops and mirroring, drawn from torch's random numbers.
-
-        Raises:
-            ValueError: if augmentation is asked of images that have none.
+        Augmentation draws random crops and mirroring from torch's random numbers.
         """
         if augment and self.augmentation is None:
             raise ValueError("these images have no augmentation: give ImageSet a ClipTransform with augment=True.")

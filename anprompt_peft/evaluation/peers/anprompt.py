@@ -23,18 +23,13 @@ from .zero_shot import FrozenCLIP
 class ANPrompt:
     """Anti-noise prompts (arXiv 2508.04677), trained as [`~anprompt_peft.training.ANPromptTrainer`] does.
 
-    Args:
-        recipe (`Recipe`): of the training.
-        config (`Mapping`): fields of [`ANPromptConfig`], without `class_names` and `template`, which are the task's.
-            `noise_seed` is the run's seed by default.
-        random_noise (`bool`): frozen random unit vectors in place of the noise prompts, a control.
-        text_chunk (`int`, *optional*): class texts that are encoded at a time, to bound the memory of many classes.
+    The configuration has the task's class names and templates, and by default the run's seed as `noise_seed`.
     """
 
     recipe: Recipe
-    config: Mapping[str, Any] = field(default_factory=dict)
-    random_noise: bool = False
-    text_chunk: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)  # further fields of ANPromptConfig
+    random_noise: bool = False  # frozen random unit vectors in place of the noise prompts, a control
+    text_chunk: int | None = None  # class texts encoded at a time, to bound the memory of many classes
 
     def configuration(self, backbone: Backbone, classes: ClassTexts, seed: int) -> ANPromptConfig:
         """Return the adapter's configuration for some classes."""

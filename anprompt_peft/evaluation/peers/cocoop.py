@@ -43,18 +43,12 @@ class CoCoOp:
     With class texts t_i(x) read behind an image's own context, the logits are `exp(logit_scale) x t(x)^T`, so that n
     images and C classes take n C passes through the text encoder. The context stands in the place of the task's
     templates.
-
-    Args:
-        recipe (`Recipe`): how it is trained.
-        tokens (`int`, *optional*): M. Default: as many as the words have.
-        words (`str`): where the context starts; empty: at random.
-        text_chunk (`int`): texts encoded at a time. If there are more, each is computed twice, to save memory.
     """
 
     recipe: Recipe
-    tokens: int | None = None
-    words: str = WORDS
-    text_chunk: int = TEXT_CHUNK
+    tokens: int | None = None  # M; default: as many as the words have
+    words: str = WORDS  # where the context starts; empty: at random
+    text_chunk: int = TEXT_CHUNK  # texts encoded at a time; more are each computed twice, to save memory
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedCoCoOp:
         """Learn the context and the network."""

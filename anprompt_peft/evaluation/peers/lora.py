@@ -19,28 +19,16 @@ from .zero_shot import FrozenCLIP
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank updates `alpha / sqrt(rank) * B A` of attention matrices, trained with the cross entropy.
-
-    Args:
-        rank (`int`): of the updates.
-        alpha (`float`): see above.
-        dropout (`float`): share of an update's inputs that training leaves out.
-        targets (`tuple[str, ...]`): names of CLIP's linear layers, in all layers of both encoders.
-        steps_per_shot (`int`, *optional*): steps of the training for each shot of a class, in place of the recipe's.
-        text_chunk (`int`): class texts that are encoded at a time; more than these are computed a second time on the
-            way back, so that memory stays bounded.
-        recipe (`Recipe`): of the training.
-        templates (`tuple[str, ...]`): of all class texts, in place of the task's; none leaves those.
-    """
+    """Low-rank updates `alpha / sqrt(rank) * B A` of attention matrices, trained with the cross entropy."""
 
     rank: int
     alpha: float
-    dropout: float
-    targets: tuple[str, ...]
-    steps_per_shot: int | None
-    text_chunk: int
+    dropout: float  # share of an update's inputs that training leaves out
+    targets: tuple[str, ...]  # names of CLIP's linear layers, in all layers of both encoders
+    steps_per_shot: int | None  # steps of the training for each shot of a class, in place of the recipe's
+    text_chunk: int  # class texts encoded at a time; more are each computed twice, to save memory
     recipe: Recipe
-    templates: tuple[str, ...] = added(())
+    templates: tuple[str, ...] = added(())  # of all class texts, in place of the task's; none leaves those
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FrozenCLIP:
         """Train the updates and merge them into a copy of CLIP."""

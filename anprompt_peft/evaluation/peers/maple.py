@@ -46,20 +46,13 @@ class MaPLe:
 
     In the first layer of the text encoder they take the place of the first words, so that "a photo of a" with two
     tokens is read as `[p_1] [p_2] of a {name}.`; the task's templates are not used. The loss is cross entropy.
-
-    Args:
-        recipe (`Recipe`): how it is trained.
-        tokens (`int`, *optional*): tokens of each encoder. Default: as many as the words have.
-        words (`str`): where the first text tokens start; empty: at random.
-        depth (`int`, *optional*): layers with tokens, from the first. Default: 9, or all of the smaller encoder.
-        text_chunk (`int`): class texts encoded at a time, as in CoOp.
     """
 
     recipe: Recipe
-    tokens: int | None = None
-    words: str = WORDS
-    depth: int | None = None
-    text_chunk: int = TEXT_CHUNK
+    tokens: int | None = None  # of each encoder; default: as many as the words have
+    words: str = WORDS  # where the first text tokens start; empty: at random
+    depth: int | None = None  # layers with tokens, from the first; default: 9, or all of the smaller encoder
+    text_chunk: int = TEXT_CHUNK  # class texts encoded at a time, as in CoOp
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens and the couplings."""

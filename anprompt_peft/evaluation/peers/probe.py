@@ -17,10 +17,6 @@ class LinearProbe:
     """Multinomial logistic regression on the frozen CLIP's normalised image features (Radford et al., 2021, 3.2).
 
     It minimises `C * sum_i CE(W x_i + b, y_i) + ||W||^2 / 2` with L-BFGS.
-
-    Args:
-        C (`float`): weight of the cross entropies.
-        max_iterations (`int`): of L-BFGS.
     """
 
     C: float
@@ -47,18 +43,12 @@ class Probe:
     Where both kinds compete, the classes that it knows share among each other the probability that zero-shot CLIP
     gives to them together: with p of zero-shot CLIP and q of the probe, each a softmax over its classes, class c has
     `q(c) * sum_k p(k)`, k over the known classes, if it is known, else `p(c)`.
-
-    Args:
-        backbone (`Backbone`): the frozen CLIP.
-        names (`tuple[str, ...]`): the K classes that it knows.
-        weight (`Tensor`): W, float64 `[K, d]`.
-        bias (`Tensor`): b, float64 `[K]`.
     """
 
     backbone: CLIPFeatures
-    names: tuple[str, ...]
-    weight: Tensor
-    bias: Tensor
+    names: tuple[str, ...]  # the K classes that it knows
+    weight: Tensor  # W, float64 [K, d]
+    bias: Tensor  # b, float64 [K]
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return logits `[n, C]`; where known and other classes compete they are log-probabilities.

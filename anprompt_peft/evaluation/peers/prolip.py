@@ -21,16 +21,11 @@ class ProLIP:
 
     `loss = CE(scale * normalize(x W^T) T^T) + lambda * ||W - W_0||^2` with features x before the projection, class
     texts T, and `lambda = regularization / N` for N shots per class.
-
-    Args:
-        regularization (`float`): see above.
-        recipe (`Recipe`): of the training; with augmentation every batch has new views.
-        ensemble (`bool`): T averages the data set's ensemble of templates, where it has one.
     """
 
     regularization: float
-    recipe: Recipe
-    ensemble: bool = added(False)
+    recipe: Recipe  # with augmentation every batch has new views
+    ensemble: bool = added(False)  # T averages the data set's ensemble of templates, where it has one
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Projection:
         """Train the projection; N is the mean number of shots of a class."""

@@ -20,18 +20,12 @@ class CoOp:
     With text features t_i of `[v_1] ... [v_M] {name}.` and image features x, both normalised, the logits are
     `exp(logit_scale) x t^T` and the loss is their cross entropy (Zhou et al., 2022a, arXiv 2109.01134). The learned
     context stands in the place of the task's templates. Without augmentation the images are encoded once.
-
-    Args:
-        recipe (`Recipe`): how it is trained.
-        tokens (`int`, *optional*): M. Default: as many as the words have.
-        words (`str`): where the vectors start; empty: at random.
-        text_chunk (`int`): class texts encoded at a time. If there are more, each is computed twice, to save memory.
     """
 
     recipe: Recipe
-    tokens: int | None = None
-    words: str = WORDS
-    text_chunk: int = TEXT_CHUNK
+    tokens: int | None = None  # M; default: as many as the words have
+    words: str = WORDS  # where the vectors start; empty: at random
+    text_chunk: int = TEXT_CHUNK  # class texts encoded at a time; more are each computed twice, to save memory
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the context."""
@@ -46,16 +40,11 @@ class VPT:
 
     VPT-deep on CLIP (Jia et al., 2022, arXiv 2203.12119). The class texts are the task's own templates. Later layers'
     tokens take the place of what those before became.
-
-    Args:
-        recipe (`Recipe`): how it is trained.
-        tokens (`int`): n.
-        depth (`int`, *optional*): layers with tokens, from the first. Default: 12, or all of a smaller encoder.
     """
 
     recipe: Recipe
-    tokens: int
-    depth: int | None = None
+    tokens: int  # n
+    depth: int | None = None  # layers with tokens, from the first; default: 12, or all of a smaller encoder
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens."""
@@ -72,23 +61,14 @@ class IVLP:
     Independent prompts in both encoders (Rasheed et al., 2023, arXiv 2212.03640; baseline of MaPLe). In the first
     layer of the text encoder they take the place of the first words, so that "a photo of a" with two tokens is read as
     `[p_1] [p_2] of a {name}.`; the task's templates are not used.
-
-    Args:
-        recipe (`Recipe`): how it is trained.
-        vision_tokens (`int`): tokens of the vision encoder.
-        text_tokens (`int`, *optional*): tokens of the text encoder. Default: as many as the words have.
-        words (`str`): where the first text tokens start; empty: at random.
-        depth (`int`, *optional*): layers with tokens, from the first, of both encoders. Default: 12, or all of a
-            smaller encoder.
-        text_chunk (`int`): class texts encoded at a time, as in CoOp.
     """
 
     recipe: Recipe
     vision_tokens: int
-    text_tokens: int | None = None
-    words: str = WORDS
-    depth: int | None = None
-    text_chunk: int = TEXT_CHUNK
+    text_tokens: int | None = None  # default: as many as the words have
+    words: str = WORDS  # where the first text tokens start; empty: at random
+    depth: int | None = None  # layers of both encoders with tokens; default: 12, or all of a smaller encoder
+    text_chunk: int = TEXT_CHUNK  # class texts encoded at a time, as in CoOp
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens."""

@@ -29,33 +29,19 @@ class PromptSRC:
 
     with the KL divergence summed over the images. The result is the mean of the prompts at the end of each epoch,
     weighted by a Gaussian of the epoch's number, from 1.
-
-    Args:
-        recipe (`Recipe`): how it is trained.
-        vision_tokens (`int`): tokens of the vision encoder.
-        image_weight (`float`): see above.
-        text_weight (`float`): see above.
-        average_centre (`float`): the Gaussian's mean, as a share of the epochs.
-        average_width (`float`): its standard deviation, as a share of the epochs.
-        text_tokens (`int`, *optional*): tokens of the text encoder. Default: as many as the words have.
-        words (`str`): where the first text tokens start; empty: at random.
-        depth (`int`, *optional*): layers with tokens, from the first, of both encoders. Default: 9, or all of a
-            smaller encoder.
-        templates (`tuple[str, ...]`): of the frozen class texts, beside the task's own.
-        text_chunk (`int`): class texts encoded at a time, as in CoOp.
     """
 
     recipe: Recipe
     vision_tokens: int
     image_weight: float
     text_weight: float
-    average_centre: float
-    average_width: float
-    text_tokens: int | None = None
-    words: str = WORDS
-    depth: int | None = None
-    templates: tuple[str, ...] = ()
-    text_chunk: int = TEXT_CHUNK
+    average_centre: float  # the Gaussian's mean, as a share of the epochs
+    average_width: float  # its standard deviation, as a share of the epochs
+    text_tokens: int | None = None  # default: as many as the words have
+    words: str = WORDS  # where the first text tokens start; empty: at random
+    depth: int | None = None  # layers of both encoders with tokens; default: 9, or all of a smaller encoder
+    templates: tuple[str, ...] = ()  # of the frozen class texts, beside the task's own
+    text_chunk: int = TEXT_CHUNK  # class texts encoded at a time, as in CoOp
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedPrompts:
         """Learn the tokens."""

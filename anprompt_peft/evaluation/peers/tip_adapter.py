@@ -21,20 +21,13 @@ class TipAdapter:
 
     `logits = scale * f W^T + alpha * exp(-beta * (1 - f K^T)) L`: features f, class texts W, keys K, one-hot labels L
     (equations 4 to 6).
-
-    Args:
-        alpha (`float`): weight of the cache.
-        beta (`float`): sharpness of the affinities.
-        views (`int`): augmented views whose mean feature is a key; 0 takes the shot as it is.
-        recipe (`Recipe`, *optional*): trains the keys.
-        ensemble (`bool`): the class texts average the data set's ensemble of templates, where it has one.
     """
 
-    alpha: float
-    beta: float
-    views: int
-    recipe: Recipe | None = None
-    ensemble: bool = added(False)
+    alpha: float  # weight of the cache
+    beta: float  # sharpness of the affinities
+    views: int  # augmented views whose mean feature is a key; 0 takes the shot as it is
+    recipe: Recipe | None = None  # trains the keys
+    ensemble: bool = added(False)  # W averages the data set's ensemble of templates, where it has one
 
     @property
     def revision(self) -> int:

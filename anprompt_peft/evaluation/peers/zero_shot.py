@@ -15,12 +15,9 @@ class ZeroShot:
     """The frozen CLIP, without learning: cosine similarity of images and class texts.
 
     A class is the normalised mean of its texts' normalised features (Radford et al., 2021, section 3.1.4).
-
-    Args:
-        templates (`tuple[str, ...]`): used with the task's own templates; none leaves those alone.
     """
 
-    templates: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()  # used with the task's own
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FrozenCLIP:
         """Learn nothing."""
