@@ -34,7 +34,7 @@ def check_folder(folder: Path) -> None:
 def check_repo(repo: str) -> None:
     """Raise `ValueError` unless a new repository on the Hub can have this name."""
     if not ("/" in repo and _is_hub_id(repo)):
-        raise ValueError(f"{repo!r} is no repository's name on the Hub. It is namespace/name: my-name/my-adapter.")
+        raise ValueError(f"{repo!r} is not a valid repository name. Give namespace/name: my-name/my-adapter.")
 
 
 def check_data(data: str) -> None:

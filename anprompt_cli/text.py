@@ -1,4 +1,4 @@
-"""Text for terminals and files. The package has a `printable` of its own, as to import that would load PyTorch."""
+"""Text for terminals and files. The package's `printable` and `short` stand apart: importing them loads PyTorch."""
 
 from __future__ import annotations
 
