@@ -23,19 +23,11 @@ DAMAGED = "damaged-"
 
 
 @contextmanager
-def whole_folder(folder: Path, replaces: str | None = None, scratch: Path | None = None) -> Iterator[Path]:
-    """Give a temporary folder to write to, which becomes `folder` when the block ends without an error.
+def atomic_folder(folder: Path, replaces: str | None = None, scratch: Path | None = None) -> Iterator[Path]:
+    """Give a temporary folder to write to, which becomes `folder`, once on the disk, if the block raises nothing.
 
-    What was written has reached the disk before it gets its name.
-
-    Args:
-        folder (`Path`): where the result goes; until the block ends, nothing there changes.
-        replaces (`str`, *optional*): name of a file by which an earlier result, which may be replaced, is known.
-        scratch (`Path`, *optional*): where the temporary folder lies, on the same disk; beside `folder` by default.
-
-    Raises:
-        FileExistsError: before the block runs and at its end, if `folder` is a file or holds anything but such an
-            earlier result. What is there stays.
+    An earlier result is replaced if it has the file `replaces`; anything else there stays, with a `FileExistsError`
+    before the block and at its end. The temporary folder lies in `scratch`, on the same disk, or beside `folder`.
     """
     _check_free(folder, replaces)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,13 +68,10 @@ def _rename_to_free(fresh: Path, folder: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Give a temporary path to write to, which replaces the file `path` when the block ends without an error.
+def atomic_file(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Give a temporary path to write to, which replaces the file `path` if the block raises nothing.
 
-    Args:
-        path (`Path`): where the result goes; until the block ends, nothing there changes.
-        durable (`bool`): wait until it has reached the disk, before it gets its name and after. Without it a power cut
-            may leave an empty file under the name.
+    It has reached the disk before it gets its name; if not `durable`, a power cut may leave an empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
@@ -134,7 +123,7 @@ def set_aside(path: Path) -> Path:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what a crash left of [`whole_folder`] or [`whole_file`]. No other process may be writing `path`."""
+    """Remove what a crash left of [`atomic_folder`] or [`atomic_file`]. No other process may be writing `path`."""
     for scratch in path.parent.glob(f".{glob.escape(path.name)}-*"):
         shutil.rmtree(scratch)
 
@@ -156,25 +145,16 @@ def read_bytes(path: str | Path, most: int = MAX_BYTES) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
-    """Return what a JSON file holds.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is larger than 64 MB, or [`parse_json`] refuses it; the message names the file.
-    """
+    """Return what a JSON file holds; raise `ValueError`, with its name, if it is over 64 MB or [`parse_json`] does."""
     data = read_bytes(path)
     try:
         return parse_json(data.decode("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: if it is not JSON, an object has a name twice, or [`check_plain`] refuses it.
-    """
+    """Return the value of a JSON text; raise `ValueError` for a name twice in an object and what is not plain."""
     try:
         value = json.loads(text, object_pairs_hook=_without_repetition)
     except RecursionError:
@@ -184,8 +164,7 @@ def parse_json(text: str) -> Any:
 
 
 def check_plain(name: str, value: Any, depth: int = 0, key: str | None = None) -> None:
-    """Raise `ValueError` for numbers of more than 64 bits, text that is no Unicode, what is nested too deeply, and,
-    within lists and objects, numbers that are not finite."""
+    """Raise `ValueError` for a value that is nested too deeply, or has text or numbers that others cannot read."""
     within = "" if key is None else f" in {short(key)}"
     if depth > MAX_DEPTH:
         raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep.")

@@ -31,7 +31,7 @@ from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import ClipTransform, class_names_of, few_shot, load_image_data
 from anprompt_peft.fast import PRECISIONS, choose_precision, set_precision
 from anprompt_peft.fast.sharding import refuse_weight_sharding
-from anprompt_peft.files import remove_unfinished, to_json, whole_folder
+from anprompt_peft.files import atomic_folder, remove_unfinished, to_json
 from anprompt_peft.provenance import provenance
 from anprompt_peft.termination import sigterm_interrupts
 from anprompt_peft.training import (
@@ -109,7 +109,7 @@ def run(accelerator: Accelerator, options: argparse.Namespace) -> dict[str, Any]
     record = {"accuracy": correct / images, "test_images": images, "loss_terms": loss_terms}
     record |= {"settings": settings, "adapter_config": adapted.active_peft_config.to_dict(), **provenance()}
     if accelerator.is_main_process:
-        with whole_folder(options.output / "result", replaces="results.json") as folder:
+        with atomic_folder(options.output / "result", replaces="results.json") as folder:
             adapted.save_pretrained(str(folder / "adapter"))
             (folder / "results.json").write_text(to_json(record))
     accelerator.print(f"{correct} of {images} test images right. Written to {options.output}/result/")

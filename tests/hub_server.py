@@ -306,7 +306,7 @@ class HubHandler(StrictHandler):
         try:
             return json.loads(self.body)
         except ValueError as error:
-            raise Refused(400, f"the body is no JSON: {error}") from error
+            raise Refused(400, f"the body is not valid JSON: {error}") from error
 
     def nothing(self) -> None:
         """GET agent-harnesses, which newer clients ask for to fill in their user agent."""

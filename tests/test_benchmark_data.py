@@ -288,9 +288,9 @@ def split_json(train: str, val: str = "[]") -> str:
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON: it is nested more than 16 levels deep"),
-        ('{"train": [], "val": [], "test": [], "test": []}', "is no JSON: an object has the name 'test' twice"),
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON: it is nested more than 16 levels deep"),
+        ('{"train": [], "val": [], "test": [], "test": []}', "is not valid JSON: an object has the name 'test' twice"),
         (split_json('[["x", ' + "9" * 1000 + ', "a"]]'), "holds a number of more than 64 bits"),
         ("[]", 'must be an object with the keys "train", "val" and "test"'),
         ('{"train": [], "test": []}', 'must be an object with the keys "train", "val" and "test"'),
@@ -575,7 +575,7 @@ def test_images_that_are_not_there_or_cannot_be_read_are_named(tmp_path: Path) -
     (tmp_path / "dtd" / str(entry.split)).write_text("{")
     finding = check_data_set(entry, tmp_path)
     assert (finding.status, finding.classes) == (Status.BROKEN, None)
-    assert "is no JSON" in finding.problems[0]
+    assert "is not valid JSON" in finding.problems[0]
 
 
 def test_the_command_tells_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

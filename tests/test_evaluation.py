@@ -30,7 +30,7 @@ from anprompt_peft.evaluation import (
 from anprompt_peft.evaluation.calibration import adaptive_calibration_error, expected_calibration_error
 from anprompt_peft.evaluation.predictions import predict_part
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
-from anprompt_peft.files import set_aside, whole_file, whole_folder
+from anprompt_peft.files import atomic_file, atomic_folder, set_aside
 from anprompt_peft.provenance import git_commit, provenance
 from peers import BASE, image_set
 
@@ -329,20 +329,20 @@ def test_the_commit_of_the_own_clone(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def interrupted_write(folder: Path) -> None:
-    with whole_folder(folder, replaces="a") as fresh:
+    with atomic_folder(folder, replaces="a") as fresh:
         (fresh / "a").write_text("two")
         raise KeyboardInterrupt
 
 
 def test_folders_are_written_atomically(tmp_path: Path) -> None:
     folder = tmp_path / "results"
-    with whole_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         (fresh / "a").write_text("one")
         assert not folder.exists()
     with pytest.raises(KeyboardInterrupt):
         interrupted_write(folder)
     assert (folder / "a").read_text() == "one"
-    with whole_folder(folder, replaces="a") as fresh:
+    with atomic_folder(folder, replaces="a") as fresh:
         (fresh / "b").write_text("three")
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     assert [path.name for path in folder.iterdir()] == ["b"]
@@ -362,7 +362,7 @@ def test_what_another_process_puts_in_the_place_meanwhile_stays(
     folder, rename = tmp_path / "results", Path.rename
     if at_last:
         monkeypatch.setattr(Path, "rename", lambda path, target: (put(target), rename(path, target)))
-    with pytest.raises(FileExistsError), whole_folder(folder, replaces) as fresh:  # noqa: PT012
+    with pytest.raises(FileExistsError), atomic_folder(folder, replaces) as fresh:  # noqa: PT012
         (fresh / "a").write_text("late")
         if not at_last:
             put(folder)
@@ -380,7 +380,7 @@ def test_a_result_that_could_not_be_replaced_is_put_back(tmp_path: Path, monkeyp
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="Input/output"), whole_folder(folder, replaces="mine.txt") as fresh:
+    with pytest.raises(OSError, match="Input/output"), atomic_folder(folder, replaces="mine.txt") as fresh:
         (fresh / "mine.txt").write_text("new")
     assert (folder / "mine.txt").read_text() == "mine"
 
@@ -404,13 +404,13 @@ def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "rename", naming(rename))
     monkeypatch.setattr(Path, "replace", naming(replace))
-    with whole_folder(tmp_path / "folder") as fresh:
+    with atomic_folder(tmp_path / "folder") as fresh:
         (fresh / "sub").mkdir()
         (fresh / "sub" / "a").write_text("1")
     assert set(events[:3]) == {("sync", "new"), ("sync", "sub"), ("sync", "a")}
     assert events[3:] == [("name", "folder"), ("sync", tmp_path.name)]
     events.clear()
-    with whole_file(tmp_path / "file") as path:
+    with atomic_file(tmp_path / "file") as path:
         path.write_text("1")
     assert events[0] == ("sync", "file")
     assert events[-2:] == [("name", "file"), ("sync", tmp_path.name)]
@@ -424,6 +424,6 @@ def test_all_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch:
 def test_nothing_else_is_replaced(target: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=message), whole_folder(tmp_path / target, replaces="results.json"):
+    with pytest.raises(FileExistsError, match=message), atomic_folder(tmp_path / target, replaces="results.json"):
         pass
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"

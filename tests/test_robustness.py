@@ -678,4 +678,4 @@ def test_the_table_and_what_is_refused(
     assert (code, 'must hold a JSON object {"class name": ["other name", ...]}' in err) == (2, True)
     wrong.write_text("zero: naught")
     code, _, err = call("evaluate", adapter, digits, "--robustness", "--synonyms", wrong)
-    assert (code, f"{wrong} is no JSON: " in err) == (2, True)
+    assert (code, f"{wrong} is not valid JSON: " in err) == (2, True)

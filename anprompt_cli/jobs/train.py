@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from anprompt_peft import ANPromptConfig, Metric, TrainingFacts
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.data.inspect import count_by_class
-from anprompt_peft.files import hub_id, sync, sync_folder, to_json, whole_file
+from anprompt_peft.files import atomic_file, hub_id, sync, sync_folder, to_json
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, read_geometry, write_report
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, lock_folder
@@ -175,7 +175,7 @@ def _begin(options: TrainOptions, settings: Settings, config: ANPromptConfig, im
         _check_same(path, record)
     else:
         text = to_yaml(record, "Repeat this run with: anprompt train --config run.yaml --output NEW_FOLDER")
-        with whole_file(path) as fresh:
+        with atomic_file(path) as fresh:
             fresh.write_text(text, encoding="utf-8")
     if images.halves and not (options.output / HALVES).is_file():
         images.halves.save(options.output / HALVES)

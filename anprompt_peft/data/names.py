@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeGuard
 
-from ..files import read_json, to_json, whole_file
+from ..files import atomic_file, read_json, to_json
 from ..method.class_texts import check_class_names, composed
 
 ClassNames = Sequence[str] | Mapping[str, str] | Callable[[str], str]
@@ -117,7 +117,7 @@ class ClassHalves:
 
     def save(self, path: str | Path) -> None:
         """Write the halves atomically to a JSON file."""
-        with whole_file(Path(path)) as fresh:
+        with atomic_file(Path(path)) as fresh:
             fresh.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod

@@ -28,7 +28,7 @@ from datasets import Dataset
 from ..data import ClassHalves, ClipTransform, ShotsError, class_names_of, halves, sample_shots
 from ..data.columns import UNLABELLED, labels_of, numbered
 from ..data.inspect import image_names
-from ..files import read_json, to_json, whole_file
+from ..files import atomic_file, read_json, to_json
 from .record import BenchmarkData
 from .task import ImageSet, Part, Task
 
@@ -63,7 +63,7 @@ class Shots:
             "train": _describe(data.train, self.train),
             "validation": [] if data.validation is None else _describe(data.validation, self.validation),
         }
-        with whole_file(Path(path)) as fresh:
+        with atomic_file(Path(path)) as fresh:
             fresh.write_text(to_json(record), encoding="utf-8")
 
     @classmethod

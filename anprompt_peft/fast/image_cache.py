@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..files import whole_file
+from ..files import atomic_file
 
 DEFAULT_MAX_BYTES = 10 * 10**9
 CLOCK_SLACK = 1.0  # seconds by which a file's times may lag behind the clock
@@ -168,7 +168,7 @@ class ImageCache:
                 return
             if path.parent.is_symlink():
                 raise NotADirectoryError(f"{path.parent} is a link")
-            with whole_file(path, durable=False) as fresh:  # a file that a power cut left empty is computed again
+            with atomic_file(path, durable=False) as fresh:  # a file that a power cut left empty is computed again
                 fresh.write_bytes(content)
             room -= len(content)
 

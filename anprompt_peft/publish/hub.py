@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from transformers import CLIPModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import DAMAGED, hub_id, whole_file
+from ..files import DAMAGED, atomic_file, hub_id
 from ..method.config import ANPromptConfig
 from ..text import printable
 from . import card as model_card
@@ -60,7 +60,7 @@ def hide_local_names(clip: CLIPModel, folder: str | Path) -> None:
     for path in (folder / FILES[0], *folder.glob(f"*/{FILES[0]}")):
         text, local = _public(path) if path.is_file() else ("", {})
         if local:
-            with whole_file(path) as fresh:
+            with atomic_file(path) as fresh:
                 fresh.write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..evaluation import class_sizes, is_imbalanced, tables
 from ..evaluation.predictions import Predictions
-from ..files import whole_file
+from ..files import atomic_file
 from .data import ReportData, loss_table, project
 
 FEW_CLASSES = 20
@@ -43,7 +43,7 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
 
 def write_page(page: str, path: str | os.PathLike[str]) -> Path:
     """Write a page atomically, and return its path."""
-    with whole_file(Path(path)) as fresh:
+    with atomic_file(Path(path)) as fresh:
         fresh.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 

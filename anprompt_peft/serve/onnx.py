@@ -19,7 +19,7 @@ from ..data.processor import check_processor
 from ..extras import missing
 from ..fast import Savings
 from ..fast.encoders import image_features
-from ..files import hub_id, whole_file
+from ..files import atomic_file, hub_id
 from ..method.config import LogitsKind
 from ..provenance import provenance
 from ..tuner import ANPromptCLIPModel, adapted_clip
@@ -115,7 +115,7 @@ def export_onnx(
     record["logits"] = side.logits
     program = _to_onnx(side, pixels, opset)
     program.model.metadata_props.update({name: json.dumps(value) for name, value in record.items()})
-    with whole_file(path) as fresh:
+    with atomic_file(path) as fresh:
         program.save(fresh)
 
 

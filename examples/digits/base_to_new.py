@@ -29,7 +29,7 @@ from anprompt_peft.evaluation.benchmarks import load_benchmark_data
 from anprompt_peft.evaluation.grid import Cell, Place, Setup, Table, make_cells, read_predictions, run_grid
 from anprompt_peft.evaluation.peers import Method, make_method
 from anprompt_peft.evaluation.protocols import make_task
-from anprompt_peft.files import to_json, whole_folder
+from anprompt_peft.files import atomic_folder, to_json
 from anprompt_peft.provenance import provenance
 from handwriting import CLASS_NAMES, load_split
 
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     except ValueError as error:
         parser.error(str(error))
     try:
-        with whole_folder(options.output, replaces=RECORD) as folder:
+        with atomic_folder(options.output, replaces=RECORD) as folder:
             record = run(cells, folder, options.jobs)
     except FileExistsError as error:
         sys.exit(f"error: {error}")

@@ -11,7 +11,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from anprompt_peft.files import whole_folder
+from anprompt_peft.files import atomic_folder
 from handwriting import CLASS_NAMES, load_split
 
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> Counter[str]:
 def export(folder: Path, limit: int | None = None) -> Counter[str]:
     """Write the splits `train` and `test` to a new folder and return the number of images in each."""
     written: Counter[str] = Counter()
-    with whole_folder(folder.resolve()) as fresh:
+    with atomic_folder(folder.resolve()) as fresh:
         for split in ("train", "test"):
             counts: Counter[int] = Counter()
             for image, label in zip(*load_split(split), strict=True):

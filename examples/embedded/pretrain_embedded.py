@@ -29,7 +29,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))  # a script's own folder is all that Python adds
 
 import character_drawing as characters
-from anprompt_peft.files import to_json, whole_folder
+from anprompt_peft.files import atomic_folder, to_json
 from anprompt_peft.provenance import provenance
 from anprompt_peft.termination import sigterm_interrupts
 from captions import DIGIT_TEMPLATES, ICON_TEMPLATES, draw_caption, letter_captions
@@ -259,7 +259,7 @@ def run(output: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
     Raises:
         FileExistsError: if `output` holds anything already.
     """
-    with sigterm_interrupts(), whole_folder(output.resolve()) as folder:
+    with sigterm_interrupts(), atomic_folder(output.resolve()) as folder:
         start = time.perf_counter()
         model, processor = pretrain(recipe, seed)
         seconds = round(time.perf_counter() - start, 1)

@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 from tqdm import tqdm
 
-from anprompt_peft.files import to_json, whole_folder
+from anprompt_peft.files import atomic_folder, to_json
 from anprompt_peft.provenance import provenance
 from fresh import Row, collect
 
@@ -210,7 +210,7 @@ def run(
         ChildProcessError: if those of all jobs did.
     """
     setting.begin()
-    with whole_folder(options.output, replaces=f"{name}.json") as folder:
+    with atomic_folder(options.output, replaces=f"{name}.json") as folder:
         rows, failures = collect(jobs, measure)
         record = {"rows": rows, "did_not_finish": failures, "setting": asdict(setting), **provenance()}
         record["subject"] = subject

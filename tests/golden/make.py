@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from anprompt_peft import ANPromptConfig
-from anprompt_peft.files import whole_folder
+from anprompt_peft.files import atomic_folder
 from anprompt_peft.method.config import FORMAT_VERSION
 from helpers import scatter
 from tokenization import train_tokenizer
@@ -87,7 +87,7 @@ def make_clip(folder: Path) -> None:
             if name != "logit_scale":
                 mean = float("norm" in name and name.endswith("weight"))
                 parameter.copy_(mean + 0.2 * torch.randn(parameter.shape, generator=generator))
-    with whole_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         clip.half().save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
@@ -100,7 +100,7 @@ def make_adapters(folder: Path, force: bool = False) -> None:
     Raises:
         FileExistsError: if the folder holds adapters, unless `force` is set.
     """
-    with whole_folder(folder, replaces="default/adapter_config.json" if force else None) as fresh:
+    with atomic_folder(folder, replaces="default/adapter_config.json" if force else None) as fresh:
         for name, settings in VARIANTS.items():
             settings = {"text_layers": 2, "vision_layers": 2, "class_names": TRAINED, **settings}
             adapter = fresh / name

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from ...files import set_aside, to_json, whole_file, whole_folder
+from ...files import atomic_file, atomic_folder, set_aside, to_json
 from ..predictions import Predictions
 from .cells import KEY_DIGITS, Cell, canonical, key_of
 from .measure import METRICS
@@ -115,7 +115,7 @@ def write_cell(
     arrays = {f"{name}/{kept}": getattr(each, kept) for name, each in predictions.items() for kept in KEPT}
     arrays |= {name: array.astype(np.float32) for name, array in arrays.items() if array.dtype.kind == "f"}
     try:
-        with whole_folder(output / cell.key, scratch=scratch) as fresh:
+        with atomic_folder(output / cell.key, scratch=scratch) as fresh:
             np.savez_compressed(fresh / PREDICTIONS, **arrays)
             save_shots(fresh / SHOTS)
             (fresh / RESULT).write_text(text, encoding="utf-8")
@@ -234,6 +234,6 @@ def collect(output: Path) -> Path:
         }
         lines += [to_json({**row, **shared}, indent=None) for row in (*record["rows"], *record["robustness"])]
     path = output / COLLECTED
-    with whole_file(path) as fresh:
+    with atomic_file(path) as fresh:
         fresh.write_text("".join(lines), encoding="utf-8")
     return path
