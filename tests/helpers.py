@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from functools import cache
 from html import unescape
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils import check_peft_version
 
 from anprompt_peft import ANPromptConfig
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 
 CONTEXT = 48
 IMAGE_SIZE = 16
@@ -137,6 +139,25 @@ def scatter(model: Any, scale: float = 0.1, seed: int = 2) -> Any:
 def trainable(model: Any) -> dict[str, Any]:
     """The trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def copies(model: Any) -> dict[str, Tensor]:
+    """Copies of the trainable parameters by name."""
+    return {name: weight.detach().clone() for name, weight in trainable(model).items()}
+
+
+def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Checks that tensors by name are equal bit for bit."""
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def make_trainer(folder: Path, data: Any, model: Any = None, callbacks: Sequence[Any] = (), **settings: Any) -> Any:
+    """An `ANPromptTrainer` of the tiny CLIP, as `adapted(scattered=False)` makes it, or of a given model."""
+    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "num_train_epochs": 3}
+    arguments = ANPromptTrainingArguments(str(folder), **{**quiet, **settings})
+    model = adapted(scattered=False) if model is None else model
+    return ANPromptTrainer(model, arguments, train_dataset=data, eval_dataset=data, callbacks=[*callbacks])
 
 
 def assert_exact(ours: Tensor, expected: Tensor, name: str = "") -> None:

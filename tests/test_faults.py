@@ -22,15 +22,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import Dataset, load_dataset
 from markdown_it import MarkdownIt
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from PIL import EpsImagePlugin, Image
-from safetensors.torch import load
 from torch import Tensor
-from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
-from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
+from transformers import CLIPProcessor
 
 import distributed_worker as worker
 from anprompt_cli import main, text
@@ -43,21 +40,24 @@ from anprompt_peft.data.images import FORMATS, MAX_PIXELS, open_image
 from anprompt_peft.evaluation.grid.tables import Table
 from anprompt_peft.fast import Savings
 from anprompt_peft.files import to_json
-from anprompt_peft.publish.hub import TRAINERS_FOLDER
 from anprompt_peft.serve import Prediction, predict
 from anprompt_peft.text import printable
 from anprompt_peft.training import (
-    ANPromptTrainer,
-    ANPromptTrainingArguments,
     NonFiniteError,
     SeededDataset,
-    lock_folder,
-    save_newest,
 )
-from anprompt_peft.training.checkpoint import resume_point
-from conftest import IMAGE_SIZE
 from export_folder import export
-from helpers import CLASSES, adapted, logits, make_clip, make_config, scatter, trainable
+from helpers import (
+    CLASSES,
+    adapted,
+    assert_same,
+    copies,
+    logits,
+    make_clip,
+    make_config,
+    make_trainer,
+    scatter,
+)
 
 TINY_CLIP = worker.EXAMPLES / "embedded" / "tiny_clip"
 WEIGHTS = "adapter_model.safetensors"
@@ -89,32 +89,17 @@ def train(data: Path, output: Path, *more: Any) -> int:
 # losses, weights and logits that are not finite
 
 
-@pytest.fixture
-def data() -> Dataset:
-    generator = torch.Generator().manual_seed(3)
-    pixels = torch.randn(12, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-    return Dataset.from_dict({"pixel_values": pixels.numpy(), "labels": [0, 1, 2] * 4}).with_format("torch")
-
-
-def make_trainer(clip: CLIPModel, tokenizer: CLIPTokenizer, data: Any, folder: Path, **settings: Any) -> Any:
-    defaults = {"num_train_epochs": 3, "report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_steps": 1}
-    arguments = ANPromptTrainingArguments(str(folder), **{**defaults, **settings})
-    return ANPromptTrainer(get_peft_model(clip, make_config(tokenizer)), arguments, train_dataset=data)
-
-
-def test_the_first_loss_that_is_not_finite_ends_the_training(
-    tokenizer: CLIPTokenizer, digits: Path, clip_folder: Path, tmp_path: Path
-) -> None:
+def test_the_first_loss_that_is_not_finite_ends_the_training(digits: Path, clip_folder: Path, tmp_path: Path) -> None:
     """The message names step and images, the weights are those of the step before, and so is the checkpoint."""
     shots = load_dataset("imagefolder", data_dir=str(digits), split="train").select(range(8))
     shots = shots.map(lambda row: {"label": row["label"] % 3})
     transform = ClipTransform(CLIPProcessor.from_pretrained(clip_folder))
-    trainer = make_trainer(make_clip(), tokenizer, transform.apply(shots), tmp_path, save_strategy="steps")
+    trainer = make_trainer(tmp_path, transform.apply(shots), save_strategy="steps", save_steps=1)
     compute_loss, seen = trainer.compute_loss, []
 
     def fail(model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         loss = compute_loss(model, inputs, *args, **kwargs)
-        seen.append({name: weight.detach().clone() for name, weight in trainable(model).items()})
+        seen.append(copies(model))
         return loss * math.nan if len(seen) == 4 else loss
 
     trainer.compute_loss = fail
@@ -123,14 +108,13 @@ def test_the_first_loss_that_is_not_finite_ends_the_training(
     named = [path.name for path in digits.rglob("*.png") if str(path) in str(caught.value)]
     assert len(named) == 4
     assert {name for name in tmp_path.iterdir() if name.is_dir()} == {tmp_path / f"checkpoint-{n}" for n in (1, 2, 3)}
-    for name, weight in trainable(trainer.model).items():
-        assert torch.equal(weight, seen[-1][name])
+    assert_same(copies(trainer.model), seen[-1])
 
 
-def test_images_without_files_are_named_by_row(tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path) -> None:
+def test_images_without_files_are_named_by_row(data: Dataset, tmp_path: Path) -> None:
     rows = [dict(row) for row in data]
     rows[7]["pixel_values"] = torch.full_like(rows[7]["pixel_values"], math.inf)
-    trainer = make_trainer(make_clip(), tokenizer, rows, tmp_path, save_strategy="no")
+    trainer = make_trainer(tmp_path, rows, save_strategy="no")
     with pytest.raises(NonFiniteError, match=r"Images of the batch: (row \d+, ){3}row \d+\.") as caught:
         trainer.train()
     assert "row 7" in str(caught.value)
@@ -154,12 +138,10 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "theirs").exists()
 
 
-def test_a_last_step_that_spoils_the_weights_is_noticed(
-    tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    settings = {"max_steps": 1, "learning_rate": math.inf, "warmup_epochs": 0}
+def test_a_last_step_that_spoils_the_weights_is_noticed(data: Dataset, tmp_path: Path) -> None:
+    settings: Any = {"max_steps": 1, "learning_rate": math.inf, "warmup_epochs": 0, "save_steps": 1}
     for strategy in ("no", "steps"):
-        trainer = make_trainer(make_clip(), tokenizer, data, tmp_path / strategy, save_strategy=strategy, **settings)
+        trainer = make_trainer(tmp_path / strategy, data, save_strategy=strategy, **settings)
         with pytest.raises(NonFiniteError, match="The adapter 'default' holds NaN or infinity"):
             trainer.train()
         assert not list(tmp_path.rglob("*.safetensors"))
@@ -289,286 +271,6 @@ def test_pipes_devices_and_addresses_are_no_images_and_names_need_no_utf8(
         ]
     with pytest.raises(FileNotFoundError):
         open_image("https://127.0.0.1/picture.png")
-
-
-# crashes, and two runs at once
-
-
-def weights(folder: Path) -> dict[str, Any]:
-    return load((folder / WEIGHTS).read_bytes())  # load_file maps the file, which the tests damage
-
-
-def assert_same(ours: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[name], expected[name]) for name in expected)
-
-
-def flip(path: Path) -> None:
-    """Change a bit in each of more bytes than the 63 that torch may leave unused between two tensors."""
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 64] = bytes(byte ^ 1 for byte in content[middle : middle + 64])
-    path.write_bytes(content)
-
-
-DAMAGE: dict[str, Callable[[Path], Any]] = {
-    WEIGHTS: lambda path: path.write_bytes(b""),
-    "adapter_config.json": lambda path: path.write_bytes(b""),
-    "trainer_state.json": lambda path: path.unlink(),
-    "scheduler.pt": lambda path: path.write_bytes(path.read_bytes()[:-100]),
-    "optimizer.pt": flip,
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_resuming_falls_back_to_the_newest_checkpoint_that_can_be_read(
-    name: str, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = {"save_strategy": "steps", "num_train_epochs": 1}
-    trainer = make_trainer(make_clip(), tokenizer, data, tmp_path, **settings)
-    trainer.train()
-    expected = weights(tmp_path / "checkpoint-3")
-    DAMAGE[name](tmp_path / "checkpoint-3" / name)
-    flip(tmp_path / "checkpoint-2" / "rng_state.pth")
-    again = make_trainer(make_clip(), tokenizer, data, tmp_path, **settings)
-    again.train(resume_from_checkpoint="True")
-    lines = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
-    assert [f"checkpoint-{number} cannot be read" in line for number, line in zip((2, 3), lines, strict=True)]
-    assert all(line.endswith(f"Training goes on from {tmp_path / 'checkpoint-1'}.") for line in lines)
-    assert_same(weights(tmp_path / "checkpoint-3"), expected)
-
-
-FOREIGN: dict[str, Callable[[Path], Any]] = {
-    "._trainer_state.json": lambda path: path.write_bytes(b"\0\5\x16\7"),
-    "notes.json": lambda path: path.write_text('{"half": '),
-    "model.safetensors": lambda path: path.write_bytes(b"x"),
-    "old.pt": lambda path: path.write_bytes(b""),
-    ".DS_Store": lambda path: path.write_bytes(b"\0\0\0\1Bud1"),
-    "backup": lambda path: shutil.copytree(path.parent, path, ignore=lambda *_: ["backup", WEIGHTS]),
-    "loop": lambda path: path.symlink_to(path),
-    "pipe.json": os.mkfifo,
-}
-
-
-def test_foreign_files_damage_no_checkpoint(
-    tokenizer: CLIPTokenizer,
-    data: Dataset,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Neither do those that this user may not read: they are not opened. One of Trainer's ends the training."""
-    settings = {"save_strategy": "steps", "num_train_epochs": 1}
-    make_trainer(make_clip(), tokenizer, data, tmp_path, **settings).train()
-    newest = tmp_path / "checkpoint-3"
-    for name, make in FOREIGN.items():
-        make(newest / name)
-    (tmp_path / "checkpoint-9").write_text("a file")
-    (tmp_path / "checkpoint-best").mkdir()
-    opened: list[str] = []
-    read = Path.read_bytes
-
-    def watched(path: Path) -> bytes:
-        opened.append(path.name)
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", watched)
-    assert resume_point(tmp_path) == newest
-    assert not FOREIGN.keys() & set(opened)
-    assert {"adapter_config.json", WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= set(opened)
-    before = sorted(tmp_path.rglob("*"))
-    for number in (errno.EACCES, errno.EIO):
-
-        def refuse(path: Path, number: int = number) -> bytes:
-            if path.name == "optimizer.pt":
-                raise OSError(number, os.strerror(number), str(path))
-            return read(path)
-
-        monkeypatch.setattr(Path, "read_bytes", refuse)
-        trainer = make_trainer(make_clip(), tokenizer, data, tmp_path, **settings)
-        with pytest.raises(OSError, match=r"checkpoint-\d/optimizer\.pt"):
-            trainer.train(resume_from_checkpoint=True)
-    assert sorted(tmp_path.rglob("*")) == before
-    assert caplog.records == []
-
-
-STALE: dict[str, Callable[[Path], Any]] = {
-    **DAMAGE,
-    "rng_state.pth": lambda path: path.unlink(),
-    "training_args.bin": lambda path: path.write_bytes(b"PK"),
-}
-NOT_JSON = {"list": b"[]", "null": b"null", "empty object": b"{}", "deep": b"[" * 100_000, "bytes": b"\xff\xff"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(trained: tuple[Path, Path]) -> Path:
-    """A checkpoint of the command line."""
-    return next(trained[0].glob("checkpoint-*"))
-
-
-@pytest.mark.parametrize("name", [*STALE, *NOT_JSON, "a folder"])
-def test_each_file_that_trainer_wrote_has_to_be_whole(
-    name: str, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whatever is wrong, nothing of the checkpoint is lost, and neither Trainer nor a push takes it for one."""
-    damaged = shutil.copytree(checkpoint, tmp_path / "checkpoint-7")
-    (tmp_path / "damaged-checkpoint-7").mkdir()
-    if name in NOT_JSON:
-        (damaged / "trainer_state.json").write_bytes(NOT_JSON[name])
-    elif name == "a folder":
-        (damaged / "scheduler.pt").unlink()
-        (damaged / "scheduler.pt").mkdir()
-    else:
-        STALE[name](damaged / name)
-    before = {path.name: path.is_dir() or path.read_bytes() for path in damaged.iterdir()}
-    assert resume_point(tmp_path) is None
-    moved = tmp_path / "damaged-checkpoint-7-2"
-    assert {path.name: path.is_dir() or path.read_bytes() for path in moved.iterdir()} == before
-    assert "now called damaged-checkpoint-7-2. Training restarts." in caplog.text
-    assert get_last_checkpoint(tmp_path) is None
-    assert sort_checkpoints(str(tmp_path), use_mtime=True) == []
-    assert TRAINERS_FOLDER.fullmatch(moved.name)
-
-
-def test_a_new_checkpoint_of_a_loop_replaces_its_own_kind_alone(tmp_path: Path) -> None:
-    for name in ("step-00000001", "step-by-step", "damaged-step-00000002"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "step-00000003").write_text("a file")
-    save_newest(Accelerator(cpu=True), tmp_path, step=4)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"step-00000003", "step-00000004", "step-by-step", "damaged-step-00000002"}
-
-
-def test_trainer_names_checkpoints_that_are_all_broken(
-    tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    (tmp_path / "checkpoint-7").mkdir()
-    trainer = make_trainer(make_clip(), tokenizer, data, tmp_path)
-    with pytest.raises(ValueError, match=r"no checkpoint that can be read, only checkpoint-7\."):
-        trainer.train(resume_from_checkpoint=True)
-
-
-@pytest.mark.parametrize("broken", [(), (6,), (4, 6)])
-def test_the_command_line_falls_back_and_sweeps(
-    broken: tuple[int, ...], trained: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Whatever is left, the end is that of an undisturbed run, and so are the files."""
-    output, files = tmp_path / "out", {path.name for path in trained[0].iterdir()}
-    assert train(trained[1], output, "--epochs", 3) == 0
-    expected = weights(output)
-    assert {path.name for path in output.iterdir()} == files - {"checkpoint-2"} | {"checkpoint-4", "checkpoint-6"}
-    for name in ("results.json", WEIGHTS, "report.html"):
-        (output / name).unlink()
-    for scratch in (".new-abc", ".run.yaml-abc"):
-        (output / scratch).mkdir()
-        (output / scratch / "half").write_text("x")
-    (output / ".lock").touch()
-    for step in broken:
-        (output / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"")
-    assert main(["train", "--output", str(output), "--resume"]) == 0
-    assert_same(weights(output), expected)
-    assert not [path for path in output.iterdir() if path.name.startswith(".")]
-    assert len(caplog.records) >= len(broken)
-    assert ("Training restarts." in caplog.text) == (len(broken) == 2)
-
-
-def test_a_start_that_was_killed_before_anything_was_written_can_be_repeated(
-    trained: tuple[Path, Path], tmp_path: Path
-) -> None:
-    for scratch in (".run.yaml-abc", ".base-new.json-abc"):
-        (tmp_path / "out" / scratch).mkdir(parents=True)
-    (tmp_path / "out" / ".lock").touch()
-    assert train(trained[1], tmp_path / "out") == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in trained[0].iterdir()}
-
-
-def test_a_run_that_was_killed_after_its_last_file_is_complete(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = shutil.copytree(trained[0], tmp_path / "out")
-    before = {path.name for path in output.iterdir()}
-    (output / ".new-abc").mkdir()
-    (output / ".lock").touch()
-    assert main(["train", "--output", str(output), "--resume"]) == 2
-    assert "is complete" in capsys.readouterr().err
-    assert {path.name for path in output.iterdir()} == before
-
-
-def test_the_accelerate_example_falls_back_and_sweeps(digits: Path, tmp_path: Path) -> None:
-    whole = worker.run_script(digits, tmp_path / "whole")
-    parts, checkpoints = tmp_path / "parts", tmp_path / "parts" / "checkpoints"
-    assert worker.run_script(digits, parts, "--save-every", "1", stop_after=3) is None
-    for name in ("unfinished", "step-00000009"):
-        shutil.copytree(checkpoints / "step-00000003", checkpoints / name)
-        (checkpoints / name / "optimizer.bin").write_bytes(b"")
-    (checkpoints / "unfinished" / "custom_checkpoint_1.pkl").touch()
-    (parts / ".result-abc" / "new").mkdir(parents=True)
-    resumed = worker.run_script(digits, parts, "--resume_from_checkpoint", "True")
-    assert whole is not None
-    assert resumed is not None
-    assert resumed["loss_terms"] == whole["loss_terms"]
-    assert_same(*(weights(tmp_path / run / "result" / "adapter") for run in ("parts", "whole")))
-    assert {path.name for path in checkpoints.iterdir()} == {"step-00000010", "damaged-step-00000009"}
-    assert not [*parts.glob(".result*")]
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from anprompt_peft.training.lock import lock_folder
-with lock_folder({folder!r}):
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
-
-def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(
-    trained: tuple[Path, Path],
-    tokenizer: CLIPTokenizer,
-    data: Dataset,
-    digits: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """By the command line, Trainer and the example; a killed process holds nothing."""
-    output = tmp_path / "out"
-    script = HOLD.format(root=str(Path(__file__).parents[1]), folder=str(output))
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        trainer = make_trainer(make_clip(), tokenizer, data, output, save_strategy="steps", max_steps=1)
-        for start in (trainer.train, lambda: worker.run_script(digits, output)):
-            with pytest.raises(FileExistsError, match="is in use: another run"):
-                start()
-        assert train(trained[1], output) == 2
-        assert "out is in use: another run is going on in it." in capsys.readouterr().err
-        assert [path.name for path in output.iterdir()] == [".lock"]
-        holder.kill()
-    assert train(trained[1], output) == 0
-    assert not (output / ".lock").exists()
-
-
-def test_a_folder_is_held_once_and_again_by_the_same_thread(tmp_path: Path) -> None:
-    seen: list[str] = []
-
-    def hold() -> None:
-        try:
-            with lock_folder(tmp_path / "new"):
-                seen.append("held")
-        except FileExistsError:
-            seen.append("refused")
-
-    with lock_folder(tmp_path / "new"):
-        with lock_folder(tmp_path / "other" / ".." / "new"):
-            pass
-        assert (tmp_path / "new" / ".lock").exists()
-        thread = Thread(target=hold)
-        thread.start()
-        thread.join()
-    hold()
-    assert seen == ["refused", "held"]
-    assert not (tmp_path / "new").exists()
 
 
 # output is data

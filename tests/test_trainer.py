@@ -15,17 +15,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 from transformers import (
-    CLIPTokenizer,
     EarlyStoppingCallback,
     EvalPrediction,
     HfArgumentParser,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
@@ -37,17 +35,20 @@ from anprompt_peft.training import (
     balanced_class_weights,
     warmup_cosine,
 )
-from conftest import IMAGE_SIZE, MakeClip
-from helpers import CLASSES, LABELS, adapted, logits, make_clip, make_config, needs_add_adapter, scatter, trainable
+from conftest import IMAGE_SIZE
+from helpers import (
+    CLASSES,
+    LABELS,
+    adapted,
+    count_calls,
+    logits,
+    make_clip,
+    make_config,
+    make_trainer,
+    trainable,
+)
 
 TERMS = ["cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss"]
-
-
-@pytest.fixture
-def data() -> Dataset:
-    generator = torch.Generator().manual_seed(3)
-    pixels = torch.randn(12, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-    return Dataset.from_dict({"pixel_values": pixels.numpy(), "labels": [0, 1, 2] * 4}).with_format("torch")
 
 
 def arguments(folder: Path, **settings: Any) -> TrainingArguments:
@@ -59,6 +60,19 @@ def arguments(folder: Path, **settings: Any) -> TrainingArguments:
     return TrainingArguments(**{**defaults, **settings})
 
 
+def method_arguments(folder: Path, **settings: Any) -> ANPromptTrainingArguments:
+    quiet: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "use_cpu": True}
+    return ANPromptTrainingArguments(str(folder), **{**quiet, **settings})
+
+
+def logged(trainer: Trainer, name: str = "loss") -> list[dict[str, float]]:
+    return [record for record in trainer.state.log_history if name in record]
+
+
+def double(data: Dataset) -> list[dict[str, torch.Tensor]]:
+    return [{"pixel_values": row["pixel_values"].double(), "labels": row["labels"]} for row in data]
+
+
 @pytest.mark.parametrize("trainer_class", [Trainer, ANPromptTrainer])
 def test_gradient_accumulation_equals_the_large_batch(
     trainer_class: type[Trainer], data: Dataset, tmp_path: Path
@@ -66,7 +80,7 @@ def test_gradient_accumulation_equals_the_large_batch(
     """Without WALoss, whose scale is a batch statistic, four small batches weigh as much as the one they make up."""
     results = []
     for batch, steps in ((12, 1), (3, 4)):
-        model = get_peft_model(make_clip(dtype=torch.float64), make_config(waloss_weight=0.0))
+        model = adapted(scattered=False, dtype=torch.float64, waloss_weight=0.0)
         torch.manual_seed(0)
         for weight in trainable(model).values():
             torch.nn.init.normal_(weight, std=0.02)
@@ -74,94 +88,56 @@ def test_gradient_accumulation_equals_the_large_batch(
         trainer = trainer_class(model, arguments(tmp_path, **settings), train_dataset=double(data))
         trainer.train()
         assert trainer.state.global_step == 1
-        results.append((trainer.state.log_history[0]["loss"], trainable(model)))
+        results.append((logged(trainer)[0]["loss"], trainable(model)))
     (large_loss, large), (small_loss, small) = results
     assert small_loss == pytest.approx(large_loss, rel=1e-6)
     for name, weight in large.items():
         torch.testing.assert_close(small[name], weight, rtol=0, atol=1e-12)
 
 
-def double(data: Dataset) -> list[dict[str, torch.Tensor]]:
-    return [{"pixel_values": row["pixel_values"].double(), "labels": row["labels"]} for row in data]
-
-
 def test_plain_trainer_evaluates(data: Dataset, tmp_path: Path) -> None:
-    """Loss and accuracy come out without naming the labels; the first prediction is the logits."""
-    model = get_peft_model(make_clip(), make_config()).eval()
-    trainer = Trainer(
-        model,
-        arguments(tmp_path, per_device_eval_batch_size=5),
-        eval_dataset=data,
-        compute_metrics=accuracy,
-    )
-    metrics = trainer.evaluate()
-    with torch.no_grad():
-        output = model(pixel_values=data["pixel_values"][:], labels=data["labels"][:])
-    assert metrics["eval_accuracy"] == pytest.approx(
-        float((output.logits.argmax(-1) == data["labels"][:]).float().mean())
-    )
+    """Loss and accuracy come out without naming the labels."""
+    model, settings = adapted(), arguments(tmp_path, per_device_eval_batch_size=5)
+    metrics = Trainer(model, settings, eval_dataset=data, compute_metrics=accuracy).evaluate()
+    right = logits(model, data["pixel_values"][:]).argmax(-1) == data["labels"][:]
+    assert metrics["eval_accuracy"] == pytest.approx(float(right.float().mean()))
     assert math.isfinite(metrics["eval_loss"])
 
 
 def test_loss_terms_are_logged(data: Dataset, tmp_path: Path) -> None:
-    config = make_config()
-    model = get_peft_model(make_clip(), config)
-    settings = {"eval_strategy": "epoch", "logging_steps": 3, "learning_rate": 0.0}
+    model = adapted()
+    settings: dict[str, Any] = {"eval_strategy": "epoch", "logging_steps": 3, "learning_rate": 0.0}
     trainer = ANPromptTrainer(model, arguments(tmp_path, **settings), train_dataset=data, eval_dataset=data)
     trainer.train()
-    train_log = next(record for record in trainer.state.log_history if "loss" in record)
-    eval_log = next(record for record in trainer.state.log_history if "eval_loss" in record)
-    weights = [
-        config.alpha,
-        1 - config.alpha,
-        config.similarity_weight,
-        config.similarity_weight,
-        config.waloss_weight,
-    ]
+    (train_log,), (eval_log,) = logged(trainer), logged(trainer, "eval_loss")
+    config = model.active_peft_config
+    weights = [config.alpha, 1 - config.alpha, *[config.similarity_weight] * 2, config.waloss_weight]
     total = sum(weight * train_log[name] for weight, name in zip(weights, TERMS, strict=True))
     assert train_log["loss"] == pytest.approx(total, rel=1e-4)
     assert all(f"eval_{name}" in eval_log for name in TERMS)
     assert not any(name in eval_log for name in TERMS)
 
 
-def test_training_is_repeatable(data: Dataset, tmp_path: Path) -> None:
-    runs = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        model = get_peft_model(make_clip(), make_config())
-        ANPromptTrainer(model, arguments(tmp_path, seed=7), train_dataset=data).train()
-        runs.append(trainable(model))
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+def optimizer_at(rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+
+
+def rates_of(schedule: torch.optim.lr_scheduler.LRScheduler, steps: int) -> list[float]:
+    rates = []
+    for _ in range(steps):
+        rates.append(float(schedule.get_last_lr()[0]))
+        schedule.optimizer.step()
+        schedule.step()
+    return rates
 
 
 def test_schedule() -> None:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    schedule = warmup_cosine(optimizer, warmup_steps=2, total_steps=12)
-    rates = []
-    for _ in range(12):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
+    schedule = warmup_cosine(optimizer_at(1e-3), warmup_steps=2, total_steps=12)
     expected = [1e-5, 1e-5, *(0.5e-3 * (1 + math.cos(math.pi * step / 10)) for step in range(10))]
-    assert rates == pytest.approx(expected)
+    assert rates_of(schedule, 12) == pytest.approx(expected)
     assert schedule.get_last_lr()[0] == pytest.approx(0.0, abs=1e-12)
     with pytest.raises(ValueError, match="warmup_steps=13"):
-        warmup_cosine(optimizer, 13, 12)
-
-
-def method_arguments(folder: Path, **settings: Any) -> ANPromptTrainingArguments:
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder), "report_to": "none", "disable_tqdm": True, "use_cpu": True, "num_train_epochs": 3
-    }  # fmt: skip
-    return ANPromptTrainingArguments(**{**defaults, **settings})
-
-
-def learning_rates(folder: Path, model: PeftModel, data: Dataset, **settings: Any) -> list[float]:
-    arguments = method_arguments(folder, logging_steps=1, logging_strategy="steps", **settings)
-    trainer = ANPromptTrainer(model, arguments, train_dataset=data)
-    trainer.train()
-    assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
-    return [record["learning_rate"] for record in trainer.state.log_history if "loss" in record]
+        warmup_cosine(optimizer_at(1e-3), 13, 12)
 
 
 PAPER = {"recipe": "paper"}
@@ -192,21 +168,10 @@ PAPER = {"recipe": "paper"}
 )
 def test_learning_rates(settings: dict[str, Any], expected: list[float], data: Dataset, tmp_path: Path) -> None:
     """12 images in batches of 4, three steps an epoch; three epochs, unless a setting says otherwise."""
-    model = get_peft_model(make_clip(), make_config())
-    assert learning_rates(tmp_path, model, data, **settings) == pytest.approx(expected)
-
-
-def optimizer_at(rate: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
-
-
-def rates_of(schedule: torch.optim.lr_scheduler.LRScheduler, steps: int) -> list[float]:
-    rates = []
-    for _ in range(steps):
-        rates.append(float(schedule.get_last_lr()[0]))
-        schedule.optimizer.step()
-        schedule.step()
-    return rates
+    trainer = make_trainer(tmp_path, data, logging_steps=1, logging_strategy="steps", **settings)
+    trainer.train()
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
+    assert [record["learning_rate"] for record in logged(trainer)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 10, 50])
@@ -245,16 +210,17 @@ def test_two_steps_are_plain_adamws(
     AdamW's first step does not depend on the size of gradients, so a second one shows whether they were clipped.
     """
 
-    def fresh() -> Any:
-        config = make_config(waloss_weight=0.0, similarity_weight=20.0)
-        return scatter(get_peft_model(make_clip(dtype=torch.float64), config)).train()
-
-    steps = {"warmup_epochs": 0, "max_steps": 2, "train_sampling_strategy": "sequential", "save_strategy": "no"}
-    arguments = method_arguments(tmp_path, **steps, **settings)
-    trainer = ANPromptTrainer(fresh(), arguments, train_dataset=double(data))
+    loss: dict[str, Any] = {"dtype": torch.float64, "waloss_weight": 0.0, "similarity_weight": 20.0}
+    steps: dict[str, Any] = {
+        "warmup_epochs": 0,
+        "max_steps": 2,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+    }
+    trainer = make_trainer(tmp_path, double(data), adapted(**loss), **steps, **settings)
     trainer.train()
 
-    model = fresh()
+    model = adapted(**loss).train()
     weights = trainable(model)
     matrices = [weight for name, weight in weights.items() if not name.endswith("bias")]
     biases = [weight for name, weight in weights.items() if name.endswith("bias")]
@@ -320,28 +286,28 @@ def test_wrong_settings(settings: dict[str, Any], message: str, tmp_path: Path) 
 
 
 def test_streams_need_a_warmup_in_steps(data: Dataset, tmp_path: Path) -> None:
-    model = get_peft_model(make_clip(), make_config())
-    stream = data.to_iterable_dataset()
+    stream = partial(make_trainer, tmp_path, data.to_iterable_dataset(), max_steps=3)
     with pytest.raises(ValueError, match=r"a stream has none\. Set warmup_epochs=None"):
-        ANPromptTrainer(model, method_arguments(tmp_path, max_steps=3), train_dataset=stream).train()
-    arguments = method_arguments(tmp_path, max_steps=3, warmup_epochs=None, warmup_steps=1)
-    trainer = ANPromptTrainer(model, arguments, train_dataset=stream)
-    assert trainer.train().global_step == 3
+        stream().train()
+    assert stream(warmup_epochs=None, warmup_steps=1).train().global_step == 3
 
 
-def test_tensorboard_is_asked_for_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anprompt_peft.training.trainer.is_tensorboard_available", lambda: False)
     with pytest.raises(ValueError, match=r"tensorboard, .* pip install 'anprompt-peft\[examples\]'"):
         method_arguments(tmp_path, report_to="tensorboard")
 
 
-def test_every_log_starts_anew(data: Dataset, tmp_path: Path) -> None:
+def test_every_log_holds_its_own_steps(data: Dataset, tmp_path: Path) -> None:
     """Steps 1, 2 and 3 see different images, and each log has the terms of its own step; evaluations likewise."""
     model = adapted().train()
-    arguments = method_arguments(
-        tmp_path, num_train_epochs=1, logging_strategy="steps", logging_steps=1, learning_rate=0.0,
-        train_sampling_strategy="sequential", save_strategy="no", per_device_eval_batch_size=4,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "learning_rate": 0.0,
+        "num_train_epochs": 1,
+    }
+    settings |= {"train_sampling_strategy": "sequential", "save_strategy": "no", "per_device_eval_batch_size": 4}
     expected = []
     with torch.no_grad():
         for start in (0, 4, 8):
@@ -351,9 +317,9 @@ def test_every_log_starts_anew(data: Dataset, tmp_path: Path) -> None:
         first, second, third = (terms[name] for terms in expected)
         assert abs(first - second) > 1e-3 * first
         assert abs(second - third) > 1e-3 * second
-    trainer = ANPromptTrainer(model, arguments, train_dataset=data)
+    trainer = make_trainer(tmp_path, data, model, **settings)
     trainer.train()
-    logs = [{name: log[name] for name in TERMS} for log in trainer.state.log_history if "loss" in log]
+    logs = [{name: log[name] for name in TERMS} for log in logged(trainer)]
     assert logs == [pytest.approx(terms, rel=1e-4) for terms in expected]
     for start, terms in zip((0, 4, 8), expected, strict=True):
         trainer.evaluate(data.select(range(start, start + 4)))
@@ -368,21 +334,16 @@ def test_class_weights_are_those_of_cross_entropy(data: Dataset) -> None:
     plain = model(**batch)
     weights = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
     model.set_class_weights(weights)
-    weighted = model(**batch)
-    for name, scores in (
-        ("cross_entropy_class", plain.logits_class),
-        ("cross_entropy_prototype", plain.logits_prototype),
-    ):
-        expected = F.cross_entropy(scores, LABELS, weight=weights.float())
-        torch.testing.assert_close(weighted.loss_terms[name], expected.detach())
-        assert not torch.isclose(expected, plain.loss_terms[name], rtol=1e-3)
+    weighted, change = model(**batch), 0.0
+    alpha = model.active_peft_config.alpha
+    for name, share in (("class", alpha), ("prototype", 1 - alpha)):
+        expected = F.cross_entropy(plain[f"logits_{name}"], LABELS, weight=weights.float())
+        before, after = (each.loss_terms[f"cross_entropy_{name}"] for each in (plain, weighted))
+        torch.testing.assert_close(after, expected.detach())
+        assert not torch.isclose(expected, before, rtol=1e-3)
+        change += share * (after - before)
     for name in ("similarity_image", "similarity_text", "waloss"):
         assert torch.equal(weighted.loss_terms[name], plain.loss_terms[name])
-    config = model.active_peft_config
-    change = config.alpha * (weighted.loss_terms["cross_entropy_class"] - plain.loss_terms["cross_entropy_class"])
-    change += (1 - config.alpha) * (
-        weighted.loss_terms["cross_entropy_prototype"] - plain.loss_terms["cross_entropy_prototype"]
-    )
     torch.testing.assert_close(weighted.loss - plain.loss, change, rtol=1e-3, atol=1e-5)
     model.set_class_weights(None)
     assert torch.equal(model(**batch).loss, plain.loss)
@@ -466,11 +427,13 @@ def test_balanced_class_weights(column: str, data: Dataset, tmp_path: Path) -> N
 
     reads: list[int] = []
     model = adapted().train()
-    arguments = method_arguments(
-        tmp_path, num_train_epochs=1, per_device_train_batch_size=12, learning_rate=0.0, class_weights="balanced",
-        save_strategy="no",
-    )  # fmt: skip
-    trainer = ANPromptTrainer(model, arguments, train_dataset=rows.with_transform(read))
+    settings: dict[str, Any] = {
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 12,
+        "learning_rate": 0.0,
+        "save_strategy": "no",
+    }
+    trainer = make_trainer(tmp_path, rows.with_transform(read), model, class_weights="balanced", **settings)
     assert not reads
     expected = torch.from_numpy(compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels)))
     torch.testing.assert_close(model.anprompt_state.class_weights["default"], expected.float())
@@ -478,38 +441,30 @@ def test_balanced_class_weights(column: str, data: Dataset, tmp_path: Path) -> N
     trainer.train()
     with torch.no_grad():
         output = model(pixel_values=data["pixel_values"][:])
-    log = next(log for log in trainer.state.log_history if "loss" in log)
+    (log,) = logged(trainer)
     loss = F.cross_entropy(output.logits_class, torch.tensor(labels), weight=expected.float())
     assert log["cross_entropy_class"] == pytest.approx(float(loss), rel=1e-4)
 
 
 def test_class_weights_need_labels_of_every_class(data: Dataset, tmp_path: Path) -> None:
-    arguments = method_arguments(tmp_path, class_weights="balanced", max_steps=1, warmup_epochs=None)
-    model = get_peft_model(make_clip(), make_config())
+    balanced = partial(make_trainer, tmp_path, class_weights="balanced", max_steps=1, warmup_epochs=None)
     for unlabelled in (double(data), data.to_iterable_dataset(), data.remove_columns("labels")):
         with pytest.raises(ValueError, match=r"column 'label' or 'labels'.*call model\.set_class_weights"):
-            ANPromptTrainer(model, arguments, train_dataset=unlabelled)
+            balanced(unlabelled)
     with pytest.raises(ValueError, match=r"none of: \['small fish'\]"):
-        ANPromptTrainer(model, arguments, train_dataset=data.select([0, 1, 3, 4]))
+        balanced(data.select([0, 1, 3, 4]))
     with pytest.raises(ValueError, match="labels go up to 5, but there are 2 classes"):
         balanced_class_weights([0, 1, 5], ["a", "b"])
 
 
 def test_terms_are_means_over_images(data: Dataset, tmp_path: Path) -> None:
     """Evaluation batches of 5, 5 and 2 count by their images, as in Trainer's own loss."""
-    model = get_peft_model(make_clip(dtype=torch.float64), make_config(waloss_weight=0.0)).eval()
-    arguments = method_arguments(tmp_path, per_device_eval_batch_size=5)
-    metrics_log: list[dict[str, float]] = []
-
-    class Keep(TrainerCallback):
-        def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-            metrics_log.append(dict(logs or {}))
-
-    trainer = ANPromptTrainer(model, arguments, eval_dataset=double(data), callbacks=[Keep()])
+    model = adapted(scattered=False, dtype=torch.float64, waloss_weight=0.0)
+    trainer = make_trainer(tmp_path, double(data), model, per_device_eval_batch_size=5)
     metrics = trainer.evaluate()
     with torch.no_grad():
         output = model(pixel_values=data["pixel_values"][:].double(), labels=data["labels"][:])
-    (log,) = metrics_log
+    (log,) = logged(trainer, "eval_loss")
     for name in TERMS[:4]:
         assert log[f"eval_{name}"] == pytest.approx(float(output.loss_terms[name]), rel=1e-6)
     assert metrics["eval_loss"] == pytest.approx(float(output.loss), rel=1e-6)
@@ -517,137 +472,44 @@ def test_terms_are_means_over_images(data: Dataset, tmp_path: Path) -> None:
     assert metrics["eval_accuracy"] == pytest.approx(float(right))
 
 
-def test_only_the_logits_are_gathered(data: Dataset, tmp_path: Path) -> None:
-    model = get_peft_model(make_clip(), make_config()).eval()
-    predictions = ANPromptTrainer(model, method_arguments(tmp_path)).predict(data).predictions
-    with torch.no_grad():
-        expected = model(pixel_values=data["pixel_values"][:]).logits
-    torch.testing.assert_close(torch.from_numpy(predictions), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_classes_are_encoded_once_per_step(data: Dataset, tmp_path: Path) -> None:
-    model = get_peft_model(make_clip(), make_config())
-    batches: list[int] = []
-    model.text_projection.register_forward_hook(lambda module, args, output: batches.append(len(output)))
-    ANPromptTrainer(model, method_arguments(tmp_path, num_train_epochs=1), train_dataset=data).train()
+    model = adapted()
+    batches = count_calls(model.text_projection)
+    make_trainer(tmp_path, data, model, num_train_epochs=1).train()
     assert batches == [3] * 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bf16_and_workers(workers: int, data: Dataset, tmp_path: Path) -> None:
-    model = get_peft_model(make_clip(), make_config())
+    model = adapted(scattered=False)
     dtypes = set()
     model.text_projection.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
-    settings = {"bf16": True, "dataloader_num_workers": workers, "num_train_epochs": 6, "logging_strategy": "epoch"}
-    trainer = ANPromptTrainer(model, method_arguments(tmp_path, **settings), train_dataset=data)
+    settings: dict[str, Any] = {
+        "bf16": True,
+        "dataloader_num_workers": workers,
+        "num_train_epochs": 6,
+        "logging_strategy": "epoch",
+    }
+    trainer = make_trainer(tmp_path, data, model, **settings)
     trainer.train()
     assert dtypes == {torch.bfloat16}
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    losses = [record["loss"] for record in logged(trainer)]
     assert losses[-1] < losses[0]
     assert {weight.dtype for weight in trainable(model).values()} == {torch.float32}
 
 
-class Interrupt(TrainerCallback):
-    """Stops the process's training after some steps, as a lost machine would."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def on_step_end(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self.after:
-            raise KeyboardInterrupt
-
-
-def add_noise(rows: dict[str, Any]) -> dict[str, Any]:
-    """A random transform, as augmentation is."""
-    pixels = torch.tensor(rows["pixel_values"])
-    return {"pixel_values": pixels + 0.5 * torch.randn_like(pixels), "labels": rows["labels"]}
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_resuming_mid_epoch_is_bitwise(workers: int, data: Dataset, tmp_path: Path) -> None:
-    """Saved after step 4 of 3 per epoch, stopped after step 5, resumed in a new model: nothing tells it."""
-    settings = {"save_strategy": "steps", "save_steps": 4, "seed": 3, "dataloader_num_workers": workers}
-    noisy = data.with_transform(add_noise)
-
-    def fresh(folder: str, *callbacks: TrainerCallback) -> ANPromptTrainer:
-        torch.manual_seed(11)
-        rephrased = {"text_update_rank": 2, "rephrased_weight": 1.0, "rephrased_texts": 4}
-        model = get_peft_model(make_clip(), make_config(**rephrased))
-        arguments = method_arguments(tmp_path / folder, **settings)
-        return ANPromptTrainer(model, arguments, train_dataset=noisy, callbacks=list(callbacks))
-
-    whole = fresh("whole")
-    whole.train()
-    with pytest.raises(KeyboardInterrupt):
-        fresh("broken", Interrupt(5)).train()
-    resumed = fresh("broken")
-    torch.rand(5)
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == 9
-    expected, weights = trainable(whole.model), trainable(resumed.model)
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    assert resumed.state.log_history[-2]["loss"] == whole.state.log_history[-2]["loss"]
-
-
-EARLY = {
-    "learning_rate": 0.0, "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True,
-    "metric_for_best_model": "eval_loss", "restore_callback_states_from_checkpoint": True,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("settings", "steps"), [({"max_steps": 4, "save_strategy": "steps", "save_steps": 2}, 4), (EARLY, 6)]
-)
-def test_a_run_resumed_after_its_last_checkpoint_takes_no_further_step(
-    settings: dict[str, Any], steps: int, data: Dataset, tmp_path: Path
-) -> None:
-    """All of `max_steps` done within an epoch, or early stopping after the second epoch; then a second process."""
-
-    def fresh() -> ANPromptTrainer:
-        callbacks: list[TrainerCallback] = [EarlyStoppingCallback(1)] if settings is EARLY else []
-        model = get_peft_model(make_clip(), make_config())
-        arguments = method_arguments(tmp_path, **settings)
-        return ANPromptTrainer(model, arguments, train_dataset=data, eval_dataset=data, callbacks=callbacks)
-
-    whole, resumed = fresh(), fresh()
-    whole.train()
-    resumed.train(resume_from_checkpoint=True)
-    assert resumed.state.global_step == whole.state.global_step == steps
-    expected, weights = trainable(whole.model), trainable(resumed.model)
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    whole.train()
-    assert whole.state.global_step == steps
-
-
-def test_checkpoints_hold_the_adapter_alone(data: Dataset, tmp_path: Path) -> None:
-    model = get_peft_model(make_clip(), make_config())
-    trainer = ANPromptTrainer(
-        model, method_arguments(tmp_path, num_train_epochs=1, save_strategy="epoch"), train_dataset=data
-    )
-    trainer.train()
-    checkpoint = tmp_path / "checkpoint-3"
-    files = {path.name for path in checkpoint.iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt"} <= files
-    assert not files & {"model.safetensors", "pytorch_model.bin", "config.json"}
-    assert all("anprompt_" in name for name in load_file(checkpoint / "adapter_model.safetensors"))
-    again = PeftModel.from_pretrained(make_clip(), checkpoint).eval()
-    pixels = data["pixel_values"][:]
-    assert torch.equal(logits(again, pixels), logits(model.eval(), pixels))
-
-
 def test_early_stopping_restores_the_best(data: Dataset, tmp_path: Path) -> None:
     """A rate that spoils the adapter after the gentle first epoch: training stops, and the first weights come back."""
-    model = get_peft_model(make_clip(), make_config(similarity_weight=0.5, text_update_rank=None))
-    arguments = method_arguments(
-        tmp_path, num_train_epochs=8, learning_rate=3.0, warmup_epochs=1, eval_strategy="epoch", save_strategy="epoch",
-        load_best_model_at_end=True, metric_for_best_model="eval_loss",
-    )  # fmt: skip
-    trainer = ANPromptTrainer(
-        model, arguments, train_dataset=data, eval_dataset=data, callbacks=[EarlyStoppingCallback(2)]
-    )
+    model = adapted(scattered=False, similarity_weight=0.5, text_update_rank=None)
+    settings: dict[str, Any] = {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "metric_for_best_model": "eval_loss",
+    }
+    settings |= {"num_train_epochs": 8, "learning_rate": 3.0, "warmup_epochs": 1, "load_best_model_at_end": True}
+    trainer = make_trainer(tmp_path, data, model, [EarlyStoppingCallback(2)], **settings)
     trainer.train()
-    losses = [record["eval_loss"] for record in trainer.state.log_history if "eval_loss" in record]
+    losses = [record["eval_loss"] for record in logged(trainer, "eval_loss")]
     assert len(losses) == 3
     assert losses.index(min(losses)) == 0
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
@@ -655,80 +517,6 @@ def test_early_stopping_restores_the_best(data: Dataset, tmp_path: Path) -> None
     for name, weight in trainable(model).items():
         assert torch.equal(weight, best[name.replace(".default", "")])
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses))
-
-
-HOLDERS = ["default", "named", "named beside default", pytest.param("add_adapter", marks=needs_add_adapter)]
-
-
-def holder(way: str, make_clip: MakeClip, tokenizer: CLIPTokenizer) -> Any:
-    """A model whose adapter PEFT saves in another place each."""
-    clip, config = make_clip(), make_config(tokenizer)
-    if way == "add_adapter":
-        clip.add_adapter(config, "flowers")
-        return clip
-    model = get_peft_model(clip, config, adapter_name="flowers" if way == "named" else "default")
-    if way == "named beside default":
-        model.add_adapter("flowers", config)
-        model.set_adapter("flowers")
-    return model
-
-
-@pytest.mark.parametrize("way", HOLDERS)
-def test_the_best_weights_and_a_resumed_run_are_the_trained_adapters(
-    way: str, tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    """The second of three epochs is the best, and a run resumed from the first ends as this one would have."""
-    weights: list[dict[str, torch.Tensor]] = []
-
-    class Remember(TrainerCallback):
-        def on_save(self, *args: Any, model: Any, **kwargs: Any) -> None:
-            weights.append({name: weight.detach().clone() for name, weight in trainable(model).items()})
-
-    def run(**settings: Any) -> Any:
-        scores = iter((0.1, 0.9, 0.2))
-        trainer = ANPromptTrainer(
-            holder(way, make_clip, tokenizer),
-            arguments(tmp_path, num_train_epochs=3, eval_strategy="epoch", save_strategy="epoch", **settings),
-            train_dataset=data,
-            eval_dataset=data,
-            compute_metrics=lambda prediction: {"score": next(scores)},
-            callbacks=[Remember()],
-        )
-        return trainer
-
-    best = run(load_best_model_at_end=True, metric_for_best_model="score")
-    best.train()
-    assert best.state.best_model_checkpoint == str(tmp_path / "checkpoint-6")
-    found = dict(best.model.named_parameters())
-    assert all(torch.equal(found[name], weight) for name, weight in weights[1].items())
-    resumed = run()
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    found = dict(resumed.model.named_parameters())
-    assert all(torch.equal(found[name], weight) for name, weight in weights[2].items())
-
-
-def test_a_best_checkpoint_without_the_adapter_is_told(
-    tokenizer: CLIPTokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trainer = ANPromptTrainer(holder("named beside default", make_clip, tokenizer), arguments(tmp_path))
-    trainer.state.best_model_checkpoint = str(tmp_path)
-    trainer.save_model(str(tmp_path))
-    (tmp_path / "flowers" / "adapter_model.safetensors").unlink()
-    scatter(trainer.model)
-    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-    trainer._load_best_model()
-    assert str(tmp_path / "flowers" / "adapter_model.safetensors") in caplog.text
-    assert all(torch.equal(weight, before[name]) for name, weight in trainer.model.state_dict().items())
-
-
-def test_a_checkpoint_of_another_adapter_is_not_resumed(
-    tokenizer: CLIPTokenizer, data: Dataset, tmp_path: Path
-) -> None:
-    settings = arguments(tmp_path, save_strategy="epoch")
-    ANPromptTrainer(holder("named", make_clip, tokenizer), settings, train_dataset=data).train()
-    other = ANPromptTrainer(holder("default", make_clip, tokenizer), settings, train_dataset=data)
-    with pytest.raises(ValueError, match=r"holds the adapters \['flowers'\], and 'default' is to be trained"):
-        other.train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("trainer_class", [Trainer, ANPromptTrainer])
@@ -926,53 +714,6 @@ def test_full_half_precision_ends_with_the_evaluation(cast: dict[str, bool], dat
     trainer.predict(data)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(tensor.dtype == before[name].dtype for name, tensor in model.state_dict().items())
-
-
-class Cropped(torch.utils.data.Dataset):
-    """Images with a random shift, as a crop has it."""
-
-    def __init__(self, data: Dataset) -> None:
-        self.rows = [data[row] for row in range(len(data))]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        shift = int(torch.randint(4, ()))
-        return {**self.rows[row], "pixel_values": self.rows[row]["pixel_values"].roll(shift, -1)}
-
-
-@pytest.mark.parametrize("evaluates", [False, True])
-def test_workers_that_live_on_change_nothing(evaluates: bool, data: Dataset, tmp_path: Path) -> None:
-    """Neither the weights, nor those of a run resumed from an earlier checkpoint."""
-
-    def run(folder: Path, workers: dict[str, Any], resume: str | None = None) -> dict[str, torch.Tensor]:
-        torch.manual_seed(0)
-        model = get_peft_model(make_clip(), make_config(rephrased_weight=1.0, rephrased_texts=4))
-        settings = method_arguments(
-            folder, num_train_epochs=3, save_strategy="epoch", eval_strategy="epoch" if evaluates else "no", **workers
-        )
-        trainer = ANPromptTrainer(model, settings, train_dataset=Cropped(data), eval_dataset=data)
-        trainer.train(resume_from_checkpoint=resume)
-        return {name: weight.detach().clone() for name, weight in trainable(model).items()}
-
-    persistent = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-    expected = run(tmp_path / "none", {})
-    for weights in (
-        run(tmp_path / "persistent", persistent),
-        run(tmp_path / "persistent", persistent, str(tmp_path / "persistent" / "checkpoint-3")),
-    ):
-        assert all(torch.equal(weights[name], expected[name]) for name in expected)
-
-
-def test_a_checkpoint_without_optimizer_is_told(
-    data: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings = method_arguments(tmp_path, num_train_epochs=2, save_strategy="epoch", save_only_model=True)
-    for resume in (None, str(tmp_path / "checkpoint-3")):
-        assert not caplog.text
-        ANPromptTrainer(adapted(), settings, train_dataset=data).train(resume)
-    assert "checkpoint-3 holds no optimizer state" in caplog.text
 
 
 def test_accuracy_takes_what_plain_trainer_gives() -> None:
