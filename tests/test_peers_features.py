@@ -247,12 +247,11 @@ def test_anprompt_learns_what_its_trainer_learns(tokenizer: CLIPTokenizer, tmp_p
     """Five epochs: the paper's recipe warms up in the first. All images are in one batch: order does not matter."""
     sizes: dict[str, Any] = {"text_layers": 2, "vision_layers": 2, "rephrased_weight": 0.0}  # these draw as they train
     for preset, recipe in (("anprompt", "default"), ("anprompt-paper", "paper")):
-        method = make_method(preset, recipe={"epochs": 5, "batch_size": 7, "augment": False}, config=sizes)
-        fitted: Any = method.fit(BACKBONE, SHOTS, BASE, 5)
+        fitted = fit(preset, seed=5, recipe={"epochs": 5, "batch_size": 7, "augment": False}, config=sizes)
         configuration = ANPromptConfig if recipe == "default" else ANPromptConfig.paper
         config = configuration(class_names=list(BASE.names), tokenizer_name_or_path=tokenizer, noise_seed=5, **sizes)
         with seeded(5):
-            model = get_peft_model(BACKBONE.copy(), config)
+            model: Any = get_peft_model(BACKBONE.copy(), config)
         arguments = ANPromptTrainingArguments(
             str(tmp_path), recipe=recipe, num_train_epochs=5, per_device_train_batch_size=7,
             use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
@@ -262,9 +261,11 @@ def test_anprompt_learns_what_its_trainer_learns(tokenizer: CLIPTokenizer, tmp_p
             for pixels, label in zip(SHOTS.pixels(), SHOTS.labels, strict=True)
         ]
         ANPromptTrainer(model, arguments, train_dataset=rows).train()
-        with torch.no_grad():
-            expected = model.eval()(pixel_values=SHOTS.pixels().double()).logits
-        assert_exact(fitted.logits(SHOTS, BASE), expected)
+        for images, classes in ((SHOTS, BASE), (IMAGES, MIXED)):
+            model.eval().set_classes(list(classes.names))
+            with torch.no_grad():
+                expected = model(pixel_values=images.pixels().double()).logits
+            assert_exact(fitted.logits(images, classes), expected)
 
 
 @pytest.mark.parametrize("name", ["mmrl", "mmrl-cross-data", "anprompt-paper"])
@@ -284,12 +285,8 @@ def test_mmrl_scores_other_data_with_class_logits(name: str) -> None:
 
 
 def test_mmrl_and_the_controls_differ_from_anprompt_in_what_they_say() -> None:
-    default = ANPromptConfig(
-        class_names=list(BASE.names),
-        template=list(BASE.templates),
-        tokenizer_name_or_path=PROCESSOR.tokenizer,
-        noise_seed=3,
-    )
+    texts: dict[str, Any] = {"class_names": list(BASE.names), "template": list(BASE.templates)}
+    default = ANPromptConfig(**texts, tokenizer_name_or_path=PROCESSOR.tokenizer, noise_seed=3)
     none: dict[str, Any] = {"text_update_rank": None, "rephrased_weight": 0.0}
     paper_terms = {"similarity_weight": 0.5, "frozen_share": 0.0, **none}
     presets: dict[str, dict[str, Any]] = {
@@ -317,8 +314,7 @@ def test_mmrl_and_the_controls_differ_from_anprompt_in_what_they_say() -> None:
 
 def test_random_noise_is_drawn_from_the_seed_and_frozen() -> None:
     def noise(preset: str, seed: int) -> Tensor:
-        method = make_method(preset, recipe={"epochs": 1}, config={"text_layers": 2, "vision_layers": 2})
-        fitted: Any = method.fit(BACKBONE, SHOTS, BASE, seed)
+        fitted = fit(preset, seed=seed, recipe={"epochs": 1}, config={"text_layers": 2, "vision_layers": 2})
         return copy.deepcopy(fitted.clip.head.anprompt_noise_prompts["default"])
 
     ours, drawn = noise("anprompt", 1), noise("anprompt-random-noise", 1)

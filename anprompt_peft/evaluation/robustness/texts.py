@@ -7,11 +7,13 @@ about other things), and `control` (words without meaning).
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ...method.class_texts import as_read, composed
 from ..task import ClassTexts, Part
@@ -19,36 +21,8 @@ from ..task import ClassTexts, Part
 TRIES = 50
 DRAWS = 5
 ERROR_RATES = (0.05, 0.1, 0.2)
-FRAMES = (
-    "in this view one finds {}.",
-    "here we are looking at {}.",
-    "{} fills the frame.",
-    "an example of what people call {}.",
-    "look, {}!",
-    "what appears here is {}.",
-    "visible in the centre: {}.",
-    "a record of {}.",
-    "{} as it looks up close.",
-    "my notes say that it shows {}.",
-    "someone wanted to remember {}.",
-    "the subject must be {}.",
-)
-CLAUSES = (
-    "shown from the usual side",
-    "in ordinary light",
-    "with nothing in front of it",
-    "seen as a whole",
-    "about as large as the frame allows",
-    "on a day like any other",
-    "as most people know it",
-    "without any special effects",
-)
-THINGS = (
-    "a puddle", "a pebble", "a cobweb", "a splinter", "a crumb", "some gravel", "some dust", "a bit of string",
-    "a smear of paint", "a chalk mark", "a patch of shade", "a strip of tape", "a drop of oil", "a heap of sawdust",
-    "a scratch", "a stain",
-)  # fmt: skip
-MARKS = (",", ";", ":", "!", "?", "...", " -")
+WORDS: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+FRAMES, CLAUSES, THINGS, MARKS = (tuple(WORDS[name]) for name in ("frames", "clauses", "things", "marks"))
 
 TextChange = Callable[[ClassTexts, float, random.Random], ClassTexts]
 """Perturbs class texts with a strength above 0."""
