@@ -8,8 +8,8 @@ import hashlib
 import itertools
 import json
 import math
+import multiprocessing
 import os
-import pickle
 import random
 import re
 import shutil
@@ -395,45 +395,35 @@ def test_an_interrupt_leaves_whole_cells_only(cells: Cells, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(contents(tmp_path))
 
 
-def wait_for(folder: Path, number: int, process: subprocess.Popen[bytes]) -> list[Path]:
-    """The files `writing*` of a folder, as soon as there are so many; the process goes on until then."""
+def wait_for(folder: Path, number: int, alive: Callable[[], bool]) -> list[Path]:
+    """The files `writing*` of a folder, as soon as there are so many; the process lives until then."""
     deadline = time.monotonic() + 120
     while len(writing := list(folder.glob("writing*"))) < number:
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert alive()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return writing
 
 
-def test_a_killed_sweep_continues(cells: Cells, tmp_path: Path) -> None:
+def test_a_killed_sweep_continues(cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process is killed while it writes its third cell."""
-    made = cells()
-    (tmp_path / "sweep.py").write_text(
-        "import pickle, sys, time\n"
-        "from pathlib import Path\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import anprompt_peft.evaluation.grid.store as store\n"
-        "from anprompt_peft.evaluation.grid import Place, run_grid\n"
-        "cells = pickle.loads(Path('cells').read_bytes())\n"
-        "save, written = store.to_json, []\n"
-        "def slow(record):\n"
-        "    written.append(record)\n"
-        "    if len(written) == 3:\n"
-        "        Path('writing').touch()\n"
-        "        time.sleep(600)\n"
-        "    return save(record)\n"
-        "store.to_json = slow\n"
-        "run_grid(cells, Place(Path('killed')))\n"
-    )
-    (tmp_path / "cells").write_bytes(pickle.dumps(made))
-    process = subprocess.Popen([sys.executable, "sweep.py"], cwd=tmp_path, stderr=subprocess.PIPE)
-    wait_for(tmp_path, 1, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    killed = tmp_path / "killed"
+    made, killed, save = cells(), tmp_path / "killed", np.savez_compressed
+
+    def hang(path: Path, **arrays: Any) -> None:
+        if len(list(killed.glob("*/result.json"))) == 2:
+            (tmp_path / "writing").touch()
+            time.sleep(600)
+        save(path, **arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez_compressed", hang)
+        process = multiprocessing.get_context("fork").Process(target=run_grid, args=(made, Place(killed)))
+        process.start()
+    wait_for(tmp_path, 1, process.is_alive)
+    process.kill()
+    process.join()
     assert [path for path in killed.iterdir() if path.name.startswith(".")], "a half-written cell"
-    assert len(read_results(killed)) == 2
-    assert sum(is_done(killed, each) for each in made) == 2
+    assert len(read_results(killed)) == sum(is_done(killed, each) for each in made) == 2
     run_grid(made, Place(killed))
     assert len(FITTED) == 2
     run_grid(made, Place(tmp_path / "whole"))
@@ -477,7 +467,7 @@ def test_sigterm_to_a_grid_ends_all_processes_and_leaves_nothing_half_written(
         stderr=subprocess.PIPE,
         start_new_session=True,
     ) as process:
-        writing = wait_for(tmp_path, jobs, process)
+        writing = wait_for(tmp_path, jobs, lambda: process.poll() is None)
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 143, err.decode()
