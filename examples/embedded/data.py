@@ -3,6 +3,7 @@
     anprompt benchmark --data data:icons ...
 
 Each function returns a `BenchmarkData`; those with "development" in their name serve to choose, the others to report.
+A new one is a function here that hands labelled images to `_data`, changed ones of another data set, for example.
 """
 
 from __future__ import annotations
@@ -77,24 +78,31 @@ def icons_development() -> BenchmarkData:
 
 
 def _digits(
-    name: str, train: Labelled, test: Labelled, order: Sequence[int] = range(10), **more: Any
+    name: str, train: Labelled, test: Labelled, order: Sequence[int] = range(10), note: str = ""
 ) -> BenchmarkData:
     """Digits with their classes in an order."""
     names, place = [CLASS_NAMES[digit] for digit in order], np.argsort(order)
-    learned, tested = (_dataset(images, place[labels], names) for images, labels in (train, test))
-    return BenchmarkData(name, learned, tested, (TEMPLATE,), comparable=False, **more)
+    train, test = ((images, place[labels]) for images, labels in (train, test))
+    return _data(name, train, test, names, TEMPLATE, note=note)
 
 
 def _icons(name: str, concepts: Sequence[str]) -> BenchmarkData:
     """Icons of some concepts, to learn from one designer and to test on another."""
-    train, test = (_dataset(*images_of(family, concepts), concepts) for family in (PHOSPHOR, REMIX))
+    train, test = (images_of(family, concepts) for family in (PHOSPHOR, REMIX))
     synonyms = {concept: (*caption_names()[concept][1:], *unseen_names()[concept]) for concept in concepts}
-    return BenchmarkData(name, train, test, (ICON_TEMPLATE,), comparable=False, synonyms=synonyms)
+    return _data(name, train, test, concepts, ICON_TEMPLATE, synonyms=synonyms)
 
 
-def _dataset(images: list[Image.Image], labels: np.ndarray, names: Sequence[str]) -> Dataset:
+def _data(
+    name: str, train: Labelled, test: Labelled, names: Sequence[str], template: str, **more: Any
+) -> BenchmarkData:
+    """A data set of labelled images, whose labels are positions in the names."""
     features = Features({"image": RGBImage(), "label": ClassLabel(names=list(names))})
-    return Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features)
+    learned, tested = (
+        Dataset.from_dict({"image": images, "label": labels.tolist()}, features=features)
+        for images, labels in (train, test)
+    )
+    return BenchmarkData(name, learned, tested, (template,), comparable=False, **more)
 
 
 def _cut(data: Labelled) -> tuple[Labelled, Labelled]:

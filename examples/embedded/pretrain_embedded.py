@@ -254,11 +254,7 @@ def card_of(record: dict[str, Any]) -> str:
 
 
 def run(output: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Pre-train, save, measure what was saved; returns what training.json holds.
-
-    Raises:
-        FileExistsError: if `output` holds anything already.
-    """
+    """Pre-train, save to a new folder, measure what was saved; returns what training.json holds."""
     with sigterm_interrupts(), atomic_folder(output.resolve()) as folder:
         start = time.perf_counter()
         model, processor = pretrain(recipe, seed)

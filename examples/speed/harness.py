@@ -110,13 +110,7 @@ def synchronize(device: str) -> None:
 
 
 def interleave(ways: Mapping[str, Step], setting: Setting, label: str = "") -> dict[str, list[float]]:
-    """Seconds of each step of each way; they take turns, each round in another order, after a round that is not timed.
-
-    Args:
-        ways: steps by name.
-        setting: how many steps, and where they run.
-        label: what the progress bar says; without, there is none.
-    """
+    """Seconds of each step of each way; they take turns in another order each round, and the first is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for step in tqdm(range(len(names) * (1 + setting.steps)), desc=label, disable=not label, leave=False, position=1):
@@ -195,15 +189,6 @@ def run(
     draw: Callable[[list[Row], Path], None] | None = None,
 ) -> None:
     """Measure all jobs, print their rows as tables, and write `name`.json and perhaps `name`.png to `options.output`.
-
-    Args:
-        name: of the script.
-        options: of the command line.
-        setting: how it is measured.
-        jobs: what is measured, one after the other.
-        measure: measures one of them.
-        subject: the model that is measured.
-        draw: draws a picture of the rows into a file.
 
     Raises:
         SystemExit: in the end, if the process of a job ended without a result.
