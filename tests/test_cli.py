@@ -181,6 +181,25 @@ def copied(adapter: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
+class Interrupt(training_job.Progress):
+    """Sends this process a signal at the end of a step, as a terminal does on Ctrl-C."""
+
+    step, times, number = 0, 1, signal.SIGINT
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        for _ in range(self.times if state.global_step == self.step else 0):
+            signal.raise_signal(self.number)  # to this thread, and so before the next one
+
+
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Iterator[None]:
+    """Trainings in the block are interrupted as an [`Interrupt`] with these settings does."""
+    with monkeypatch.context() as patch:
+        patch.setattr(training_job, "Progress", type("AtStep", (Interrupt,), settings))
+        yield
+
+
 # training
 
 
@@ -410,14 +429,6 @@ def test_imbalanced_classes_are_weighted_and_measured_class_by_class(digits: Pat
     assert "balanced accuracy" not in train(digits, tmp_path / "even", "--shots", 2).out
 
 
-def test_macro_f1_is_the_mean_of_the_classes_own() -> None:
-    labels, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 2])
-    part = Predictions("test", ("a", "b", "c"), labels, predicted)
-    measured = measuring.Measured([part], [part]).to_dict()
-    assert measured["balanced_accuracy_percent"]["ANPrompt"]["test"] == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)
-    assert measured["macro_f1_percent"]["ANPrompt"]["test"] == pytest.approx(100 * (6 / 7 + 1 / 2) / 2)
-
-
 def test_notes_say_who_is_ahead() -> None:
     labels = np.arange(10) % 2
 
@@ -555,25 +566,6 @@ def test_corrupt_images_stop_the_run_or_are_counted(digits: Path, tmp_path: Path
 # Ctrl-C and --resume
 
 
-class Interrupt(training_job.Progress):
-    """Sends this process a signal at the end of a step, as a terminal does on Ctrl-C."""
-
-    step, times, number = 0, 1, signal.SIGINT
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
-        for _ in range(self.times if state.global_step == self.step else 0):
-            signal.raise_signal(self.number)  # to this thread, and so before the next one
-
-
-@contextmanager
-def interrupted(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Iterator[None]:
-    """Trainings in the block are interrupted as an [`Interrupt`] with these settings does."""
-    with monkeypatch.context() as patch:
-        patch.setattr(training_job, "Progress", type("AtStep", (Interrupt,), settings))
-        yield
-
-
 @pytest.mark.parametrize("step", [STEPS_PER_EPOCH - 2, STEPS_PER_EPOCH])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(
     step: int, digits: Path, whole: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -613,8 +605,8 @@ def test_the_second_interrupt_quits_at_once(
     ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )
 def test_a_real_process_stops_on_a_real_signal(number: int, code: int, digits: Path, tmp_path: Path) -> None:
-    """With a data worker, which terminals and schedulers send the signal, too; 80 steps leave time to send it."""
-    output, more = tmp_path / "out", ("--shots", 2, "--epochs", 4, "--batch-size", 1)
+    """With a data worker, which terminals and schedulers send the signal, too; 40 steps leave time to send it."""
+    output, more = tmp_path / "out", ("--shots", 2, "--epochs", 2, "--batch-size", 1)
     arguments = [sys.executable, "-m", "anprompt_peft", *command(digits, output, *more, "--workers", 1)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     pipe = subprocess.PIPE
@@ -623,7 +615,7 @@ def test_a_real_process_stops_on_a_real_signal(number: int, code: int, digits: P
     ) as process:
         assert process.stderr is not None
         seen = b""
-        while not re.search(rb" [1-9]\d*/80 ", seen):
+        while not re.search(rb" [1-9]\d*/40 ", seen):
             chunk = os.read(process.stderr.fileno(), 4096)
             assert chunk, seen.decode()
             seen += chunk

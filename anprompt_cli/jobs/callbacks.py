@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from tqdm import tqdm
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 NOTE = b"\nInterrupted: a checkpoint is written after this step. Ctrl-C again quits at once.\n"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -18,21 +18,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Progress(ProgressCallback):
     """Trainer's progress bar, with a name, and with losses on standard error instead of standard output."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar."""
         super().on_train_begin(args, state, control, **kwargs)
         self.training_bar.set_description("training")
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         """Write a line with the loss, or with what evaluation found."""
         shown = {name: value for name, value in (logs or {}).items() if name in ("loss", "eval_loss", "eval_accuracy")}
         if shown:
@@ -77,16 +68,12 @@ class Interruption(TrainerCallback):
         with suppress(OSError):  # the terminal may be gone
             os.write(2, NOTE)  # printing may not be re-entered from a signal handler
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop after this step, with a checkpoint."""
         if self.received:
             control.should_save = control.should_training_stop = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """After a whole epoch save once more, as evaluation comes before it; within one, do nothing of its end."""
         if self.received:
             whole = float(state.epoch or 0).is_integer()
