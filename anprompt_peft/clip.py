@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,17 @@ from torch import Tensor
 from transformers import CLIPModel
 from transformers.utils import ModelOutput
 
-from .fast.choice import Choice, ChoosingHead
-from .fast.encoders import ImageFeatures, image_features, text_features
-from .fast.fingerprint import Fingerprint, autocast_state, checksum, hooks, optimizer_steps
 from .fast.image_cache import DEFAULT_MAX_BYTES, ImageCache
+from .fast.plan import Choice, Plan
+from .fast.planning import config_of, own_tokenizer, plan_call, plan_classes, trained_classes
+from .fast.run import encode_classes, logit_scale, run
 from .fast.savings import Savings
-from .fast.sharding import in_shards, worth_sharding
-from .fast.state import ASKED, State
-from .method.class_texts import (
-    ClassSet,
-    check_class_names,
-    check_template,
-    load_tokenizer,
-    tokenize,
-    tokenize_classes,
-    trim,
-)
+from .fast.state import State
+from .method.class_texts import ClassSet, check_class_names, check_template, load_tokenizer, tokenize_classes
 from .method.config import ANPromptConfig, LogitsKind
-from .method.features import at_least_float32, ensemble, frozen_text_features, full_precision, normalize
-from .method.losses import Frozen, Scores, Term, clip_logits, loss_terms, score, total_loss
-from .method.noise import clean_features, text_targets
-from .method.registration import PREFIX
-from .method.rephrase import draw_rephrased, vocabulary
+from .method.features import Pass
+from .method.layer import ANPromptHead
+from .method.losses import Scores, score, total_loss
 
 IGNORED = -100
 """Label of an image without one, in transformers and in torch's cross entropy."""
@@ -99,6 +88,7 @@ class PromptedCLIPModel(CLIPModel):
         interpolate_pos_encoding: bool = False,
         labels: Tensor | None = None,
         return_dict: bool = True,
+        plan: Plan | None = None,
         **kwargs: Any,
     ) -> Any:
         """Classify images, or score image-text pairs as `CLIPModel` does.
@@ -116,14 +106,17 @@ class PromptedCLIPModel(CLIPModel):
             labels (`Tensor` or `list[int]`, *optional*): int64 `[B]`, positions in the class names; with them come the
                 losses. The cross entropies leave out images with the label -100, as transformers' losses do.
             return_dict (`bool`): `False` returns a tuple.
+            plan (`Plan`, *optional*): what [`plan`] returned for this call; by default it is made here. It may be
+                given to `torch.compile(model, fullgraph=True)`, see there.
             kwargs: further arguments of `CLIPModel.forward`, with `input_ids` only.
 
         Returns:
             [`ANPromptOutput`], or transformers' `CLIPOutput` when `input_ids` is given.
 
         Raises:
-            ValueError: if `pixel_values` is missing, `labels` come with `input_ids` or lie outside the classes, no
-                adapter is active, or it is to be trained and was loaded without `is_trainable=True`.
+            ValueError: if `pixel_values` is missing, `labels` come with `input_ids`, with a plan that was made without
+                them or lie outside the classes, no adapter is active, or it is to be trained and was loaded without
+                `is_trainable=True`.
             TypeError: for further arguments without `input_ids`.
             NotImplementedError: within `torch.nn.DataParallel`.
         """
@@ -134,12 +127,8 @@ class PromptedCLIPModel(CLIPModel):
             )
         if pixel_values is None and isinstance(input_ids, Tensor) and input_ids.is_floating_point():
             input_ids, pixel_values = None, input_ids
-        if not torch.compiler.is_compiling() and self.head.choice is None:
-            texts = input_ids, pixel_values, attention_mask, position_ids, return_loss
-            with self.head.holding(self.choose()):
-                return PromptedCLIPModel.forward(self, *texts, interpolate_pos_encoding, labels, return_dict, **kwargs)
         if input_ids is not None:
-            if labels is not None:
+            if labels is not None or plan is not None:
                 raise ValueError("labels go with the adapter's own classes: call the model without input_ids.")
             return super().forward(
                 input_ids=input_ids,
@@ -148,6 +137,7 @@ class PromptedCLIPModel(CLIPModel):
                 position_ids=position_ids,
                 return_loss=return_loss,
                 interpolate_pos_encoding=interpolate_pos_encoding,
+                prompt_context=Pass(self.head.adapter, self.head.active_config),
                 **kwargs,
                 **({} if return_dict else {"return_dict": False}),
             )
@@ -160,40 +150,85 @@ class PromptedCLIPModel(CLIPModel):
             )
         if pixel_values is None:
             raise ValueError("Give pixel_values to classify images, or pixel_values and input_ids as for CLIPModel.")
-        classes, text = self._classes_and_kept_text()
-        if labels is not None:
-            if isinstance(labels, (list, tuple)):
-                with suppress(TypeError, ValueError):  # of names, for example, which are refused below
-                    labels = torch.tensor(labels, device=pixel_values.device)
-            _check_labels(labels, classes, len(pixel_values))
-        if text is None:
-            text = self.text_embeds(classes, shard=self.training and self.anprompt_state.shards)
-        kind = self.logits_kind(classes)
-        with_frozen = (labels is not None or kind == "ensemble") and not self.head.disable_adapters
-        seen = image_features(self, pixel_values, interpolate_pos_encoding, with_frozen)
-        scores = self.score(text, seen, self.clean_text(classes) if kind == "ensemble" else None)
-        rephrased = self._rephrased(classes) if labels is not None and self.training else None
-        terms = {} if labels is None else self._loss_terms(scores, classes, text, seen, labels, rephrased)
+        if plan is None:
+            plan = self.plan(labels, pixel_values, interpolate_pos_encoding)
+        labels = _checked_labels(labels, plan, pixel_values)
+        scores, terms = run(self, plan, pixel_values, labels, interpolate_pos_encoding)
         loss = total_loss(terms) if terms else None
-        if labels is None and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            warnings.warn(
-                "Called in training mode without labels: none of ANPrompt's losses is computed. Trainer keeps labels "
-                "from the model with label_smoothing_factor or compute_loss_func; ANPromptTrainer smooths them in the "
-                "model's own losses.",
-                stacklevel=2,
-            )
-        if loss is not None and self.training and torch.is_grad_enabled() and not loss.requires_grad:
-            raise ValueError(
-                f"No weight of the adapter {self.head.adapter!r} is to be trained: it was loaded for inference. Load "
-                "it with PeftModel.from_pretrained(clip, name, is_trainable=True), or call eval() to measure its loss."
-            )
+        self._check_training(loss, plan)
         output = ANPromptOutput(
             loss=loss,
-            logits=getattr(scores, f"logits_{kind}"),
+            logits=getattr(scores, f"logits_{plan.kind}"),
             loss_terms={name: term.value.detach() for name, term in terms.items()} or None,
             **vars(scores),
         )
         return output if return_dict else output.to_tuple()
+
+    @torch.compiler.disable(reason="a call is planned on the host: give it plan=model.plan(labels)")
+    def plan(
+        self,
+        labels: Any = None,
+        pixel_values: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        choice: Choice | None = None,
+        kind: LogitsKind | None = None,
+    ) -> Plan:
+        """Decide on the host all that a call is not arithmetic: classes, texts and their packing, drawn texts, caches.
+
+        `forward` does so itself. With a plan made before, all of it is arithmetic, and so is one graph:
+
+        ```py
+        >>> compiled = torch.compile(model, fullgraph=True)
+        >>> compiled(pixel_values=pixels, labels=labels, plan=model.plan(labels)).loss.backward()
+        ```
+
+        `torch.compile(model)` of a `PeftModel` makes the plan before its graph begins, if none is given. Where the
+        compiled module is another one around the model, as after `DistributedDataParallel(model)`, give it.
+
+        A plan holds for one call, in the mode, the state of gradients and the autocast that it was made in: call it as
+        the model is called.
+
+        Args:
+            labels (*optional*): of the call; only whether there are any counts.
+            pixel_values (`Tensor`, *optional*): of the call; only the image cache reads them.
+            interpolate_pos_encoding (`bool`): as in the call.
+            choice (`Choice`, *optional*): what [`choose`] returned; defaults to the current one.
+            kind (`LogitsKind`, *optional*): logits to return others than those that the configuration says.
+
+        Raises:
+            ValueError: if no adapter is active.
+        """
+        images = pixel_values, interpolate_pos_encoding
+        return plan_call(self, choice or self.choose(), labels is not None, *images, kind)
+
+    @torch.compiler.disable
+    def with_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the keywords of a call with its plan, if it classifies images and has none."""
+        given = _FORWARD.bind_partial(self, *args, **kwargs).arguments
+        texts, images = given.get("input_ids"), given.get("pixel_values")
+        if isinstance(texts, Tensor) and texts.is_floating_point():
+            texts, images = None, texts
+        if given.get("plan") is not None or texts is not None or images is None:
+            return kwargs
+        plan = self.plan(given.get("labels"), images, given.get("interpolate_pos_encoding", False))
+        return {**kwargs, "plan": plan}
+
+    def _check_training(self, loss: Tensor | None, plan: Plan) -> None:
+        """Warn of training without a loss, and raise `ValueError` if nothing is trained."""
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        if loss is None and not torch.compiler.is_compiling():
+            warnings.warn(
+                "Called in training mode without labels: none of ANPrompt's losses is computed. Trainer keeps labels "
+                "from the model with label_smoothing_factor or compute_loss_func; ANPromptTrainer smooths them in the "
+                "model's own losses.",
+                stacklevel=3,
+            )
+        if loss is not None and not loss.requires_grad:
+            raise ValueError(
+                f"No weight of the adapter {plan.adapter!r} is to be trained: it was loaded for inference. Load "
+                "it with PeftModel.from_pretrained(clip, name, is_trainable=True), or call eval() to measure its loss."
+            )
 
     def set_classes(
         self, class_names: list[str] | None, template: str | list[str] | None = None, tokenizer: Any = None
@@ -216,7 +251,7 @@ class PromptedCLIPModel(CLIPModel):
         class_names = check_class_names(class_names)
         templates = config.templates if template is None else [template] if isinstance(template, str) else template
         check_template(templates)
-        tokenizer = self._own_tokenizer() if tokenizer is None else load_tokenizer(tokenizer, None)
+        tokenizer = own_tokenizer(config) if tokenizer is None else load_tokenizer(tokenizer, None)
         input_ids = tokenize_classes(class_names, templates, tokenizer, self.config).to(self.device)
         self.anprompt_state.ask_for(ClassSet(tuple(class_names), tuple(templates), input_ids, tokenizer))
         self.name_labels()
@@ -262,18 +297,15 @@ class PromptedCLIPModel(CLIPModel):
         weights = None if weights is None else torch.as_tensor(weights)
         if weights is not None and (weights.shape != (count,) or not bool(((weights > 0) & weights.isfinite()).all())):
             raise ValueError(f"class weights must be {count} positive numbers, one per class, got {weights.tolist()}.")
-        self.anprompt_state.class_weights.pop(self._owner_of_classes, None)
+        owner, stored = self.choose().owner_of_classes, self.anprompt_state.class_weights
+        stored.pop(owner, None)
         if weights is not None:
-            self.anprompt_state.class_weights[self._owner_of_classes] = weights
+            stored[owner] = weights
 
     @property
     def class_weights(self) -> Tensor | None:
         """What [`set_class_weights`] set for the current classes, `[C]`."""
-        return self.anprompt_state.class_weights.get(self._owner_of_classes)
-
-    @property
-    def _owner_of_classes(self) -> str:
-        return ASKED if self.asked_classes else self.head.adapter
+        return self.anprompt_state.class_weights.get(self.choose().owner_of_classes)
 
     def set_label_smoothing(self, factor: float) -> None:
         """Smooth the labels of both cross entropies, as `F.cross_entropy(label_smoothing=...)` does.
@@ -307,27 +339,25 @@ class PromptedCLIPModel(CLIPModel):
     def encode_classes(self) -> Tensor:
         """Return the prompted, normalised text features `[C, d]` of the current classes.
 
-        Without gradients they are kept until anything they depend on changes: adapter, weights (in-place updates and
+        Without gradients they are cached until anything they depend on changes: adapter, weights (in-place updates and
         loading included), classes, dtype, device, autocast, forward hooks. Edits of trained weights through `.data`,
         as of a moving average, are noticed on a CPU at once, and on other devices at the next call of `eval()`.
         """
-        with self.head.holding(self.head.choice or self.choose()):
-            classes, text = self._classes_and_kept_text()
-            return self.text_embeds(classes) if text is None else text
+        return encode_classes(self, plan_classes(self, self.choose()))
 
     def train(self, mode: bool = True) -> Any:
-        """Set training or evaluation mode; results that were kept end with each `eval()`."""
+        """Set training or evaluation mode; cached results end with each `eval()`."""
         self.anprompt_state.evaluations += not mode
         return super().train(mode)
 
     def choose(self) -> Choice:
         """Return what a call that begins now runs with."""
-        return Choice(self.head, self.head.adapter, self.head.disable_adapters, self.anprompt_state.classes)
+        return Choice(self.head.adapter, not self.head.disable_adapters, self.anprompt_state.classes)
 
     @property
     def asked_classes(self) -> ClassSet | None:
         """The classes asked for with [`set_classes`]; `None` means those of the active adapter."""
-        return self.head.choice.classes if self.head.choice else self.anprompt_state.classes
+        return self.anprompt_state.classes
 
     @property
     def class_names(self) -> list[str]:
@@ -375,7 +405,7 @@ class PromptedCLIPModel(CLIPModel):
         return self.anprompt_state.image_cache
 
     @property
-    def head(self) -> ChoosingHead:
+    def head(self) -> ANPromptHead:
         """The module that holds the adapters and knows which one is active."""
         return self.visual_projection
 
@@ -386,9 +416,7 @@ class PromptedCLIPModel(CLIPModel):
         Raises:
             ValueError: if none is active.
         """
-        if self.head.adapter not in self.head.configs:
-            raise ValueError("No ANPrompt adapter is active. Choose one with set_adapter(name).")
-        return self.head.configs[self.head.adapter]
+        return config_of(self, self.head.adapter)
 
     @property
     def classes(self) -> ClassSet:
@@ -402,169 +430,39 @@ class PromptedCLIPModel(CLIPModel):
         Raises:
             ValueError: if its noise prompts were neither computed nor loaded.
         """
-        config, adapter = self.active_config, self.head.adapter
-        ids = self.head.anprompt_class_ids[adapter]
+        return trained_classes(self, self.head.adapter)
 
-        def compute() -> ClassSet:
-            if int(ids.min()) < 0:
-                raise ValueError(
-                    f"The noise prompts of adapter {adapter!r} were neither computed nor loaded. Create the adapter "
-                    "with init_noise_prompts=True, or load its weights."
-                )
-            return ClassSet(tuple(config.class_names), tuple(config.templates), trim(ids, self.config))
-
-        return self.anprompt_state.kept("trained classes", Fingerprint([ids]), compute)
-
-    def text_embeds(self, classes: ClassSet, shard: bool = False) -> Tensor:
-        """Return the prompted, normalised text features `[C, d]` of classes, computed anew."""
-        input_ids, templates = classes.input_ids.to(self.device), len(classes.templates)
-        if shard and worth_sharding(len(input_ids)):
-            rows = in_shards(lambda part: self._text_rows(part, classes.input_ids), input_ids)
-        else:
-            rows = self._text_rows(input_ids, classes.input_ids, templates)
-        with full_precision(rows):
-            return ensemble(rows, templates)
-
-    def logits_kind(self, classes: ClassSet) -> LogitsKind:
-        """Return which logits a call returns for classes: fused ones in training, else as the configuration says."""
-        if self.head.disable_adapters:
-            return "class"
-        return "fused" if self.training else self.active_config.logits_for(classes.names)
-
-    def score(self, text: Tensor, seen: ImageFeatures, clean: Tensor | None = None) -> Scores:
-        """Return the logits of encoded images over texts `[C, d]`; with clean texts also those of the ensemble."""
-        prompts = None if seen.prompts is None else self.vision_model.post_layernorm(seen.prompts)
-        with full_precision(seen.features):
-            prototype = None if prompts is None else normalize(at_least_float32(self.head.prototype(prompts)))
-            frozen = None
-            if clean is not None and seen.frozen is not None:
-                frozen = clip_logits(normalize(at_least_float32(seen.frozen)), clean.to(text), self._scale())
-            return self.score_features(text, normalize(at_least_float32(seen.features)), prototype, frozen)
+    def text_embeds(self, classes: ClassSet) -> Tensor:
+        """Return the prompted, normalised text features `[C, d]` of classes, computed again."""
+        return encode_classes(self, plan_classes(self, self.choose()._replace(classes=classes), cached=False))
 
     def score_features(
         self, text: Tensor, image: Tensor, prototype: Tensor | None, frozen: Tensor | None = None
     ) -> Scores:
         """Return the logits of normalised images and prototypes `[B, d]`, as [`losses.score`] does."""
-        return score(image, prototype, text, self._scale(), self.active_config, frozen)
-
-    @torch.compiler.disable
-    def _classes_and_kept_text(self) -> tuple[ClassSet, Tensor | None]:
-        """Return the classes and, unless gradients are wanted, their prompted features, computed at most once."""
-        classes, head = self.classes, self.head
-        weights = [*self.text_model.parameters(), *self.text_projection.parameters(), *head.parameters()]
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
-            return classes, None
-        adapter = f".{head.adapter}."
-        named = (*self.text_model.named_parameters(), *head.named_parameters(), *head.named_buffers())
-        own = [each for name, each in named if PREFIX in name and adapter in f"{name}."]
-        trained = [weight for weight in weights if weight.requires_grad and all(weight is not each for each in own)]
-        fingerprint = Fingerprint(
-            (*weights, *head.anprompt_noise_prompts.values(), classes.input_ids),
-            head.adapter,
-            head.disable_adapters,
-            classes.names,
-            torch.is_inference_mode_enabled(),
-            autocast_state(self.device.type),
-            optimizer_steps(),
-            [checksum(each) for each in (*own, *trained)],
-            hooks(self.text_model),
-            hooks(self.text_projection),
-            self.savings,
-            self.training,
-        )
-        return classes, self.anprompt_state.kept("text", fingerprint, lambda: self.text_embeds(classes))
-
-    def _text_rows(self, input_ids: Tensor, source: Tensor | None, templates: int = 1) -> Tensor:
-        features = text_features(self, input_ids, source, templates)
-        with full_precision(features):
-            return normalize(at_least_float32(features))
-
-    def _rephrased(self, classes: ClassSet) -> tuple[Tensor, Tensor] | None:
-        """Return prompted features `[m, d]` of rephrased texts, and the frozen CLIP's of the clean ones, if wanted."""
-        config = self.active_config
-        wanted = config.rephrased_weight and config.rephrased_texts and config.num_prompts
-        if self.head.disable_adapters or not wanted:
-            return None
-        input_ids, clean = self._draw_rephrased(classes)
-        return self._text_rows(input_ids, None), clean
-
-    @torch.compiler.disable
-    def _draw_rephrased(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
-        """Draw token ids `[m, L]` of rephrased texts from torch's random numbers, and return what they should give.
-
-        The ids stay on the host, where [`text_features`] plans with them: no step then waits for the device.
-        """
-        rng = random.Random(int(torch.randint(2**62, ())))
-        tokenizer = self._own_tokenizer() if classes.tokenizer is None else classes.tokenizer
-        words = self.anprompt_state.kept("words", Fingerprint((), tokenizer), lambda: vocabulary(tokenizer))
-        count = self.active_config.rephrased_texts
-        drawn = draw_rephrased(classes.names, classes.templates, words, count, rng)
-        input_ids = tokenize([*drawn.texts, *drawn.anchors], tokenizer, self.config, truncate=True)
-        kept = frozen_text_features(self, input_ids[len(drawn.texts) :])
-        rows = torch.tensor(drawn.classes).to(kept.device, non_blocking=True)
-        return input_ids, torch.cat([self._text_targets(classes)[0][rows].to(kept), kept])
-
-    def _own_tokenizer(self) -> Any:
-        """Return the tokenizer that the active adapter's configuration names, loaded at most once."""
-        config = self.active_config
-        config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
-        return config.tokenizer
-
-    def _loss_terms(
-        self,
-        scores: Scores,
-        classes: ClassSet,
-        text: Tensor,
-        seen: ImageFeatures,
-        labels: Tensor,
-        rephrased: tuple[Tensor, Tensor] | None,
-    ) -> dict[str, Term]:
-        with full_precision(text):
-            frozen = None
-            if seen.frozen is not None:
-                clean, perturbed = self._text_targets(classes)
-                frozen = Frozen(normalize(at_least_float32(seen.frozen)), clean.to(text), perturbed.to(text))
-            weights = self.class_weights
-            if weights is not None:
-                weights = weights.to(text)
-            smoothing = self.anprompt_state.label_smoothing
-            return loss_terms(
-                scores, text, labels, frozen, self._scale(), self.active_config, weights, rephrased, smoothing
-            )
-
-    @torch.compiler.disable
-    def clean_text(self, classes: ClassSet) -> Tensor:
-        """Return the frozen CLIP's features w `[C, d]`, computed at most once."""
-        frozen = [each for name, each in self.text_model.named_parameters() if PREFIX not in name]
-        hooked = hooks(self.text_model), hooks(self.text_projection)
-        fingerprint = Fingerprint((*frozen, *self.text_projection.parameters(), classes.input_ids), *hooked)
-        return self.anprompt_state.kept("clean text", fingerprint, lambda: clean_features(self, classes))
-
-    def _text_targets(self, classes: ClassSet) -> tuple[Tensor, Tensor]:
-        """Return the frozen CLIP's clean and perturbed features w and u, each `[C, d]`."""
-        head, adapter = self.head, self.head.adapter
-        own = head.anprompt_clean_features[adapter], head.anprompt_perturbed_features[adapter]
-        if self.asked_classes is None:
-            return own
-        fingerprint = Fingerprint((classes.input_ids, *own))  # an adapter's own features are new with every adapter
-        return self.anprompt_state.kept(
-            f"text targets of {adapter}", fingerprint, lambda: text_targets(self, classes, self.active_config)[:2]
-        )
-
-    def _scale(self) -> Tensor:
-        return at_least_float32(self.logit_scale).exp()
+        return score(image, prototype, text, logit_scale(self), self.active_config, frozen)
 
 
-def _check_labels(labels: Any, classes: ClassSet, images: int) -> None:
-    """Raise on labels that are no class numbers; on a GPU, where a look would wait, only their type is checked."""
-    count = len(classes.names)
+_FORWARD = signature(PromptedCLIPModel.forward)
+
+
+def _checked_labels(labels: Any, plan: Plan, pixel_values: Tensor) -> Tensor | None:
+    """Return class numbers as a tensor; of a GPU's only the type is checked, because reading would synchronise."""
+    if labels is None:
+        return None
+    if not plan.with_labels:
+        raise ValueError("This plan was made for a call without labels. Make it with model.plan(labels).")
+    if isinstance(labels, (list, tuple)):
+        with suppress(TypeError, ValueError):  # of names, for example, which are refused below
+            labels = torch.tensor(labels, device=pixel_values.device)
+    images, count = len(pixel_values), len(plan.classes.names)
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != (images,):
         got = f"{labels.dtype} of shape {list(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
         raise ValueError(f"labels must be one class number per image, torch.int64 of shape [{images}], got {got}.")
-    if labels.device.type != "cpu" or not labels.numel() or torch.compiler.is_compiling():
-        return
-    if (((labels < 0) & (labels != IGNORED)) | (labels >= count)).any():
+    unread = labels.device.type != "cpu" or not labels.numel() or torch.compiler.is_compiling()
+    if not unread and (((labels < 0) & (labels != IGNORED)) | (labels >= count)).any():
         raise ValueError(
             f"labels must lie between 0 and {count - 1} for {count} classes, or be {IGNORED} for images to leave out, "
             f"got {labels.tolist()}."
         )
+    return labels

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from types import MethodType
 from typing import Any
 
@@ -15,13 +16,13 @@ import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, delete_adapter
 from torch import Tensor, nn
+from torch._dynamo import eval_frame
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.pipelines import base as pipelines
 
 from .clip import NOT_PREDICTIONS, PromptedCLIPModel
 from .fast.blocks import decomposes
-from .fast.choice import ChoosingHead
 from .fast.state import State
 from .files import hub_id
 from .method.config import ANPromptConfig
@@ -167,7 +168,7 @@ class ANPromptModel(BaseTuner):
     ) -> None:
         inference_mode = peft_config.inference_mode
         if current_key == "visual_projection":
-            head = target if isinstance(target, ANPromptHead) else ChoosingHead(target)
+            head = target if isinstance(target, ANPromptHead) else ANPromptHead(target)
             text = self.model.config.text_config
             head.update_layer(
                 adapter_name, peft_config, text.hidden_size, text.max_position_embeddings, inference_mode
@@ -255,6 +256,32 @@ def give_input_embeddings() -> None:
     """
     if CLIPModel.get_input_embeddings is PreTrainedModel.get_input_embeddings:
         CLIPModel.get_input_embeddings = lambda clip: clip.text_model.embeddings.token_embedding
+
+
+def plan_compiled_calls() -> None:
+    """Let a compiled `PeftModel` plan its calls on the host, before the graph begins: see `ANPromptCLIPModel.plan`."""
+    stock = PeftModel.__init__
+    if getattr(stock, "_plans", False):
+        return
+
+    @wraps(stock)
+    def init(self: PeftModel, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        if isinstance(self.base_model, ANPromptModel):
+            self.register_forward_pre_hook(plan_first, with_kwargs=True)
+
+    init._plans = True  # type: ignore[attr-defined]
+    PeftModel.__init__ = init  # type: ignore[method-assign]
+
+
+def plan_first(model: PeftModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Make the plan of a compiled call whose graph has not begun, as hooks of the compiled module run before it."""
+    if not torch.compiler.is_compiling() and getattr(eval_frame, "_is_in_optimized_module", bool)():
+        return args, adapted_clip(model).with_plan(args, kwargs)
+    return args, kwargs
+
+
+eval_frame.skip_code(plan_first.__code__)  # else it would be compiled by itself
 
 
 def join_pipelines() -> None:

@@ -164,7 +164,7 @@ def test_hooks_on_the_text_encoder_count(pixels: Tensor) -> None:
 
 def test_kept_results_end_with_eval(pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where weights cannot be read without waiting, as on a GPU, and for frozen weights."""
-    monkeypatch.setattr("anprompt_peft.clip.checksum", lambda tensor: None)
+    monkeypatch.setattr("anprompt_peft.fast.planning.checksum", lambda tensor: None)
     model = adapted()
     rows = count_calls(model.get_base_model().text_projection)
     before = logits(model, pixels)

@@ -50,7 +50,7 @@ def test_low_rank_prompts_start_as_those_of_the_shared_map(clip: CLIPModel, toke
     ]  # fmt: skip
     for layer in target_layers(model):
         shared = getattr(head, f"anprompt_{layer.tower}_map")["default"]
-        assert torch.equal(layer.project(head), shared(head.prompts("default")))
+        assert torch.equal(layer.project("default"), shared(head.prompts("default")))
 
 
 @pytest.mark.parametrize("rank", [None, 3])
@@ -62,14 +62,14 @@ def test_the_prototype_starts_as_the_frozen_visual_projection(
     head = model.visual_projection
     rows = torch.randn(2, 9, 48)
     frozen = head.base_layer.weight.clone()
-    torch.testing.assert_close(head.prototype(rows), rows.mean(dim=1) @ frozen.T)
+    torch.testing.assert_close(head.prototype(rows, "default"), rows.mean(dim=1) @ frozen.T)
     with torch.no_grad():
         for name, weight in trainable(model).items():
             if "prototype" in name:
                 weight.add_(1.0)
     assert torch.equal(head.base_layer.weight, frozen)
     assert torch.equal(head(rows[:, 0]), rows[:, 0] @ frozen.T)
-    assert (head.prototype(rows) - rows.mean(dim=1) @ frozen.T).abs().max() > 0.1
+    assert (head.prototype(rows, "default") - rows.mean(dim=1) @ frozen.T).abs().max() > 0.1
 
 
 def test_the_prototype_copies_a_half_precision_projection(tokenizer: CLIPTokenizer) -> None:

@@ -137,7 +137,7 @@ def test_other_classes_are_rephrased_too(pixels: Tensor, monkeypatch: pytest.Mon
         names.append(given[0])
         return draw_rephrased(*given)
 
-    monkeypatch.setattr("anprompt_peft.clip.draw_rephrased", noted)
+    monkeypatch.setattr("anprompt_peft.fast.planning.draw_rephrased", noted)
     model(pixel_values=pixels[:1], labels=LABELS[:1])
     model.set_classes(["small fish", "red bird"])
     model(pixel_values=pixels[:1], labels=torch.tensor([1]))

@@ -208,9 +208,9 @@ def test_the_plain_path_pads_texts_to_the_end_of_the_context(monkeypatch: pytest
     lengths: list[int] = []
     encode = clip.get_text_features
 
-    def counted(input_ids: Tensor) -> Any:
+    def counted(input_ids: Tensor, **options: Any) -> Any:
         lengths.append(input_ids.shape[1])
-        return encode(input_ids=input_ids)
+        return encode(input_ids=input_ids, **options)
 
     monkeypatch.setattr(clip, "get_text_features", counted)
     model.set_savings(Savings.none())
@@ -336,7 +336,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("chosen", [Savings(), Savings(text_chunk=2), Savings.none()])
 def test_a_step_never_waits_for_the_device(chosen: Savings, pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anprompt_peft.clip._check_labels", lambda *_: None)  # reads labels on the CPU only
+    monkeypatch.setattr("anprompt_peft.clip._checked_labels", lambda labels, *_: labels)  # reads those of a CPU
     model = adapted().train()  # test_gpu.py has it with rephrased texts
     model.set_savings(chosen)
     with Waits() as first:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, distributed
@@ -38,28 +37,25 @@ def worth_sharding(texts: int) -> bool:
     return distributed.get_world_size() > 1
 
 
-def in_shards(encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """Return `encode(rows)`, computed in equal shards by the processes of the default group.
+def own_shard(rows: Tensor) -> Tensor:
+    """Return this process's of the equal shards of rows `[n, ...]`, the last of them filled up with the first row."""
+    rank, size, count = distributed.get_rank(), distributed.get_world_size(), len(rows)
+    shard = -(-count // size)
+    filled = torch.cat([rows, rows[:1].expand(shard * size - count, *rows.shape[1:])])
+    return filled[rank * shard :][:shard]
 
-    Every process must call this at the same time with the same rows. Gradients of all processes reach the shard that
-    they belong to, summed; where processes average their gradients afterwards, as in `DistributedDataParallel`, they
-    come out as if each had encoded all rows.
 
-    Args:
-        encode (callable): maps rows `[n, ...]` to features `[n, d]`, each row by itself.
-        rows (`Tensor`): `[n, ...]`.
+def gather_shards(features: Tensor, count: int) -> Tensor:
+    """Return the features `[n, d]` of all `count` rows from those of every process's own shard.
 
-    Returns:
-        `Tensor`: `[n, d]`, the same on all processes.
+    Every process of the default group must call this at the same time. Gradients of all processes reach the shard
+    that they belong to, summed; where processes average their gradients afterwards, as in `DistributedDataParallel`,
+    they come out as if each had encoded all rows.
     """
     from torch.distributed import _functional_collectives as collectives  # absent from torch without distributed
 
     group = distributed.group.WORLD
     assert group is not None
-    count = len(rows)
-    shard = -(-count // group.size())
-    filled = torch.cat([rows, rows[:1].expand(shard * group.size() - count, *rows.shape[1:])])
-    features = encode(filled[group.rank() * shard :][:shard])
     if not hasattr(collectives, "all_gather_single"):  # older releases of torch
         return collectives.all_gather_tensor_autograd(features.contiguous(), 0, group)[:count]
     gathered = collectives.all_gather_single(features.contiguous(), 0, group)

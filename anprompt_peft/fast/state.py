@@ -1,4 +1,4 @@
-"""What an adapted model keeps besides its weights: what it was asked for, and results that stay true for a while."""
+"""What an adapted model has besides its weights: what it was asked for, and cached results."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from ..method.class_texts import ClassSet
-from .choice import ChoosingHead
 from .fingerprint import Fingerprint
 from .image_cache import ImageCache
+from .plan import ASKED
 from .savings import Savings
 
 T = TypeVar("T")
-ASKED = ""
-"""Stands for the classes asked for, where an adapter's name stands for its own."""
 
 
 @dataclass
@@ -37,7 +35,7 @@ class State:
         shards (`bool`): whether processes share the encoding of class texts.
         cards (`dict[Path, str]`): model cards as last written.
         pushed (`set[Path]`): folders that Trainer pushes to the Hub.
-        evaluations (`int`): how often `eval()` was called. Kept results end with each.
+        evaluations (`int`): how often `eval()` was called. Cached results end with each.
     """
 
     decomposes: bool
@@ -63,21 +61,14 @@ class State:
         self.class_weights.pop(adapter, None)
         self._memos.clear()
 
-    def kept(
+    def cached(
         self,
         name: str,
         fingerprint: Fingerprint,
         compute: Callable[[], T],
         keep_if: Callable[[T], bool] = lambda _: True,
     ) -> T:
-        """Return `compute()`, called again only after `eval()` or when the fingerprint of this name differs.
-
-        Args:
-            name (`str`): of the result; the last one under each name is kept.
-            fingerprint (`Fingerprint`): what the result depends on.
-            compute (`Callable`): makes the result.
-            keep_if (`Callable`): whether a fresh result may be kept.
-        """
+        """Return `compute()`, called again only after `eval()` or when the fingerprint of this name differs."""
         memo = self._memos.get(name)
         if memo is not None and memo[0] == fingerprint and memo[1] == self.evaluations:
             return memo[2]
@@ -90,8 +81,3 @@ class State:
 def state_of(clip: CLIPModel) -> State:
     """Return the state of an adapted model."""
     return clip.anprompt_state
-
-
-def head_of(clip: CLIPModel) -> ChoosingHead:
-    """Return the head of an adapted model, which holds its adapters and knows which one is active."""
-    return clip.visual_projection

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -53,14 +54,12 @@ class Chunk:
     """Rows that are computed together.
 
     Attributes:
-        rows (`Tensor`): int64 `[R]`, their numbers in the class list.
         hidden (`Tensor`): as they enter the first layer with prompts: `[R, L, d]`, or without the opening that all
             share, one row's tokens behind the other's, `[T, d]`.
         ends (`Tensor`): int64 `[R]`, where each row's end-of-text token lies among the L or the T tokens.
         buckets (`list[Bucket]`): covers all rows of T tokens; none for whole rows.
     """
 
-    rows: Tensor
     hidden: Tensor
     ends: Tensor
     buckets: list[Bucket]
@@ -73,10 +72,12 @@ class TextPrefix:
     Attributes:
         opening (`Tensor`, *optional*): `[1, s, d]`, what all rows begin with, if it is computed once.
         chunks (`list[Chunk]`): the rest.
+        order (`Tensor`, *optional*): int64 `[n]`, where the texts are among the rows of all chunks, if not in order.
     """
 
     opening: Tensor | None
     chunks: list[Chunk]
+    order: Tensor | None
 
 
 def packs(device: torch.device) -> bool:
@@ -98,15 +99,15 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, size: int | Non
     count, device = len(input_ids), hidden.device
     size = size or count
     if not packs(device):
-        parts = (torch.arange(count, device=device), hidden, ends.to(device, non_blocking=True))
-        cut = zip(*(part.split(size) for part in parts), strict=True)
-        return TextPrefix(None, [Chunk(rows, texts, last, []) for rows, texts, last in cut])
+        cut = zip(hidden.split(size), ends.to(device, non_blocking=True).split(size), strict=True)
+        return TextPrefix(None, [Chunk(texts, last, []) for texts, last in cut], None)
     opening = _common_opening(input_ids, ends)
     lengths = (ends + 1 - opening).tolist()
-    order = sorted(range(count), key=lengths.__getitem__)
+    by_length = sorted(range(count), key=lengths.__getitem__)
     turns = -(-count // size)
-    chunks = [_chunk(order[turn::turns], lengths, hidden[:, opening:]) for turn in range(turns)]
-    return TextPrefix(hidden[:1, :opening], chunks)
+    parts = [by_length[turn::turns] for turn in range(turns)]
+    chunks = [_chunk(rows, lengths, hidden[:, opening:]) for rows in parts]
+    return TextPrefix(hidden[:1, :opening], chunks, torch.tensor([*chain(*parts)]).argsort())
 
 
 def run_text(
@@ -130,8 +131,7 @@ def run_text(
         outputs = [checkpoint(run, chunk, use_reentrant=False) for chunk in prefix.chunks]
     else:
         outputs = [run(chunk) for chunk in prefix.chunks]
-    rows = torch.cat([chunk.rows for chunk in prefix.chunks])
-    return torch.cat(outputs)[rows.argsort()]
+    return torch.cat(outputs) if prefix.order is None else torch.cat(outputs)[prefix.order]
 
 
 def _common_opening(input_ids: Tensor, ends: Tensor) -> int:
@@ -151,7 +151,7 @@ def _chunk(rows: list[int], lengths: list[int], hidden: Tensor) -> Chunk:
         packed.append(hidden[torch.tensor(members), :length][there])  # t, d
         packed_ends.append(token + own.cumsum(0) - 1)
         start, token = start + size, token + count
-    return Chunk(torch.tensor(rows), torch.cat(packed), torch.cat(packed_ends), buckets)
+    return Chunk(torch.cat(packed), torch.cat(packed_ends), buckets)
 
 
 def _groups(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:

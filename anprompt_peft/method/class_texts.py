@@ -89,11 +89,7 @@ class ClassSet:
 
 
 def load_tokenizer(tokenizer: Any, name_or_path: str | None) -> Any:
-    """Return the tokenizer object if there is one, else load it by name.
-
-    Raises:
-        ValueError: if neither is known, or the object is none, a processor for example.
-    """
+    """Return the tokenizer object if there is one, else load it by name; raise `ValueError` if neither is one."""
     if tokenizer is not None:
         if not callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
             inner = "its .tokenizer" if hasattr(tokenizer, "tokenizer") else "a tokenizer, or where to load one from"
@@ -112,8 +108,7 @@ def tokenize_classes(
 ) -> Tensor:
     """Tokenise the C * T class texts, all templates of the first class first: int64 `[C * T, L]`.
 
-    Raises:
-        ValueError: as [`tokenize`], or if two classes have the same tokens and so could not be told apart.
+    Two classes with the same tokens, which could not be told apart, raise `ValueError`.
     """
     texts = [template.replace("{}", name) for name in names for template in templates]
     input_ids = tokenize(texts, tokenizer, config)
@@ -134,19 +129,8 @@ def tokenize(
     """Tokenise texts into rows that end at the longest end-of-text token.
 
     Shorter rows are filled up with the end-of-text token. CLIP reads the first one and its text encoder is causal, so
-    nothing after it matters and no attention mask is needed.
-
-    Args:
-        texts (`list[str]`): n texts.
-        tokenizer: a CLIP tokenizer.
-        config (`CLIPConfig`): of the backbone.
-        truncate (`bool`): cut texts that exceed the context instead of raising.
-
-    Returns:
-        `Tensor`: int64 `[n, L]`.
-
-    Raises:
-        ValueError: if a text is longer than the context, or the tokenizer does not fit the backbone.
+    nothing after it matters and no attention mask is needed. Returns int64 `[n, L]`. Texts that exceed the
+    context are cut with `truncate`, and else raise `ValueError`, as does a tokenizer that does not fit the backbone.
     """
     context = config.text_config.max_position_embeddings
     rows = [tokenizer(text, verbose=False)["input_ids"] for text in texts]

@@ -3,50 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPModel
 
+from .config import ANPromptConfig
+
 TEXT_CHUNK = 256
+_LOCK = Lock()
+_EVALUATING: WeakKeyDictionary[nn.Module, tuple[int, ExitStack]] = WeakKeyDictionary()
 
 
 @dataclass
-class PromptContext:
-    """What one pass through an encoder is told and tells back; it travels as a keyword argument through the encoder.
+class Pass:
+    """Options and outputs of one pass through an encoder; it travels through it as the keyword `prompt_context`.
 
     Attributes:
-        enabled (`bool`): whether prompts take part. `False` is the frozen CLIP.
+        adapter (`str`): the adapter whose prompts take part.
+        config (`ANPromptConfig`, *optional*): its configuration; `None` is the frozen CLIP.
         vision_prompts (`Tensor`, *optional*): `[B, n, d_v]`, the prompts as they left the last vision layer.
     """
 
-    enabled: bool = True
+    adapter: str = ""
+    config: ANPromptConfig | None = None
     vision_prompts: Tensor | None = None
 
 
 @torch.no_grad()
 def frozen_text_features(clip: CLIPModel, input_ids: Tensor) -> Tensor:
-    """Return the frozen CLIP's normalised text features `[n, d]`, at least float32.
-
-    Args:
-        clip (`CLIPModel`): with or without adapters.
-        input_ids (`Tensor`): int64 `[n, L]`.
-    """
-    frozen = {"prompt_context": PromptContext(enabled=False)}
-    with evaluating(clip):
+    """Return the normalised text features `[n, d]` of tokens `[n, L]` by the frozen CLIP, with adapters or without."""
+    frozen = {"prompt_context": Pass()}
+    with evaluating(clip.text_model):
         rows = [
             clip.get_text_features(input_ids=chunk.to(clip.device, non_blocking=True), **frozen).pooler_output
             for chunk in input_ids.split(TEXT_CHUNK)
         ]
-    return normalize(at_least_float32(torch.cat(rows)))
+    return unit(torch.cat(rows))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a block; then each of its modules is in the mode it was in before."""
+    """Put a model into evaluation mode for a block; where threads overlap, modes come back after the last block."""
+    with _LOCK:
+        count, modes = _EVALUATING.pop(model, (0, ExitStack()))
+        modes.enter_context(_evaluating(model))
+        _EVALUATING[model] = count + 1, modes
+    try:
+        yield
+    finally:
+        with _LOCK:
+            count, modes = _EVALUATING.pop(model)
+            if count > 1:
+                _EVALUATING[model] = count - 1, modes
+            else:
+                modes.close()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -67,6 +87,11 @@ def ensemble(features: Tensor, num_templates: int) -> Tensor:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, or as it is in float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def unit(features: Tensor) -> Tensor:
+    """Return features `[..., d]` of length 1, at least float32."""
+    return normalize(at_least_float32(features))
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:

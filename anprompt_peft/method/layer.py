@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ANPromptConfig
-from .features import PromptContext
+from .features import Pass
 from .noise import Fitted
 
 TOKEN_STD = 0.02
@@ -22,13 +22,7 @@ UNKNOWN_TOKEN = -1
 
 
 class LowRank(nn.Module):
-    """`x -> x A^T B^T` with `A` random and `B` zero, an update that starts as nothing.
-
-    Args:
-        in_features (`int`): width of the input.
-        out_features (`int`): width of the output.
-        rank (`int`): rank of the update.
-    """
+    """`x -> x A^T B^T` with `A` random and `B` zero, an update that starts as nothing."""
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__()
@@ -37,7 +31,7 @@ class LowRank(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map `[..., in_features]` to `[..., out_features]`."""
-        return F.linear(F.linear(inputs, self.down), self.up)
+        return F.linear(F.linear(inputs, self.down), self.up)  # ..., rank -> ..., out_features
 
 
 class OneAdapterLayer(BaseTunerLayer):
@@ -51,14 +45,9 @@ class OneAdapterLayer(BaseTunerLayer):
 
 
 class ANPromptHead(nn.Module, OneAdapterLayer):
-    """Wraps CLIP's `visual_projection` and holds per adapter what its layers share.
+    """Wraps CLIP's `visual_projection` (`d_v -> d`) and holds per adapter what its layers share, and which is active.
 
-    That is: the learnable tokens, the shared prompt maps of `projection_rank`, the prototype projection, and as
-    buffers the noise prompts, the classes' token ids and their clean and perturbed text features. Which adapter is
-    active, and whether adapters are on, is decided here for all layers.
-
-    Args:
-        base_layer (`nn.Linear`): the visual projection, `d_v -> d` without bias.
+    Trained are tokens, maps and the prototype projection; noise prompts and what is known of the classes are buffers.
     """
 
     adapter_layer_names = (
@@ -96,10 +85,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
     def update_layer(
         self, adapter_name: str, config: ANPromptConfig, text_width: int, context: int, inference_mode: bool = False
     ) -> None:
-        """Create the parameters and (empty) buffers of an adapter whose configuration is resolved.
-
-        The text encoder has width d_t = `text_width` and reads `context` tokens. In inference mode nothing is trained.
-        """
+        """Create the parameters and (empty) buffers of an adapter whose configuration is resolved."""
         self.configs[adapter_name] = config
         latent, (dim, vision_width) = _latent_dim(config), self.base_layer.weight.shape
         if config.num_virtual_tokens:
@@ -141,11 +127,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         self.anprompt_class_ids[adapter_name] = empty(ids_shape, UNKNOWN_TOKEN, dtype=torch.int64)
 
     def fill(self, adapter_name: str, fitted: Fitted) -> None:
-        """Write what the noise pipeline found into the adapter's buffers.
-
-        Noise prompts go to the latent dim here if the map is the fixed one; token ids are extended to the context by
-        repeating the last column.
-        """
+        """Write what the noise pipeline found into the adapter's buffers, mapped to the latent dim if it is fixed."""
         noise_prompts, clean, perturbed, ids = fitted
         config = self.configs[adapter_name]
         width = self.anprompt_noise_prompts[adapter_name].shape[-1]
@@ -183,9 +165,9 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
             return tokens + noise
         return torch.cat([tokens, noise])
 
-    def prototype(self, prompts: Tensor) -> Tensor:
+    def prototype(self, prompts: Tensor, adapter_name: str) -> Tensor:
         """Return the NRVPP `[B, d]`, not normalised, of output prompts `[B, n, d_v]` after the final layer norm."""
-        projection = self.anprompt_prototype[self.adapter]
+        projection = self.anprompt_prototype[adapter_name]
         mean = prompts.mean(dim=1)
         if isinstance(projection, LowRank):
             base, dtype = self.base_layer, projection.up.dtype
@@ -203,17 +185,10 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
 
 
 class ANPromptLayer(nn.Module, OneAdapterLayer):
-    """Wraps one `CLIPEncoderLayer` from the first layer with prompts (or an update) to the last of a tower.
+    """Wraps the encoder layer of a 1-based number, from a tower's first one with prompts (or an update) to its last.
 
     Inserts the prompts behind BOS/CLS at the first target layer, replaces (or mixes) them at later ones and strips
     them after the last layer of the encoder. In between, the attention mask grows with the sequence.
-
-    Args:
-        base_layer (`CLIPEncoderLayer`): the layer.
-        tower (`"text"` or `"vision"`): the encoder it belongs to.
-        number (`int`): its 1-based number.
-        width (`int`): hidden size of the tower.
-        is_last (`bool`): whether it is the encoder's last layer.
     """
 
     adapter_layer_names = ("anprompt_projection", "anprompt_update")
@@ -257,26 +232,20 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        prompt_context: PromptContext | None = None,
+        prompt_context: Pass | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Run the layer with prompts in.
+        """Run the layer with prompts in, by default those of the active adapter, if it is on.
 
-        Args:
-            hidden_states (`Tensor`): `[B, L, width]`; with n prompts behind position 0 after the first target layer.
-            attention_mask (`Tensor`, *optional*): the mask of the sequence without prompts.
-            prompt_context (`PromptContext`, *optional*): see there.
-            kwargs: passed on to the encoder layer.
-
-        Returns:
-            `Tensor`: `[B, L + n, width]`, or `[B, L, width]` from the encoder's last layer.
+        From the first target layer on, n prompts stand behind position 0: `[B, L, width]` becomes `[B, L + n, width]`,
+        and `[B, L, width]` again behind the last layer. The mask is that of the sequence without prompts.
         """
-        context = prompt_context or PromptContext()
         head = self._head[0]
-        config = head.active_config if context.enabled else None
+        context = prompt_context or Pass(head.adapter, head.active_config)
+        adapter, config = context.adapter, context.config
         if config is None or config.num_prompts == 0:
             return self.base_layer(hidden_states, attention_mask, **kwargs)
-        hidden_states = self.update(self._put_prompts(hidden_states, head, config), head.adapter)
+        hidden_states = self.update(self._put_prompts(hidden_states, adapter, config), adapter)
         if self.number < self.target_layers(config)[0]:
             return self.base_layer(hidden_states, attention_mask, **kwargs)
         count = config.num_prompts
@@ -288,11 +257,11 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
             context.vision_prompts = prompts
         return torch.cat([start, rest], dim=1)
 
-    def _put_prompts(self, hidden_states: Tensor, head: ANPromptHead, config: ANPromptConfig) -> Tensor:
+    def _put_prompts(self, hidden_states: Tensor, adapter_name: str, config: ANPromptConfig) -> Tensor:
         layers = self.target_layers(config)
         if self.number not in layers:
             return hidden_states
-        prompts = self.project(head).to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
+        prompts = self.project(adapter_name).to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
         if self.number == layers[0]:
             return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1:]], dim=1)
         count = config.num_prompts
@@ -308,14 +277,14 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         update: Any = self.anprompt_update[adapter_name]
         return hidden_states + update(hidden_states.to(update.up.dtype)).to(hidden_states.dtype)
 
-    def project(self, head: ANPromptHead) -> Tensor:
-        """Return this layer's prompts of the active adapter, `[n, width]`."""
-        adapter = head.adapter
-        prompts = head.prompts(adapter)
-        projected = self.anprompt_projection[adapter](prompts)
+    def project(self, adapter_name: str) -> Tensor:
+        """Return this layer's prompts of an adapter, `[n, width]`."""
+        head = self._head[0]
+        prompts = head.prompts(adapter_name)
+        projected = self.anprompt_projection[adapter_name](prompts)
         shared = head.anprompt_text_map if self.tower == "text" else head.anprompt_vision_map
-        if adapter in shared:
-            projected = projected + shared[adapter](prompts)
+        if adapter_name in shared:
+            projected = projected + shared[adapter_name](prompts)
         return projected
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -324,20 +293,10 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
 
 
 def grow_mask(mask: Tensor | None, count: int) -> Tensor | None:
-    """Make room in an attention mask for `count` prompts behind position 0.
+    """Make room in an attention mask for n prompts behind position 0, in any form that CLIP's text encoder is given.
 
+    These are `None`; bool (sdpa, `True` attends) or additive float (eager) `[B, 1, L, L]`; `[B, L]` (flash attention).
     The prompts are seen by every later position, and by each other and BOS causally; padding stays hidden.
-
-    Args:
-        mask (`Tensor`, *optional*): any form that transformers gives CLIP's text encoder: `None`; bool (sdpa, `True`
-            attends) or additive float (eager) `[B, 1, L, L]`; `[B, L]` (flash attention).
-        count (`int`): number n of prompts.
-
-    Returns:
-        `Tensor` or `None`: the mask for length L + n, in the same form.
-
-    Raises:
-        NotImplementedError: for any other form.
     """
     if mask is None:
         return None

@@ -62,29 +62,16 @@ def score(
 
 def loss_terms(
     scores: Scores,
-    text: Tensor,
-    labels: Tensor,
+    text: Tensor,  # t, [C, d], normalised
+    labels: Tensor,  # int64 [B]
     frozen: Frozen | None,
-    scale: Tensor,
+    scale: Tensor,  # exp(logit_scale)
     config: ANPromptConfig,
-    class_weights: Tensor | None = None,
-    rephrased: tuple[Tensor, Tensor] | None = None,
+    class_weights: Tensor | None = None,  # [C], of both cross entropies, as the smoothing
+    rephrased: tuple[Tensor, Tensor] | None = None,  # [m, d] with prompts in, and the frozen CLIP's of the clean texts
     label_smoothing: float = 0.0,
 ) -> dict[str, Term]:
-    """Return the terms by name; without prompts alpha plays no part.
-
-    Args:
-        scores (`Scores`): of B images and C classes.
-        text (`Tensor`): t, `[C, d]`, normalised.
-        labels (`Tensor`): int64 `[B]`.
-        frozen (`Frozen`, *optional*): `None` leaves the cross entropy of the class logits.
-        scale (`Tensor`): scalar, `exp(logit_scale)`.
-        config (`ANPromptConfig`): the weights.
-        class_weights (`Tensor`, *optional*): `[C]`, of both cross entropies, as in `F.cross_entropy`.
-        rephrased (`tuple[Tensor, Tensor]`, *optional*): normalised features `[m, d]` of rephrased texts with prompts
-            in, and the frozen CLIP's of what they rephrase.
-        label_smoothing (`float`): of both cross entropies, as in `F.cross_entropy`.
-    """
+    """Return the terms by name; without prompts alpha plays no part, without `frozen` one cross entropy is left."""
     cross_entropy = partial(F.cross_entropy, target=labels, weight=class_weights, label_smoothing=label_smoothing)
     prototype, logits_prototype = scores.prototype_embeds, scores.logits_prototype
     share = config.alpha if frozen is not None and prototype is not None else 1.0
@@ -109,13 +96,7 @@ def total_loss(terms: dict[str, Term]) -> Tensor:
 
 
 def clip_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """Return `scale * image @ text.T`, `[B, C]`, in the order of operations of transformers' `CLIPModel`.
-
-    Args:
-        image (`Tensor`): `[B, d]`, normalised.
-        text (`Tensor`): `[C, d]`, normalised.
-        scale (`Tensor`): scalar, `exp(logit_scale)`.
-    """
+    """Return `scale * image @ text.T`, `[B, C]`, in the order of operations of transformers' `CLIPModel`."""
     return (text @ image.t() * scale).t()
 
 
@@ -125,14 +106,10 @@ def similarity_loss(adapted: Tensor, frozen: Tensor) -> Tensor:
 
 
 def waloss(logits_class: Tensor, logits_perturbed: Tensor) -> Tensor:
-    """Return the consistency of clean and weakly perturbed predictions (ANPrompt's WALoss).
+    """Return the consistency of clean and weakly perturbed predictions `[B, C]` (ANPrompt's WALoss).
 
     `s * KL(softmax(logits_perturbed) || softmax(logits_class))`, summed over all entries, with
     `s = 1 / ((std(logits_class) + 1e-6) * numel)` inside the graph; the standard deviation is the unbiased one.
-
-    Args:
-        logits_class (`Tensor`): `[B, C]`, image features against prompted text features.
-        logits_perturbed (`Tensor`): `[B, C]`, prototypes against perturbed text features.
     """
     divergence = F.kl_div(
         logits_class.log_softmax(dim=-1), logits_perturbed.log_softmax(dim=-1), reduction="sum", log_target=True

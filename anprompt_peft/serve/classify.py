@@ -19,7 +19,7 @@ from transformers import CLIPModel
 
 from ..data.images import IMAGE, CorruptImageError, naming, open_image, upright
 from ..data.transform import ClipTransform
-from ..fast.choice import evaluating_together
+from ..method.features import evaluating
 from ..tuner import adapted_clip
 
 Source = str | os.PathLike[str] | Image.Image
@@ -158,8 +158,10 @@ def _ranker(model: PeftModel | CLIPModel, top_k: int) -> Ranker:
     def rank(pixels: Tensor) -> list[Ranking]:
         if choice.adapter not in clip.head.configs:
             raise RuntimeError(f"The adapter {choice.adapter!r} was deleted after predict was called.")
-        with evaluating_together(model), clip.head.holding(choice):
-            shares = model(pixel_values=pixels.to(clip.device)).logits.softmax(dim=-1)
+        pixels = pixels.to(clip.device)
+        with evaluating(model):
+            plan = clip.plan(pixel_values=pixels, choice=choice)
+            shares = model(pixel_values=pixels, plan=plan).logits.softmax(dim=-1)
         rows = zip(*(each.tolist() for each in shares.topk(count)), strict=True)
         return [[(classes.names[at], share) for share, at in zip(*row, strict=True)] for row in rows]
 

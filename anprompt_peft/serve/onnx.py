@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,7 @@ from transformers import CLIPModel
 from ..data.processor import check_processor
 from ..extras import missing
 from ..fast import Savings
-from ..fast.encoders import image_features
+from ..fast.run import run
 from ..files import atomic_file, hub_id
 from ..method.config import LogitsKind
 from ..provenance import provenance
@@ -39,23 +40,23 @@ class ImageSide(nn.Module):
         logits (`LogitsKind`, *optional*): defaults to those the model returns.
     """
 
-    text_embeds: Tensor
+    text_features: Tensor
     clean_text: Tensor | None
 
     def __init__(self, clip: ANPromptCLIPModel, logits: LogitsKind | None) -> None:
         super().__init__()
         clip.set_savings(Savings.none())
-        self.logits = _choose(clip, logits)
-        self.register_buffer("text_embeds", clip.encode_classes())
-        self.register_buffer("clean_text", clip.clean_text(clip.classes) if self.logits == "ensemble" else None)
+        self.plan = clip.plan(kind=_checked(clip, logits))
+        self.register_buffer("text_features", self.plan.text_features)
+        self.register_buffer("clean_text", self.plan.clean_text)
         del clip.text_model, clip.text_projection
         self.clip = clip
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits `[B, C]` and the normalised image features `[B, d]` of images `[B, 3, H, W]`."""
-        seen = image_features(self.clip, pixel_values, False, with_frozen=self.clean_text is not None)
-        scores = self.clip.score(self.text_embeds, seen, self.clean_text)
-        return getattr(scores, f"logits_{self.logits}"), scores.image_embeds
+        plan = replace(self.plan, text_features=self.text_features, clean_text=self.clean_text)
+        scores, _ = run(self.clip, plan, pixel_values)
+        return getattr(scores, f"logits_{plan.kind}"), scores.image_embeds
 
 
 @torch.no_grad()
@@ -112,7 +113,7 @@ def export_onnx(
     }
     pixels = torch.zeros(2, *shape)
     side = ImageSide(copy.deepcopy(clip).float().cpu().eval(), logits)
-    record["logits"] = side.logits
+    record["logits"] = side.plan.kind
     program = _to_onnx(side, pixels, opset)
     program.model.metadata_props.update({name: json.dumps(value) for name, value in record.items()})
     with atomic_file(path) as fresh:
@@ -155,12 +156,12 @@ def preprocessing(processor: Any, pixel_shape: tuple[int, int, int]) -> dict[str
     }
 
 
-def _choose(clip: ANPromptCLIPModel, wanted: LogitsKind | None) -> LogitsKind:
+def _checked(clip: ANPromptCLIPModel, wanted: LogitsKind | None) -> LogitsKind | None:
     prompted = not clip.head.disable_adapters and clip.active_config.num_prompts > 0
     there = get_args(LogitsKind) if prompted else ("fused", "class")
     if wanted is not None and wanted not in there:
         raise ValueError(f"logits={wanted!r} is not one of those the model has: {list(there)}.")
-    return wanted or clip.logits_kind(clip.classes)
+    return wanted
 
 
 def _to_onnx(side: ImageSide, pixels: Tensor, opset: int | None) -> torch.onnx.ONNXProgram:

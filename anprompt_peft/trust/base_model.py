@@ -7,7 +7,6 @@ import warnings
 import torch
 from transformers import CLIPModel
 
-from ..fast.state import head_of
 from ..method.features import ensemble, frozen_text_features
 
 TEXTS = 8
@@ -27,7 +26,7 @@ def warn_of_another_clip(clip: CLIPModel, adapter: str) -> None:
     """
     if any(parameter.is_meta for parameter in clip.parameters()):
         return
-    head = head_of(clip)
+    head = clip.visual_projection
     config = head.configs[adapter]
     templates = len(config.templates)
     classes = max(1, TEXTS // templates)
