@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from helpers import CLASSES, make_config, scatter, trainable
+from helpers import CLASSES, count_calls, make_config, scatter, trainable
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 IMAGES = 12
@@ -94,7 +94,7 @@ def train(
     if checkpointing:
         clip.gradient_checkpointing_enable({"use_reentrant": False})
     model.shard_class_texts(shard)
-    texts = count_texts(clip)
+    texts = count_calls(clip.text_projection)
     optimizer: Any = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
     data: Any = examples(IMAGES, clip.config.vision_config.image_size, dtype)
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data, batch_size))
@@ -119,19 +119,6 @@ def train(
         "texts": texts,
         "warnings": [str(warning.message) for warning in caught],
     }
-
-
-def count_texts(clip: Any) -> list[int]:
-    """A list that gets the number of texts of every encoding from now on."""
-    counts: list[int] = []
-    encode = clip._text_rows
-
-    def encode_and_count(input_ids: Tensor, *more: Any) -> Tensor:
-        counts.append(len(input_ids))
-        return encode(input_ids, *more)
-
-    clip._text_rows = encode_and_count
-    return counts
 
 
 def train_fully_sharded(folder: Path, output: Path) -> dict[str, Tensor]:
