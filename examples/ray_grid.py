@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from anprompt_peft.evaluation.grid import Cell, Failed, Place, Setup, is_done, make_cells, run_cell
+from anprompt_peft.evaluation.grid import Cell, Failed, RunEnvironment, Setup, is_done, make_cells, run_cell
 from anprompt_peft.evaluation.peers import make_method
 from anprompt_peft.extras import extra
 
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run_on_ray(cells: Sequence[Cell], place: Place, gpus: float = 0) -> list[Failed]:
+def run_on_ray(cells: Sequence[Cell], place: RunEnvironment, gpus: float = 0) -> list[Failed]:
     """Run the cells that are not there yet, each as a task with one processor, and return those that failed."""
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=1)(run_cell)
     waiting = [cell for cell in cells if not is_done(place.output, cell)]
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     setup = Setup(options.model, options.protocol, options.shots, options.halves)
     methods = {name: partial(make_method, name) for name in options.method}
-    place = Place(options.output.resolve(), options.root, "cuda" if options.gpus else "cpu")
+    place = RunEnvironment(options.output.resolve(), options.root, "cuda" if options.gpus else "cpu")
     ray.init(options.address, num_cpus=options.workers, log_to_driver=False)
     failed = run_on_ray(make_cells(setup, options.data, methods, options.seeds), place, options.gpus)
     for each in failed:

@@ -222,7 +222,7 @@ def rows_of(recipe: Recipe, seed: int = 0) -> list[list[int]]:
     return seen
 
 
-def test_every_epoch_is_shuffled_anew_and_leaves_no_shot_out() -> None:
+def test_every_epoch_is_shuffled_again_and_leaves_no_shot_out() -> None:
     seen = rows_of(Recipe(0.1, epochs=3, batch_size=3))
     assert [len(rows) for rows in seen] == [3, 3, 1] * 3
     epochs = [[*seen[start], *seen[start + 1], *seen[start + 2]] for start in (0, 3, 6)]

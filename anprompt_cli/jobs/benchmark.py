@@ -11,7 +11,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from anprompt_peft.evaluation.grid import (
     Cell,
     Failed,
-    Place,
+    RunEnvironment,
     Setup,
     choose_shard,
     collect,
@@ -54,7 +54,7 @@ def run_benchmark(
     makers = {name: partial(make_method, kind, **settings) for name, (kind, settings) in methods.items()}
     cells = choose_shard(make_cells(setup, options.data, makers, seeds), options.shard)
     root = None if options.root is None else str(options.root)
-    place = Place(options.output, root, str(choose_device(options.device)), options.threads)
+    place = RunEnvironment(options.output, root, str(choose_device(options.device)), options.threads)
 
     def prepare() -> None:
         quieten()

@@ -136,7 +136,7 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class LoadedImages(ImageSet):
-    """Images that a `DataLoader` reads anew for each method, with a progress bar."""
+    """Images that a `DataLoader` reads again for each method, with a progress bar."""
 
     name: str = ""
     batch_size: int = BATCH

@@ -100,7 +100,7 @@ def gain(
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Return the ECE of n answers in per cent: `sum_b |B_b| / n * |accuracy(B_b) - confidence(B_b)|`.
+    """Return the ECE of n predictions in per cent: `sum_b |B_b| / n * |accuracy(B_b) - confidence(B_b)|`.
 
     Bins `(low, high]` of the largest probability have equal width (Guo et al., "On Calibration of Modern Neural
     Networks", 2017, eq. 3).
@@ -111,31 +111,31 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
         bins (`int`): their number.
 
     Raises:
-        ValueError: if there are no answers, the shapes do not fit, or there is no bin.
+        ValueError: if there are no predictions, the shapes do not fit, or there is no bin.
     """
     return error_by_width(*_confidence(probabilities, labels, bins), bins)
 
 
 def adaptive_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Return the same sum in per cent over bins that hold equally many answers, in the order of confidence.
+    """Return the same sum in per cent over bins that hold equally many predictions, in the order of confidence.
 
-    Where n is no multiple of the bins, the first ones hold one answer more. Answers of equal confidence stay in the
+    Where n is not a multiple of the bins, the first ones hold one more. Predictions of equal confidence stay in the
     order given (Nguyen and O'Connor, "Posterior calibration and exploratory analysis for natural language processing
     models", 2015; used for prompts of CLIP in arXiv 2402.04655).
 
     Args:
         probabilities (`np.ndarray`): float `[n, C]`.
         labels (`np.ndarray`): int `[n]`.
-        bins (`int`): their number; with fewer answers each has a bin of its own.
+        bins (`int`): their number; with fewer predictions each has a bin of its own.
 
     Raises:
-        ValueError: if there are no answers, the shapes do not fit, or there is no bin.
+        ValueError: if there are no predictions, the shapes do not fit, or there is no bin.
     """
     return error_by_mass(*_confidence(probabilities, labels, bins), bins)
 
 
 def error_by_width(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
-    """Return the expected calibration error of n answers, from their confidence and whether they are right."""
+    """Return the expected calibration error of n predictions, from their confidence and whether they are right."""
     places = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
     return _error((places == at for at in range(bins)), confidence, correct)
 
@@ -183,7 +183,7 @@ def _confidence(probabilities: np.ndarray, labels: np.ndarray, bins: int) -> tup
 
 
 def _error(bins: Iterable[np.ndarray], confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the sum over bins, each of which chooses answers."""
+    """Return the sum over bins, each of which chooses predictions."""
     gap = correct.astype(float) - confidence
     return 100 * sum(abs(float(gap[chosen].sum())) for chosen in bins) / len(gap)
 

@@ -26,7 +26,7 @@ from transformers import CLIPModel, CLIPProcessor
 from anprompt_peft.evaluation import BaseToNew, Estimate, base_to_new, gain
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.benchmarks import load_benchmark_data
-from anprompt_peft.evaluation.grid import Cell, Place, Setup, Table, make_cells, read_predictions, run_grid
+from anprompt_peft.evaluation.grid import Cell, RunEnvironment, Setup, Table, make_cells, read_predictions, run_grid
 from anprompt_peft.evaluation.peers import Method, make_method
 from anprompt_peft.evaluation.protocols import make_task
 from anprompt_peft.files import atomic_folder, to_json
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def run(cells: Sequence[Cell], folder: Path, jobs: int) -> dict[str, Any]:
     """Run the cells, print the table, write everything to a folder and return the record."""
     grid = folder / "grid"
-    if failed := run_grid(cells, Place(grid), jobs):
+    if failed := run_grid(cells, RunEnvironment(grid), jobs):
         sys.exit(f"error: {failed[0].cell}: {failed[0].error}")
     hits = {split: read_hits(grid, cells, data) for split, data in SPLITS.items()}
     results = {split: estimate(*each[ZERO_SHOT], *each[ADAPTED]) for split, each in hits.items()}

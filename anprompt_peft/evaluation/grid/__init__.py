@@ -1,7 +1,7 @@
 """Grids of data sets, methods and seeds: run cell by cell, continued, collected, and tabulated."""
 
 from .cells import Cell, Setup, choose_shard, make_cells
-from .runner import Failed, Place, run_cell, run_grid
+from .runner import Failed, Place, RunEnvironment, run_cell, run_grid
 from .store import collect, is_done, read_predictions, read_results
 from .summary import Difference, Mean, Summary, paired, summarise
 from .tables import Table, make_tables, title_of
@@ -12,6 +12,7 @@ __all__ = [
     "Failed",
     "Mean",
     "Place",
+    "RunEnvironment",
     "Setup",
     "Summary",
     "Table",

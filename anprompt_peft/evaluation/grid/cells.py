@@ -60,7 +60,7 @@ class Cell:
         seed (`int`): of the shots, of random halves, and of the method.
 
     Raises:
-        TypeError: if the method is no dataclass, or has a setting that is no JSON value.
+        TypeError: if the method is not a dataclass, or has a setting that is not a JSON value.
     """
 
     setup: Setup
@@ -73,7 +73,7 @@ class Cell:
         if not is_dataclass(self.method) or isinstance(self.method, type):
             raise TypeError(f"method {self.name!r} must be an instance of a dataclass, got {self.method!r}.")
         try:
-            self._text  # noqa: B018 - computed and kept
+            self._text  # noqa: B018 - computed and cached
         except (TypeError, ValueError) as error:
             raise TypeError(f"the settings of method {self.name!r} must be JSON values: {error}.") from error
 

@@ -32,7 +32,7 @@ from .store import is_done, write_cell
 
 
 @dataclass(frozen=True)
-class Place:
+class RunEnvironment:
     """Where cells are run; it does not change what they are.
 
     Args:
@@ -48,6 +48,10 @@ class Place:
     threads: int = 1
 
 
+Place = RunEnvironment
+"""The former name."""
+
+
 @dataclass(frozen=True, eq=False)
 class Failed:
     """A cell that could not be run, and why: the error in one line, and its traceback."""
@@ -58,7 +62,7 @@ class Failed:
 
 
 def run_grid(
-    cells: Sequence[Cell], place: Place, jobs: int = 1, prepare: Callable[[], None] | None = None
+    cells: Sequence[Cell], place: RunEnvironment, jobs: int = 1, prepare: Callable[[], None] | None = None
 ) -> list[Failed]:
     """Run the cells that are not there yet, or cannot be read. A cell that fails does not stop the others.
 
@@ -67,7 +71,7 @@ def run_grid(
 
     Args:
         cells (`Sequence[Cell]`): see [`make_cells`].
-        place (`Place`): where.
+        place (`RunEnvironment`): where.
         jobs (`int`): processes; one runs them in this one.
         prepare (`Callable`, *optional*): called before, if there are any to run.
 
@@ -91,7 +95,7 @@ def run_grid(
     return failed
 
 
-def _runs(waiting: Sequence[Cell], place: Place, jobs: int) -> Generator[Failed | None]:
+def _runs(waiting: Sequence[Cell], place: RunEnvironment, jobs: int) -> Generator[Failed | None]:
     """Yield the outcome of each cell. What processes that were killed had begun to write is removed at the end."""
     if waiting:
         place.output.mkdir(parents=True, exist_ok=True)
@@ -100,12 +104,12 @@ def _runs(waiting: Sequence[Cell], place: Place, jobs: int) -> Generator[Failed 
             yield from Parallel(jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")(tasks)
 
 
-def run_cell(cell: Cell, place: Place, scratch: Path | None = None) -> Failed | None:
+def run_cell(cell: Cell, place: RunEnvironment, scratch: Path | None = None) -> Failed | None:
     """Run one cell, unless it is there, and write its folder. One that cannot be read is set aside before.
 
     Args:
         cell (`Cell`): what to run.
-        place (`Place`): where.
+        place (`RunEnvironment`): where.
         scratch (`Path`, *optional*): folder to write to until the cell is complete, on the disk of the output.
 
     Returns:
@@ -135,7 +139,7 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run(cell: Cell, place: Place, scratch: Path | None) -> None:
+def _run(cell: Cell, place: RunEnvironment, scratch: Path | None) -> None:
     backbone = _backbone(cell.setup.model, place.device)
     data = _data(cell.data, place.root, cell.setup.source)
     task, shots = _task(cell.setup, cell.data, cell.seed, place)
@@ -169,7 +173,7 @@ def _data(name: str, root: str | None, source: str) -> BenchmarkData:
 
 
 @lru_cache(maxsize=1)
-def _task(setup: Setup, name: str, seed: int, place: Place) -> tuple[Task, Shots]:
+def _task(setup: Setup, name: str, seed: int, place: RunEnvironment) -> tuple[Task, Shots]:
     data = _data(name, place.root, setup.source)
     targets = tuple(load_benchmark_data(each, place.root, setup.source) for each in setup.targets)
     shots = draw_shots(data, setup.shots, seed, setup.sampling)
@@ -187,7 +191,7 @@ def _task(setup: Setup, name: str, seed: int, place: Place) -> tuple[Task, Shots
 
 
 @lru_cache(maxsize=1)
-def _parts_of_last_task(setup: Setup, name: str, place: Place) -> dict[tuple[str, ClassTexts], Part]:
+def _parts_of_last_task(setup: Setup, name: str, place: RunEnvironment) -> dict[tuple[str, ClassTexts], Part]:
     return {}
 
 

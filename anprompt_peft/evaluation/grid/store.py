@@ -22,7 +22,7 @@ from .cells import KEY_DIGITS, Cell, canonical, key_of
 from .measure import METRICS
 
 RESULT, PREDICTIONS, SHOTS, COLLECTED = "result.json", "predictions.npz", "shots.json", "results.jsonl"
-KEPT = ("labels", "predicted", "confidence")
+SAVED = ("labels", "predicted", "confidence")
 CELL_FOLDER = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
 EXACT = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -112,7 +112,7 @@ def write_cell(
     """Write a cell's folder atomically, in `scratch` first; one that another process has written meanwhile stays."""
     text = to_json({"key": cell.key, "configuration": cell.configuration, **result})
     _record_of(text.encode())
-    arrays = {f"{name}/{kept}": getattr(each, kept) for name, each in predictions.items() for kept in KEPT}
+    arrays = {f"{name}/{field}": getattr(each, field) for name, each in predictions.items() for field in SAVED}
     arrays |= {name: array.astype(np.float32) for name, array in arrays.items() if array.dtype.kind == "f"}
     try:
         with atomic_folder(output / cell.key, scratch=scratch) as fresh:
@@ -185,7 +185,7 @@ def _predictions_of(parts: Sequence[Mapping[str, Any]], content: bytes) -> dict[
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         for part in parts:
             name, number = part["name"], part["images"]
-            labels, predicted, confidence = each = [arrays[f"{name}/{kept}"] for kept in KEPT]
+            labels, predicted, confidence = each = [arrays[f"{name}/{field}"] for field in SAVED]
             if [(array.shape, array.dtype.kind) for array in each] != [((number,), kind) for kind in "iif"]:
                 raise ValueError(f"they are not the predictions for the {number} images of the part {name}")
             if not np.isfinite(confidence).all():
@@ -196,7 +196,7 @@ def _predictions_of(parts: Sequence[Mapping[str, Any]], content: bytes) -> dict[
 
 def _check_shots(content: bytes) -> None:
     if not isinstance(json.loads(content)["train"], list):
-        raise ValueError("train: it is no list")
+        raise ValueError("train: it is not a list")
 
 
 def _parse(folder: Path, name: str, parse: Callable[[bytes], Any]) -> Any:

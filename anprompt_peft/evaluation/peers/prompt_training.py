@@ -100,12 +100,12 @@ class FittedPrompts:
 
     @torch.no_grad()
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
-        """Return the logits `[n, C]`. Features are kept, those of texts too: a context takes the template's place."""
-        kept = self._images.of(images) if self.prompts.vision else self.clip.backbone.image_features(images)
+        """Return the logits `[n, C]`. Features are cached, texts' too: a context takes the template's place."""
+        seen = self._images.of(images) if self.prompts.vision else self.clip.backbone.image_features(images)
         key = tuple(classes.texts) if self.clip.context is None else classes.written
         if key not in self._texts:
             self._texts[key] = self.clip.text_encoder(classes)(self.prompts)
-        return (self.clip.backbone.logit_scale * kept @ self._texts[key].T).cpu()
+        return (self.clip.backbone.logit_scale * seen @ self._texts[key].T).cpu()
 
     @cached_property
     def _texts(self) -> dict[tuple[str, ...], Tensor]:

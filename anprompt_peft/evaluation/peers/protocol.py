@@ -31,5 +31,5 @@ ADDED = "added"
 
 
 def added(default: Any) -> Any:
-    """Return a setting that a method did not have at first: at its default it is no part of a cell's key."""
+    """Return a setting that a method did not have at first: at its default it is not part of a cell's key."""
     return field(default=default, metadata={ADDED: True})

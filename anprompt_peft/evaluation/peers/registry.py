@@ -68,7 +68,7 @@ def make_method(name: str, data: str = "", /, **settings: Any) -> Method:
     """Return a method with its preset's settings, and others in their place.
 
     Args:
-        name (`str`): one of [`METHODS`], or `module:Class` for a method of one's own: a dataclass with `fit`. Modules
+        name (`str`): one of [`METHODS`], or `module:Class` for a custom method: a dataclass with `fit`. Modules
             of the current folder are found.
         data (`str`): the data set, for the preset's exceptions; those of the catalog have some.
         settings: values of its fields. A mapping (`recipe={"epochs": 5}`) replaces only the values that it names.

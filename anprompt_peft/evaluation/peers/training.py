@@ -1,4 +1,4 @@
-"""The training loop that the peers share: everything in it follows from a recipe and a seed."""
+"""The training loop that all baselines share: everything in it follows from a recipe and a seed."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def train(
 ) -> list[float]:
     """Train parameters in place.
 
-    The seed decides the order of the shots, shuffled anew in every epoch, their augmentation, and what
+    The seed decides the order of the shots, shuffled again in every epoch, their augmentation, and what
     `loss_of_batch` draws from torch's random numbers. Whether modules are in training mode is the caller's matter.
 
     Args:
