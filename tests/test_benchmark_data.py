@@ -43,7 +43,7 @@ SPLITS = {
 LINES = {"train": ["11 707-320", "12 A300"], "val": ["13 A300"], "test": ["14 Boeing 717"]}
 WNIDS = {"n01": "tench", "n02": "missile", "n03": "great white shark", "n04": "missile", "n05": "crane bird"}
 OF_A_AND_R = ("n05", "n02", "n03")
-BESIDE_IMAGES = ["README.txt", "n02/.1.jpg", "n02/Thumbs.db", "n02/about.txt", "__MACOSX/1.jpg"]
+BESIDE_IMAGES = ["README.txt", "loose.jpg", "n02/.1.jpg", "n02/Thumbs.db", "n02/about.txt", "__MACOSX/1.jpg"]
 
 
 def class_names_txt(names: dict[str, str]) -> str:
@@ -313,28 +313,27 @@ def test_a_malformed_split_is_refused(content: str, wanted: str, tmp_path: Path)
     ("name", "file", "content", "wanted"),
     [
         ("fgvc_aircraft", "images_variant_val.txt", "13 A300\n15 A301\n", "line 2 of .*_val.txt names 'A301'"),
-        *(
-            (
-                "fgvc_aircraft",
-                "images_variant_test.txt",
-                f"14 A300\n{image} A300\n",
-                "line 2 of .*_test.txt leaves the ",
-            )
-            for image in ("../../private", "/private", "a/../../private")
+        ("fgvc_aircraft", "images_variant_test.txt", "14 A300\n/private A300\n", "line 2 of .*: '/private.jpg'"),
+        (
+            "fgvc_aircraft",
+            "images_variant_test.txt",
+            "../../private A300",
+            "line 1 of .* leaves .*: '../../private.jpg'",
         ),
+        ("fgvc_aircraft", "images_variant_test.txt", "a/../../private A300", "leaves .*: 'a/../../private.jpg'"),
         (
             "imagenet_a",
             "classnames.txt",
             "n01 tench\nn02\n",
-            "line 2 of .*txt must be a WordNet id and a name, not 'n02",
+            "line 2 of .* must be a WordNet id and a name, not 'n02'",
         ),
         ("imagenet_a", "classnames.txt", "n02 missile\nn03 shark\n", r"classnames\.txt has no line for n05"),
         ("imagenet", "images/val/n06/1.JPEG", "", "must have the same folders; only one has n06"),
         (
             "imagenetv2",
-            "imagenetv2-matched-frequency-format-val/12/1.jpeg",
-            "",
-            "each of the 12 lines of .*, 0 to 11; missing or too many: 12",
+            "classnames.txt",
+            "n01 a\nn02 b\n",
+            "of the 2 lines of .*, 0 to 1; missing or too many: 10, 11, 2",
         ),
     ],
 )
@@ -357,6 +356,14 @@ def test_links_out_of_the_folder_of_images_are_refused_and_it_may_be_one(name: s
     (images / link).symlink_to(tmp_path / "private")
     message = rf"leaves the folder of the images: '{link}.*' is a link to {tmp_path}/private"
     assert_refused(message, load_benchmark_data, name, tmp_path)
+
+
+def test_a_folder_without_folders_of_classes_is_refused(tmp_path: Path) -> None:
+    folder = make_tree("imagenet_a", tmp_path)
+    (folder / "imagenet-a").rename(folder / "elsewhere")
+    tree(folder / "imagenet-a", "1.jpg", ".hidden/")
+    with pytest.raises(FileNotFoundError, match=r"ImageNet-A: .*/imagenet-a has no folders of classes\. Get "):
+        load_benchmark_data("imagenet_a", tmp_path)
 
 
 def test_a_name_of_the_catalog_needs_its_root() -> None:
@@ -446,6 +453,9 @@ def test_what_cannot_be_read_from_the_hub_says_so(tmp_path: Path) -> None:
         assert_refused(message, load_benchmark_data, name, source="hub")
     same = copy_of("dtd", tmp_path, ["a_b", "a b", "c"])
     assert_refused("several classes are called a b once cleaned", read_hub, same)
+    assert same.hub is not None
+    no_split = replace(same, hub=replace(same.hub, train=None, test=None))
+    assert_refused("needs the name of a split to train or to test on", read_hub, no_split)
 
 
 # --- custom data

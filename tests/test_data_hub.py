@@ -16,13 +16,14 @@ from unittest.mock import patch
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
 from PIL import Image
 
 from anprompt_peft.data import CorruptImageError, check_images, class_names_of, load_image_data
 from hub_server import ID, REVISION, HubHandler, HubServer, Refused, Route, entry
+from pictures import pictures, table
 
 Run = Callable[..., Any]
 COLOURS = {"red_brick": (200, 40, 30), "blueSky": (90, 150, 230)}
@@ -78,7 +79,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
             for name in ("few", "many")
         )
         card = f"---\nconfigs:\n{configs}---\n"
-        tables = {f"{name}.parquet": table(folder / name, rows) for name, rows in (("few", 3), ("many", 5))}
+        tables = {f"{name}.parquet": parquet(folder / name, rows) for name, rows in (("few", 3), ("many", 5))}
         server.create("alice/hidden", private=True).commit("main", images, "Upload")
         server.create("alice/secret", private=True).commit("main", {"README.md": card.encode(), **tables}, "Upload")
         yield server
@@ -86,14 +87,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         assert server.faults == []
 
 
-def table(path: Path, rows: int) -> bytes:
-    columns = {
-        "picture": [Image.new("RGB", (5, 5), (0, row, 0)) for row in range(rows)],
-        "kind": [row % 2 for row in range(rows)],
-    }
-    features = Features({"picture": ImageFeature(), "kind": ClassLabel(names=["old_tile", "newTile"])})
-    Dataset.from_dict(columns, features=features).to_parquet(path)
-    return path.read_bytes()
+def parquet(path: Path, rows: int) -> bytes:
+    features = {"picture": ImageFeature(), "kind": ClassLabel(names=["old_tile", "newTile"])}
+    columns = {"picture": pictures(rows), "kind": [row % 2 for row in range(rows)]}
+    return table(path, columns, features).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +144,7 @@ def test_a_folder_on_the_hub(client: Run, streaming: bool) -> None:
 def test_private_configurations(client: Run, streaming: bool) -> None:
     for name, rows in ((None, 3), ("few", 3), ("many", 5)):
         found = client(read, "alice/secret", "train", name=name, token="alice-token", streaming=streaming)
-        assert found == [((0, row, 0), ["old tile", "new Tile"][row % 2]) for row in range(rows)]
+        assert found == [((row, 0, 0), ["old tile", "new Tile"][row % 2]) for row in range(rows)]
 
 
 @pytest.mark.parametrize(
