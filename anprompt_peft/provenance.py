@@ -37,10 +37,9 @@ def provenance(*packages: str) -> dict[str, Any]:
 
 
 def git_commit(package: Path | None = None) -> str | None:
-    """Return the commit of the clone of this project that holds `package` (default: this one), `None` if none does.
+    """Return the commit of this project's clone around `package` (default: this one); `None` outside of one.
 
-    A repository that only surrounds it, such as that of a project with an environment in it, is not asked. Nor are the
-    hooks and the file monitor of the clone itself run.
+    No other repository around it is asked, and neither hooks nor the file monitor of the clone run.
     """
     project = (package or Path(__file__).parent).resolve().parent
     if not _is_clone(project):

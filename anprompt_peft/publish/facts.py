@@ -73,7 +73,7 @@ class TrainingFacts:
         metrics (`Sequence[Metric]`): what was measured.
 
     Raises:
-        ValueError: for a licence that is no identifier, a data set that is no Hub id, or arguments that are not JSON.
+        ValueError: for a licence or a data set that is not a valid id, or arguments that are not JSON.
     """
 
     license: str | None = None

@@ -38,14 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def save_card(clip: CLIPModel, config: ANPromptConfig, folder: str | Path, subfolder: str | None = None) -> None:
-    """Write or update the card of an adapter in `folder`.
-
-    Args:
-        clip (`CLIPModel`): the adapted model. It remembers its cards, because Trainer writes over them.
-        config (`ANPromptConfig`): the adapter's configuration.
-        folder (`str` or `Path`): where the card goes.
-        subfolder (`str`, *optional*): where in it the adapter's files lie.
-    """
+    """Write or update the card of an adapter; the model remembers its cards, because Trainer writes over them."""
     path = Path(folder).resolve() / model_card.NAME
     base_model = hub_id(config.base_model_name_or_path or getattr(clip, "name_or_path", None))
     kept = clip.anprompt_state.cards
@@ -53,7 +46,7 @@ def save_card(clip: CLIPModel, config: ANPromptConfig, folder: str | Path, subfo
 
 
 def hide_local_names(clip: CLIPModel, folder: str | Path) -> None:
-    """Let no configuration in a folder that Trainer pushes, or below one, name what only this machine can find."""
+    """Remove names that only this machine can find from the configurations in a folder that Trainer pushes."""
     folder = Path(folder).resolve()
     if clip.anprompt_state.pushed.isdisjoint((folder, *folder.parents)):
         return
@@ -65,16 +58,7 @@ def hide_local_names(clip: CLIPModel, folder: str | Path) -> None:
 
 
 def push(model: Any, repo_id: str, **settings: Any) -> CommitInfo:
-    """Save an adapted model's adapters with their card and push them: `model.push_to_hub`.
-
-    Args:
-        model: a `PeftModel`, or a `CLIPModel` with an adapter of its own.
-        repo_id (`str`): the repository, `namespace/name`; it is created if it does not exist.
-        settings: as for [`push_folder`].
-
-    Returns:
-        `CommitInfo`: the commit; as a string, its URL.
-    """
+    """Save an adapted model's adapters with their card and push them, with the settings of [`push_folder`]."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return push_folder(folder, repo_id, **settings)
@@ -200,7 +184,7 @@ def _note_pushed(args: TrainingArguments, model: Any) -> None:
 
 
 def _upload(path: Path) -> Path | bytes:
-    """Return what of a file is uploaded: the file, or a configuration without what only this machine can find."""
+    """Return a file to upload, or the text of a configuration without what only this machine can find."""
     if path.name not in CONFIGS:
         return path
     text, local = _public(path)

@@ -260,7 +260,7 @@ def _picture(label: str, width: float, height: float, draw: Callable[[Axes], Non
 
 
 def _inline(svg: str, label: str) -> str:
-    """Make a file of matplotlib part of a page: the page's colours and font, titles of marks, and no unused names."""
+    """Return a file of matplotlib with the page's colours and font, titles of marks, and no unused names."""
     root = ElementTree.fromstring(svg)
     for element in [*root]:
         if not element.tag.endswith("}g"):

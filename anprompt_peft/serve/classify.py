@@ -149,7 +149,7 @@ def _read(source: Source, transform: ClipTransform) -> Tensor | str:
 
 
 def _ranker(model: PeftModel | CLIPModel, top_k: int) -> Ranker:
-    """Return a function from pixel values `[B, 3, H, W]` to rankings with the classes and the adapter of now."""
+    """Return a function from pixel values `[B, 3, H, W]` to rankings with the classes and the adapter of the call."""
     clip = adapted_clip(model)
     classes = clip.classes
     choice, count = clip.choose()._replace(classes=classes), min(top_k, len(classes.names))

@@ -15,15 +15,7 @@ SAME, SAME_IF_QUANTISED = 0.99, 0.9
 
 
 def warn_of_another_clip(clip: CLIPModel, adapter: str) -> None:
-    """Warn if the clean text features saved with an adapter are not this CLIP's.
-
-    As many of the first classes are encoded as have `TEXTS` class texts together, and at least one. Models with
-    weights on the meta device are not looked at.
-
-    Args:
-        clip (`CLIPModel`): with the adapter, whose weights are loaded.
-        adapter (`str`): its name.
-    """
+    """Warn if this CLIP does not compute the clean text features, of `TEXTS` texts, that an adapter was saved with."""
     if any(parameter.is_meta for parameter in clip.parameters()):
         return
     head = clip.visual_projection

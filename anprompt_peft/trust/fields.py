@@ -1,4 +1,4 @@
-"""What an `adapter_config.json` may say: known fields, of their types, without anything that only a file can hold."""
+"""What an `adapter_config.json` may hold: known fields, of their types."""
 
 from __future__ import annotations
 
@@ -30,14 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_attributes(path: str, attributes: Any, config_class: type[Any]) -> dict[str, Any]:
-    """Return what a configuration file holds, for use.
-
-    Only that of this method's adapters is looked into.
-
-    Args:
-        path (`str`): the file, for messages.
-        attributes: its JSON value.
-        config_class (`type`): the class that reads it, for messages.
+    """Return what a configuration file holds, checked if it is of this method.
 
     Raises:
         TypeError: if it has no `peft_type`.
@@ -48,11 +41,11 @@ def check_attributes(path: str, attributes: Any, config_class: type[Any]) -> dic
     if not attributes.keys() >= MIN_EXPECTED_CONFIG_KEYS:
         raise TypeError(
             f"The {config_class.__name__} config that is trying to be loaded is missing required keys: "
-            f"{MIN_EXPECTED_CONFIG_KEYS}. {path} is no adapter's configuration."
+            f"{MIN_EXPECTED_CONFIG_KEYS}. {path} is not the configuration of an adapter."
         )
     method = attributes["peft_type"]
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise ValueError(f"{path}: peft_type={short(method)} is no method of the installed PEFT.")
+        raise ValueError(f"{path}: peft_type={short(method)} is not a method of the installed PEFT.")
     if method != NAME:
         return attributes
     _check_format(attributes.get("format_version", 1))
@@ -83,10 +76,7 @@ def known_fields(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_adapter(own: ANPromptConfig, saved: ANPromptConfig, adapter: str, source: str) -> None:
-    """Raise `ValueError` unless weights saved with a configuration can become those of an adapter that is there.
-
-    What changes answers and no tensor is the user's choice: a difference is logged as a warning.
-    """
+    """Raise `ValueError` if an adapter's tensors differ from those saved; warn if only its own choices differ."""
     changed = [name for name in ANSWERS if getattr(own, name) != getattr(saved, name)]
     if not changed:
         return

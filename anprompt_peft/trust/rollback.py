@@ -1,4 +1,4 @@
-"""Loading as a whole or not at all: a model that an error leaves behind is what it was."""
+"""Loading as a whole or not at all: after an error the model is as before."""
 
 from __future__ import annotations
 
@@ -12,21 +12,14 @@ from torch import nn
 
 @contextmanager
 def restored_on_error(model: nn.Module) -> Iterator[None]:
-    """Put a model's modules, classes, attributes, hooks and trainability back if the block raises.
-
-    What an attribute holds is put back one level deep: the contents of dicts, lists and sets. The values of tensors
-    are not kept, so the block must check weights before it copies them into tensors that the model already has.
-
-    Args:
-        model (`nn.Module`): any model with a `config`.
-    """
+    """Restore a model's modules, classes, attributes, hooks and trainability, but no tensor's values, on an error."""
     config: Any = model.config
-    kept = [(each, type(each), _contents(each)) for each in (*model.modules(), config)]
+    before = [(each, type(each), _contents(each)) for each in (*model.modules(), config)]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
     except BaseException:
-        for each, kind, contents in kept:
+        for each, kind, contents in before:
             each.__class__ = kind
             _restore(vars(each), contents)
         for parameter, requires_grad in trained:

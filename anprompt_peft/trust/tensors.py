@@ -35,12 +35,7 @@ class Entry(NamedTuple):
 
 
 def expected_tensors(config: ANPromptConfig, clip_config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all tensors of an adapter, by name in the CLIP, from its layers on the meta device.
-
-    Args:
-        config (`ANPromptConfig`): resolved for this CLIP.
-        clip_config (`CLIPConfig`): the configuration of the CLIP.
-    """
+    """Return the shapes of all tensors of an adapter, by name in the CLIP, from its layers on the meta device."""
     text, vision = clip_config.text_config, clip_config.vision_config
     with torch.device("meta"):
         head = ANPromptHead(nn.Linear(vision.hidden_size, clip_config.projection_dim, bias=False))
@@ -60,19 +55,9 @@ def expected_tensors(config: ANPromptConfig, clip_config: CLIPConfig) -> dict[st
 
 
 def check_file(path: Path, config: ANPromptConfig, clip: CLIPModel) -> None:
-    """Raise unless a safetensors file holds exactly the tensors of an adapter; its header is looked at first.
-
-    Args:
-        path (`Path`): the file.
-        config (`ANPromptConfig`): the adapter's configuration, resolved or not; it does not change.
-        clip (`CLIPModel`): the model that the adapter is for, with or without adapters.
-
-    Raises:
-        ValueError: if the file is broken; a tensor is missing, too many, of another shape or type, or not finite; or
-            the class texts cannot be told apart or read.
-    """
+    """Raise `ValueError` unless a safetensors file holds exactly the tensors of an adapter; its header comes first."""
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(path, framework="np") as file:  # which maps no memory, whatever size the header claims
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
             entries = {name: Entry(tuple(each.get_shape()), each.get_dtype()) for name, each in slices.items()}
         names, resolved = _check_header(entries, config, clip.config)
@@ -84,9 +69,8 @@ def check_file(path: Path, config: ANPromptConfig, clip: CLIPModel) -> None:
 
 def check_tensors(tensors: Mapping[str, Tensor], config: ANPromptConfig, clip: CLIPModel) -> None:
     """Raise as [`check_file`] does unless these are exactly the tensors of an adapter, by their names in a file."""
-    entries = {
-        name: Entry(tuple(each.shape), DTYPES.get(each.dtype, str(each.dtype))) for name, each in tensors.items()
-    }
+    dtypes = {name: DTYPES.get(each.dtype, str(each.dtype)) for name, each in tensors.items()}
+    entries = {name: Entry(tuple(each.shape), dtypes[name]) for name, each in tensors.items()}
     names, resolved = _check_header(entries, config, clip.config)
     _check_values(names, tensors.__getitem__, resolved, clip)
 
