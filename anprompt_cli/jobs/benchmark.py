@@ -29,7 +29,7 @@ from anprompt_peft.text import plain_markdown, printable
 
 from ..benchmark import BenchmarkOptions, BenchmarkReportOptions
 from ..errors import Failure, Interrupted
-from .models import choose_device, load_clip, quieten
+from .models import choose_device, disable_progress_bars, load_clip
 
 
 def run_benchmark(
@@ -57,7 +57,7 @@ def run_benchmark(
     place = RunEnvironment(options.output, root, str(choose_device(options.device)), options.threads)
 
     def prepare() -> None:
-        quieten()
+        disable_progress_bars()
         load_clip(options.model)  # says what is wrong with it, once
 
     try:

@@ -12,7 +12,7 @@ from anprompt_peft.data.inspect import count_by_class, digests, without_images
 
 from ..errors import Failure
 from ..train import TrainOptions
-from .labelled import check_parts, choose_split, load_splits, select_parts, tell_missing
+from .labelled import check_parts, choose_split, load_splits, print_missing, select_parts
 from .seen import MEASURED_SPLITS, Seen
 
 HELD_OUT_SEED = 0
@@ -81,7 +81,7 @@ def draw_images(options: TrainOptions, evaluates: bool) -> Images:
     groups = {"base": half.base, "new": half.new} if half else {split: classes}
     measure = select_parts(choose_split(splits, split, "--eval-split"), groups)
     for part in measure.values():
-        tell_missing(split, part)
+        print_missing(split, part)
     return Images(train, evaluate, split, measure, half, held_out)
 
 
@@ -120,7 +120,7 @@ def _to_evaluate(options: TrainOptions, splits: Mapping[str, Any], classes: list
             "with --validation-share 0.1."
         )
     evaluate = select_classes(splits["validation"], classes)
-    tell_missing("validation", evaluate)
+    print_missing("validation", evaluate)
     return evaluate
 
 
@@ -134,4 +134,4 @@ def _check_classes(train: Any, splits: Mapping[str, Any], name: str) -> None:
                     f"{split} has images of classes that {name} has none of to train on: {some(unknown)}. Add some to "
                     f"{name}, remove them from {split}, or list them as new in the file of --halves."
                 )
-    tell_missing(name, train)
+    print_missing(name, train)

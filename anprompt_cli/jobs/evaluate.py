@@ -16,7 +16,7 @@ from anprompt_peft.report import ReportData, read_geometry, write_report
 
 from ..config_file import RECORD
 from ..evaluate import EvaluateOptions
-from .labelled import check_parts, choose_split, left_out, load_splits, public_name, select_parts, tell_missing
+from .labelled import check_parts, choose_split, left_out, load_splits, print_missing, public_name, select_parts
 from .measuring import describe, measure
 from .models import load_adapter
 from .robustness import robustness_of, robustness_table
@@ -41,7 +41,7 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any
         groups = {options.split: tuple(options.classes or model.class_names)}
     chosen = select_parts(dataset, groups)
     for part in chosen.values():
-        tell_missing(options.split, part)
+        print_missing(options.split, part)
     parts, corrupt = check_parts(chosen, options.on_corrupt)
     if others := set(class_names_of(dataset)).difference(*groups.values()):
         print(f"Left out: the images of {len(others)} other classes. --classes can ask for them.", file=sys.stderr)

@@ -28,7 +28,7 @@ def load_splits(options: DataOptions, class_names: list[str] | None = None) -> d
         disable_progress_bars()  # they would tell of downloads
     names = read_class_names(options.classes_file) if options.classes_file and not class_names else class_names
     try:
-        with _told():
+        with _logged_to_stderr():
             splits = load_image_data(
                 options.data,
                 name=options.data_config,
@@ -44,7 +44,7 @@ def load_splits(options: DataOptions, class_names: list[str] | None = None) -> d
     return splits
 
 
-def tell_missing(split: str, dataset: Dataset) -> None:
+def print_missing(split: str, dataset: Dataset) -> None:
     """Print which classes have no images in a split."""
     if missing := without_images(dataset):
         print(f"No images in {split}: {some(missing)}.", file=sys.stderr)
@@ -98,7 +98,7 @@ def public_name(source: str | Path) -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _logged_to_stderr() -> Iterator[None]:
     """Print what is logged about the data within the block."""
     logger, handler = loading.logger, logging.StreamHandler(sys.stderr)
     level = logger.level

@@ -27,7 +27,7 @@ MALFORMED = (AttributeError, KeyError, RecursionError, TypeError, JSONDecodeErro
 """What transformers raises for malformed JSON files."""
 
 
-def quieten() -> None:
+def disable_progress_bars() -> None:
     """Leave the terminal to the command's own progress."""
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)  # PEFT's, for every adapter
@@ -86,7 +86,7 @@ def load_adapter(
     name: str, revision: str | None, device: Device, precision: Precision, model: str | None = None
 ) -> tuple[Any, Any]:
     """Load an adapter, ready to evaluate, on its base model or `model`; return it and its image processor."""
-    quieten()
+    disable_progress_bars()
     folder = locate(name, revision)
     config = PeftConfig.from_pretrained(str(folder))
     base = config.base_model_name_or_path

@@ -34,7 +34,7 @@ from .callbacks import Interruption, Progress
 from .draw import Images, draw_images
 from .labelled import left_out, names_hint, public_name
 from .measuring import ADAPTED, ZERO_SHOT, Measured, describe, measure
-from .models import choose_device, load_clip, precision_for, quieten
+from .models import choose_device, disable_progress_bars, load_clip, precision_for
 from .seen import HOLD_OUT, IMAGES, Seen
 
 REPORT, HALVES = "report.html", "base-new.json"
@@ -58,7 +58,7 @@ def train_adapter(options: TrainOptions, sections: Mapping[str, Settings]) -> tu
     try:
         with lock_folder(output):
             check_folder(options)  # again, as another run may have begun meanwhile
-            _remove_leftovers(output)
+            _remove_temporary_files(output)
             if (output / RESULTS).is_file():
                 raise ValueError(f"--resume: the run in {output} is complete.")
             return _run(options, _settings(options, sections))
@@ -71,7 +71,7 @@ def train_adapter(options: TrainOptions, sections: Mapping[str, Settings]) -> tu
 
 
 def _run(options: TrainOptions, settings: Settings) -> tuple[Measured | None, list[str]]:
-    quieten()
+    disable_progress_bars()
     started = time.perf_counter()
     arguments = _arguments(options, settings)
     settings["precision"] = arguments.precision or options.precision
@@ -107,7 +107,7 @@ def _run(options: TrainOptions, settings: Settings) -> tuple[Measured | None, li
 # before training
 
 
-def _remove_leftovers(output: Path) -> None:
+def _remove_temporary_files(output: Path) -> None:
     """Remove files that a crash left half-written."""
     for path in output.glob(".*"):
         if path.is_dir() and path.name.startswith(LEFTOVERS):
