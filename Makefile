@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format types test slow docs digits clean
+.PHONY: help install lint format types test slow docs compare digits clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
@@ -31,7 +31,10 @@ slow: install ## the tests that take minutes
 docs: install ## build the site into site/
 	$(RUN) mkdocs build --strict
 
-digits: ## the main job, on the embedded digits
+compare: ## the main job: ANPrompt and baselines on digits and icons
+	$(PYTHON) run.py compare
+
+digits: ## one complete example, on handwritten digits
 	$(PYTHON) run.py digits
 
 clean: ## remove builds and caches, but neither .venv nor outputs/

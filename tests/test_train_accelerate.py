@@ -82,32 +82,24 @@ def test_recipes_are_those_of_the_trainer_and_every_step_is_logged(
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_stopped_training_resumes_exactly(workers: str, digits: Path, tmp_path: Path) -> None:
     """Stopped within the second epoch; images are augmented, here or by a process that reads ahead."""
-    whole = worker.run_script(digits, tmp_path / "whole", "--workers", workers)
     options = ("--workers", workers, "--save-every", "1")
+    whole = worker.run_script(digits, tmp_path / "whole", "--workers", workers)
     assert worker.run_script(digits, tmp_path / "parts", *options, stop_after=EPOCH_STEPS + 2) is None
     resumed = worker.run_script(digits, tmp_path / "parts", *options, "--resume")
     assert whole is not None
     assert resumed is not None
     assert resumed["loss_terms"] == whole["loss_terms"]
-    assert_same_adapters(*(tmp_path / run / "result" / "adapter" for run in ("parts", "whole")))
-
-
-def test_a_checkpoint_is_an_adapter_and_holds_no_base_model(digits: Path, tmp_path: Path) -> None:
-    worker.run_script(digits, tmp_path)
-    checkpoint = newest(tmp_path / "checkpoints")
-    assert checkpoint == tmp_path / "checkpoints" / f"step-{STEPS:08d}"
-    assert {path.name for path in checkpoint.iterdir()} == STATE | ADAPTER
-    folders = (checkpoint, tmp_path / "result" / "adapter")
-    assert_same_adapters(*folders)
-    loaded, final = (PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), folder) for folder in folders)
+    checkpoint = newest(tmp_path / "parts" / "checkpoints")
+    assert checkpoint == tmp_path / "parts" / "checkpoints" / f"step-{STEPS:08d}"
+    assert {path.name for path in checkpoint.iterdir()} == STATE | ADAPTER, "an adapter, and no base model"
+    folders = (checkpoint, tmp_path / "parts" / "result" / "adapter", tmp_path / "whole" / "result" / "adapter")
+    first, *others = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    for other in others:
+        assert first.keys() == other.keys()
+        assert all(torch.equal(first[name], other[name]) for name in first)
+    models = [PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), folder) for folder in folders[:2]]
     pixels = torch.randn(4, 3, 32, 32)
-    assert torch.equal(logits(loaded, pixels), logits(final, pixels))
-
-
-def assert_same_adapters(*folders: Path) -> None:
-    ours, expected = (load_file(folder / "adapter_model.safetensors") for folder in folders)
-    assert ours.keys() == expected.keys()
-    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    assert torch.equal(*(logits(model, pixels) for model in models))
 
 
 @pytest.fixture
