@@ -100,7 +100,7 @@ def list_folder(folder: str | Path) -> Listing:
                     found.folders.append(path)
                     waiting.append((f"{path}/", links + is_link, here))
                 else:
-                    (found.images if _ending(path) in endings else found.others).append(path)
+                    (found.images if _ending(entry.name) in endings else found.others).append(path)
     for paths in (found.images, found.others, found.hidden, found.folders, found.links):
         paths.sort()
     return found

@@ -16,9 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from ...files import parse_json, read_bytes, short, to_json
 from ...method.class_texts import check_template
-from .layouts import LAYOUTS, SHOWN, stays_inside
+from .layouts import LAYOUTS, stays_inside
 
-MAX_NAME = 80
+MAX_PROBLEMS, MAX_NAME = 5, 80
 STRICT = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
 
@@ -179,7 +179,7 @@ def read_entry(path: str | Path) -> CatalogEntry:
     except ValidationError as error:
         problems = (
             f"{'.'.join(map(str, each['loc']))[:MAX_NAME] or 'entry'}: {each['msg']}"
-            for each in error.errors()[:SHOWN]
+            for each in error.errors()[:MAX_PROBLEMS]
         )
         raise ValueError(f"{path} is not a valid entry of a catalog: {'; '.join(problems)}.") from error
     except ValueError as error:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ...data.folders import list_folder
+from ...data.folders import list_folder, some
 from ...files import read_bytes, read_json, short
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 """By their names in CoOp's files."""
 CLASSNAMES = "classnames.txt"
-SHOWN = 5
 
 Rows = list[tuple[str, int]]
 """Image files, and the label of each: a position in the class names."""
@@ -77,7 +76,7 @@ def _split_json(entry: CatalogEntry, folder: Path) -> Files:
     number_of = {label: number for number, label in enumerate(sorted(names))}
     clean = tuple(entry.names.clean(names[label]) for label in number_of)
     if alike := repeated(clean):
-        raise ValueError(f"{path}: several label ids have the class names {', '.join(alike)}.")
+        raise ValueError(f"{path}: several label ids have the class names {some(alike)}.")
     rows = {split: [(image, number_of[label]) for image, label, _ in each] for split, each in items.items()}
     return Files(ClassList(clean), rows)
 
@@ -128,35 +127,35 @@ def _aircraft(entry: CatalogEntry, folder: Path) -> Files:
 
 def _imagenet(entry: CatalogEntry, folder: Path) -> Files:
     """Classes are the sorted folders of `train`; `val` is the test set."""
-    names = read_class_names(folder / CLASSNAMES)
+    names = read_wnid_names(folder / CLASSNAMES)
     places = {TRAIN: folder / entry.images / "train", TEST: folder / entry.images / "val"}
     images = {split: _class_folders(place) for split, place in places.items()}
     if odd := sorted(set(images[TRAIN]) ^ set(images[TEST])):
         both = " and ".join(map(str, places.values()))
-        raise ValueError(f"{both} must have the same folders; only one has {', '.join(odd[:SHOWN])}.")
+        raise ValueError(f"{both} must have the same folders; only one has {some(odd)}.")
     classes = name_wnids(images[TRAIN], names, folder / CLASSNAMES)
     return Files(classes, {split: _numbered(each, each) for split, each in images.items()})
 
 
 def _wnid_folders(entry: CatalogEntry, folder: Path) -> Files:
     """Only the classes that have a folder compete."""
-    names, images = read_class_names(folder / CLASSNAMES), _class_folders(folder / entry.images)
+    names, images = read_wnid_names(folder / CLASSNAMES), _class_folders(folder / entry.images)
     return Files(name_wnids(images, names, folder / CLASSNAMES), {TEST: _numbered(images, images)})
 
 
 def _numbered_folders(entry: CatalogEntry, folder: Path) -> Files:
     """Folder i has the images of line i, from 0 on."""
-    names, images = read_class_names(folder / CLASSNAMES), _class_folders(folder / entry.images)
+    names, images = read_wnid_names(folder / CLASSNAMES), _class_folders(folder / entry.images)
     numbers = [str(number) for number in range(len(names))]
     if odd := sorted(set(images) ^ set(numbers)):
         raise ValueError(
             f"{folder / entry.images} must have a folder for each of the {len(names)} lines of "
-            f"{folder / CLASSNAMES}, 0 to {len(names) - 1}; missing or too many: {', '.join(odd[:SHOWN])}."
+            f"{folder / CLASSNAMES}, 0 to {len(names) - 1}; missing or too many: {some(odd)}."
         )
     return Files(name_wnids(names, names, folder / CLASSNAMES), {TEST: _numbered(images, numbers)})
 
 
-def read_class_names(path: Path) -> dict[str, str]:
+def read_wnid_names(path: Path) -> dict[str, str]:
     """Read ImageNet's `classnames.txt`, a line `wnid name` for each class, in the order of its lines."""
     names = {}
     for number, line in enumerate(_lines(path), 1):
@@ -171,7 +170,7 @@ def name_wnids(wnids: Iterable[str], names: Mapping[str, str], path: Path) -> Cl
     """Name WordNet ids by the lines of `path`, with the id added where several have one name, as `missile` is."""
     chosen, often = list(wnids), Counter(names.values())
     if unknown := [wnid for wnid in chosen if wnid not in names]:
-        raise ValueError(f"{path} has no line for {', '.join(unknown[:SHOWN])}.")
+        raise ValueError(f"{path} has no line for {some(unknown)}.")
     unique = {wnid: f"{names[wnid]} ({wnid})" if often[names[wnid]] > 1 else names[wnid] for wnid in chosen}
     return ClassList(
         tuple(unique.values()), {name: names[wnid] for wnid, name in unique.items() if name != names[wnid]}
@@ -184,10 +183,11 @@ def _class_folders(parent: Path) -> dict[str, list[str]]:
     images: dict[str, list[str]] = {folder: [] for folder in listing.folders if "/" not in folder}
     if not images:
         raise FileNotFoundError(f"{parent} has no folders of classes.")
+    start = os.path.join(parent, "")
     for path in listing.images:
         folder, _, rest = path.partition("/")
         if rest:
-            images[folder].append(os.path.join(parent, path))
+            images[folder].append(start + path)
     if left_out := listing.left_out():
         logger.info(left_out)
     return images

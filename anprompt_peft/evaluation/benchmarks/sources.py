@@ -14,9 +14,10 @@ from datasets import Dataset, load_dataset
 
 from ...data import class_names_of, load_image_data, split_data
 from ...data.columns import UNLABELLED, from_files, label_column, labels_of, numbered
+from ...data.folders import some
 from ..record import BenchmarkData
 from .catalog import CatalogEntry, HubCopy, catalog, find_entry, read_entry
-from .layouts import CLASSNAMES, TEST, TRAIN, VALIDATION, ClassList, list_files, name_wnids, read_class_names, repeated
+from .layouts import CLASSNAMES, TEST, TRAIN, VALIDATION, ClassList, list_files, name_wnids, read_wnid_names, repeated
 
 FOLDER, HUB = "folder", "hub"
 SOURCES = (FOLDER, HUB)
@@ -185,10 +186,10 @@ def _classes(
     if hub.names == "data":
         names = tuple(map(entry.names.clean, chosen))
         if alike := repeated(names):
-            raise ValueError(f"{hub.repository}: several classes are called {', '.join(alike)} once cleaned.")
+            raise ValueError(f"{hub.repository}: several classes are called {some(alike)} once cleaned.")
         return ClassList(names)
     path = _class_names_file(entry, root)
-    known = read_class_names(path)
+    known = read_wnid_names(path)
     if hub.names == "position" and len(known) != len(raw):
         raise ValueError(f"{hub.repository} has {len(raw)} classes, {path} has {len(known)} lines.")
     return name_wnids(known if hub.names == "position" else raw, known, path)
