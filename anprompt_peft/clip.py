@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -125,8 +126,7 @@ class PromptedCLIPModel(CLIPModel):
                 "torch.nn.DataParallel copies CLIP without what an adapter shares among its layers. Use one GPU, or "
                 "DistributedDataParallel: accelerate launch or torchrun."
             )
-        if pixel_values is None and isinstance(input_ids, Tensor) and input_ids.is_floating_point():
-            input_ids, pixel_values = None, input_ids
+        input_ids, pixel_values = _texts_and_images(input_ids, pixel_values)
         if input_ids is not None:
             if labels is not None or plan is not None:
                 raise ValueError("labels go with the adapter's own classes: call the model without input_ids.")
@@ -204,14 +204,11 @@ class PromptedCLIPModel(CLIPModel):
     @torch.compiler.disable
     def with_plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the keywords of a call with its plan, if it classifies images and has none."""
-        given = _FORWARD.bind_partial(self, *args, **kwargs).arguments
-        texts, images = given.get("input_ids"), given.get("pixel_values")
-        if isinstance(texts, Tensor) and texts.is_floating_point():
-            texts, images = None, texts
-        if given.get("plan") is not None or texts is not None or images is None:
+        given = defaultdict(lambda: None, _FORWARD.bind_partial(self, *args, **kwargs).arguments)
+        texts, images = _texts_and_images(given["input_ids"], given["pixel_values"])
+        if given["plan"] is not None or texts is not None or images is None:
             return kwargs
-        plan = self.plan(given.get("labels"), images, given.get("interpolate_pos_encoding", False))
-        return {**kwargs, "plan": plan}
+        return {**kwargs, "plan": self.plan(given["labels"], images, bool(given["interpolate_pos_encoding"]))}
 
     def _check_training(self, loss: Tensor | None, plan: Plan) -> None:
         """Warn of training without a loss, and raise `ValueError` if nothing is trained."""
@@ -269,10 +266,7 @@ class PromptedCLIPModel(CLIPModel):
         self.name_labels()
 
     def name_labels(self) -> None:
-        """Name the current classes in `config.id2label` and `config.label2id`, which transformers' pipelines read.
-
-        Where no adapter is active, they are the base model's.
-        """
+        """Name the current classes, or the base model's, in `config.id2label` and back, as pipelines read them."""
         asked, config = self.anprompt_state.classes, self.head.configs.get(self.head.adapter)
         if config is None:
             self.config.id2label, self.config.label2id = self.anprompt_state.base_labels
@@ -355,11 +349,6 @@ class PromptedCLIPModel(CLIPModel):
         return Choice(self.head.adapter, not self.head.disable_adapters, self.anprompt_state.classes)
 
     @property
-    def asked_classes(self) -> ClassSet | None:
-        """The classes asked for with [`set_classes`]; `None` means those of the active adapter."""
-        return self.anprompt_state.classes
-
-    @property
     def class_names(self) -> list[str]:
         """Names of the current classes, in the order of the logits."""
         return list(self.classes.names)
@@ -411,25 +400,17 @@ class PromptedCLIPModel(CLIPModel):
 
     @property
     def active_config(self) -> ANPromptConfig:
-        """Configuration of the active adapter, whether adapters are enabled or not.
-
-        Raises:
-            ValueError: if none is active.
-        """
+        """Configuration of the active adapter, whether adapters are enabled or not; `ValueError` if none is active."""
         return config_of(self, self.head.adapter)
 
     @property
     def classes(self) -> ClassSet:
         """The current classes: those asked for, else those that the active adapter was trained on."""
-        return self.asked_classes or self.trained_classes
+        return self.anprompt_state.classes or self.trained_classes
 
     @property
     def trained_classes(self) -> ClassSet:
-        """The classes that the active adapter was trained on.
-
-        Raises:
-            ValueError: if its noise prompts were neither computed nor loaded.
-        """
+        """The classes that the active adapter was trained on; `ValueError` if its weights were not loaded."""
         return trained_classes(self, self.head.adapter)
 
     def text_embeds(self, classes: ClassSet) -> Tensor:
@@ -444,6 +425,13 @@ class PromptedCLIPModel(CLIPModel):
 
 
 _FORWARD = signature(PromptedCLIPModel.forward)
+
+
+def _texts_and_images(input_ids: Tensor | None, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return token ids and images, which may stand in the first place."""
+    if pixel_values is None and isinstance(input_ids, Tensor) and input_ids.is_floating_point():
+        return None, input_ids
+    return input_ids, pixel_values
 
 
 def _checked_labels(labels: Any, plan: Plan, pixel_values: Tensor) -> Tensor | None:

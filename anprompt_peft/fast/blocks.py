@@ -1,7 +1,7 @@
-"""The inside of a `CLIPEncoderLayer`, decomposed: which rows ask, which are asked, and which go on.
+"""The inside of a `CLIPEncoderLayer`, decomposed into keys, queries, attention and what follows it.
 
 This is the one module that knows how transformers builds that layer; [`decomposes`] checks it against the layer.
-Shapes: B rows (images or texts), L positions, M of them that ask, P shared ones, h heads of width e, d = h * e.
+Shapes: B rows (images or texts), L positions, M query positions, P shared ones, h heads of width e, d = h * e.
 """
 
 from __future__ import annotations
@@ -35,22 +35,17 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def keys_values(layer: CLIPEncoderLayer, hidden: Tensor) -> KeysValues:
-    """Return what positions offer to attention: keys and values, each `[..., L, h, e]`.
-
-    Args:
-        layer (`CLIPEncoderLayer`): the layer.
-        hidden (`Tensor`): `[..., L, d]`, as it enters the layer.
-    """
+    """Return keys and values, each `[..., L, h, e]`, of what enters the layer, `[..., L, d]`."""
     normed = layer.layer_norm1(hidden)
     return _heads(layer, layer.self_attn.k_proj(normed)), _heads(layer, layer.self_attn.v_proj(normed))
 
 
-def queries_keys_values(layer: CLIPEncoderLayer, hidden: Tensor, asking: Tensor | slice = ALL) -> QueriesKeysValues:
-    """Return queries, keys and values of positions `[..., L, d]`, the queries only of the positions `asking`."""
+def queries_keys_values(layer: CLIPEncoderLayer, hidden: Tensor, queried: Tensor | slice = ALL) -> QueriesKeysValues:
+    """Return queries, keys and values of positions `[..., L, d]`, the queries only of the query positions."""
     normed = layer.layer_norm1(hidden)
     attention = layer.self_attn
     return (
-        _heads(layer, attention.q_proj(normed[..., asking, :])),
+        _heads(layer, attention.q_proj(normed[..., queried, :])),
         _heads(layer, attention.k_proj(normed)),
         _heads(layer, attention.v_proj(normed)),
     )
@@ -71,11 +66,7 @@ def attend(
 ) -> Tensor:
     """Return attention's mixture `[B, M, d]` of queries `[B, M, h, e]` over keys and values `[B, L, h, e]`.
 
-    Args:
-        layer (`CLIPEncoderLayer`): the layer.
-        queries, keys, values (`Tensor`): as from [`queries_keys_values`].
-        mask (`Tensor`, *optional*): bool `[M, L]`, `True` where a query may look.
-        causal (`bool`): each query looks at what is not behind it, and there is no mask.
+    The mask is bool `[M, L]`, `True` where a query may look; without one, `causal` hides what is behind a query.
     """
     mixed = F.scaled_dot_product_attention(
         queries.transpose(1, 2),
@@ -91,16 +82,10 @@ def attend(
 def attend_shared(
     layer: CLIPEncoderLayer, queries: Tensor, keys: Tensor, values: Tensor, shared: KeysValues, mask: Tensor | None
 ) -> Tensor:
-    """Return the mixture `[B, M, d]` over keys that all rows share, in front, and keys of each row's own.
+    """Return the mixture `[B, M, d]` over shared keys `[1, P, h, e]`, in front, and each row's own `[B, L, h, e]`.
 
-    The shared ones are multiplied once with the queries of all rows and never copied.
-
-    Args:
-        layer (`CLIPEncoderLayer`): the layer.
-        queries (`Tensor`): `[B, M, h, e]`.
-        keys, values (`Tensor`): `[B, L, h, e]`.
-        shared (`tuple[Tensor, Tensor]`): keys and values `[1, P, h, e]`, visible to every query.
-        mask (`Tensor`, *optional*): bool `[M, L]` for the own ones.
+    The shared ones, visible to every query, are multiplied once with the queries of all rows and never copied. The
+    mask, bool `[M, L]`, is that of the own ones.
     """
     batch, rows = queries.shape[:2]
     queries = queries.transpose(1, 2) * layer.self_attn.scale  # B, h, M, e
@@ -122,14 +107,9 @@ def attend_shared(
 def attend_first(layer: CLIPEncoderLayer, hidden: Tensor, count: int) -> Tensor:
     """Return attention's mixture `[B, count, d]` of the first `count` rows over all rows.
 
-    Keys and values of all rows are not formed where so few ask that this takes fewer operations: `q (W_k x + b_k)` is
-    `(q W_k) x` and a number that softmax takes away again, and the mixture of `W_v x + b_v` is `W_v` of the mixture
-    of `x`, and `b_v`.
-
-    Args:
-        layer (`CLIPEncoderLayer`): the layer.
-        hidden (`Tensor`): `[B, L, d]`, as it enters the layer.
-        count (`int`): M of the rows.
+    Keys and values of all rows are not formed where queries are so few that this takes fewer operations:
+    `q (W_k x + b_k)` is `(q W_k) x` and a number that softmax takes away again, and the mixture of `W_v x + b_v` is
+    `W_v` of the mixture of `x`, and `b_v`.
     """
     attention, length = layer.self_attn, hidden.shape[1]
     heads, width = attention.num_heads, attention.head_dim
@@ -151,11 +131,6 @@ def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor) -> Tensor:
 
     QuickGELU `x * sigmoid(1.702 x)` is the equal `silu(1.702 x) / 1.702`, whose scalings the products before and after
     it do, and which keeps one tensor for the backward pass, not two.
-
-    Args:
-        layer (`CLIPEncoderLayer`): the layer.
-        hidden (`Tensor`): `[..., d]`, what entered it.
-        mixed (`Tensor`): `[..., d]`, as from [`attend`].
     """
     hidden = hidden + layer.self_attn.out_proj(mixed)
     normed, mlp = layer.layer_norm2(hidden), layer.mlp
@@ -189,11 +164,7 @@ def checkpointed(layer: CLIPEncoderLayer, run: Callable[..., T], *tensors: Tenso
 
 @torch.no_grad()
 def decomposes(layer: CLIPEncoderLayer) -> bool:
-    """Whether the parts above, put together, give what the layer itself gives for random input.
-
-    Up to rounding: with `attn_implementation="eager"` transformers takes the softmax in float32 in any case. A layer
-    on the meta device is asked in a copy with random weights.
-    """
+    """Whether the parts above, put together, give what the layer itself gives for random input, up to rounding."""
     generator = torch.Generator().manual_seed(0)
     if next(layer.parameters()).is_meta:
         layer = deepcopy(layer).to_empty(device="cpu")

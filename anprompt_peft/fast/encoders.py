@@ -37,17 +37,17 @@ def encode_images(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate
         return _encode_whole_images(clip, plan, pixel_values, interpolate)
     layers = _prompted(clip, "vision", plan.config)
     blocks = [block(layer) for layer in layers]
-    frozen = opened = None
+    frozen = of_hidden = None
     if plan.image_work is not None:
         hidden, frozen = plan.image_work
     else:
         hidden = image_prefix(clip, plan, pixel_values, interpolate)  # B, L, d_v
         if plan.with_frozen:
-            opened = queries_keys_values(blocks[0], hidden) if len(blocks) > 1 else None
-            frozen = frozen_image_features(clip, plan, hidden, opened)  # B, d
+            of_hidden = queries_keys_values(blocks[0], hidden) if len(blocks) > 1 else None
+            frozen = frozen_image_features(clip, plan, hidden, of_hidden)  # B, d
     prompts = _prompts(layers, plan, hidden.dtype)
-    output, prompts_out = run_vision(blocks, hidden, prompts, plan.config.prompt_mixing, opened)  # B, d_v; B, p, d_v
-    return ImageFeatures(_pooled(clip, output), prompts_out, frozen)
+    output, prompts_out = run_vision(blocks, hidden, prompts, plan.config.prompt_mixing, of_hidden)
+    return ImageFeatures(_pooled(clip, output), prompts_out, frozen)  # B, d; B, p, d_v; B, d
 
 
 def image_prefix(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> Tensor:
@@ -62,11 +62,11 @@ def image_prefix(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate:
 
 @torch.no_grad()
 def frozen_image_features(
-    clip: CLIPModel, plan: Plan, hidden: Tensor, opened: QueriesKeysValues | None = None
+    clip: CLIPModel, plan: Plan, hidden: Tensor, of_hidden: QueriesKeysValues | None = None
 ) -> Tensor:
     """Return CLIP's own features `[B, d]` of what [`image_prefix`] gave."""
     blocks = [block(layer) for layer in _prompted(clip, "vision", plan.config)]
-    output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, opened)
+    output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, of_hidden)
     return _pooled(clip, output)
 
 

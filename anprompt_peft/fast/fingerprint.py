@@ -1,4 +1,4 @@
-"""Tells whether anything a kept result was computed from has changed."""
+"""Tells whether anything that a cached result was computed from has changed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,9 @@ _optimizer_steps = [0]
 class Fingerprint:
     """Which tensors a result depends on, in which state, and what else it depends on.
 
-    Two fingerprints are equal if they name the very same tensors, none of which was written to or moved in between,
-    and the other things compare equal. The tensors are held, so that no new one can pass for an old one. Writing
-    through `.data` leaves no trace, for which [`checksum`] tells on a CPU, nor do fused optimisers, for which
-    [`optimizer_steps`] tells.
-
-    Args:
-        tensors (iterable of `Tensor`): parameters and buffers.
-        others (hashable values): settings.
+    Two are equal if they name the very same tensors, none of which was written to or moved in between, and the others
+    compare equal. The tensors are held, so that no new one can pass for an old one. Writing through `.data` leaves no
+    trace, for which [`checksum`] tells on a CPU, nor do fused optimisers, for which [`optimizer_steps`] tells.
     """
 
     def __init__(self, tensors: Iterable[Tensor], *others: object) -> None:
@@ -46,10 +41,7 @@ class Fingerprint:
 
 
 def checksum(tensor: Tensor) -> float | None:
-    """Return a number that changes with the values of a tensor, those written through `.data` included.
-
-    It is a product with a fixed random vector. `None` where reading it would wait for a device.
-    """
+    """Return a tensor's product with a fixed random vector, or `None` where reading it would synchronise."""
     if tensor.device.type != "cpu":
         return None
     flat = at_least_float32(tensor.detach().flatten())

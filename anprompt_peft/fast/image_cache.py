@@ -67,7 +67,6 @@ class ImageCache:
         self._can_write = True
         self._warned_of_others = False
 
-    @torch.compiler.disable
     def fetch(
         self,
         images: Tensor,
@@ -75,14 +74,10 @@ class ImageCache:
         compute: Callable[[Tensor], Row],
         outline: Callable[[Tensor], Row] | None = None,
     ) -> Row:
-        """Return `compute(images)`, read from disk for all images that are cached.
+        """Return `compute(images)`, tensors `[B, ...]` by name, read from disk for all images that are cached.
 
-        Args:
-            images (`Tensor`): `[B, ...]`.
-            depends_on (`str`): all else that the result depends on.
-            compute (`Callable`): turns images `[m, ...]` into tensors `[m, ...]` by name.
-            outline (`Callable`, *optional*): the same with other values and less work, asked once for the names,
-                shapes and dtypes. Without it they are those of the first image computed or, before that, read.
+        `depends_on` is all else that the result depends on. `outline` does the same with other values and less work,
+        and is called once for the names, shapes and dtypes, which else are those of the first image.
         """
         key = (depends_on, images.dtype, images.shape[1:])
         if key not in _LAYOUTS and outline is not None:

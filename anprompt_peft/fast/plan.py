@@ -31,19 +31,12 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """n texts as their encoder takes them.
+    """n texts as their encoder takes them."""
 
-    Attributes:
-        input_ids (`Tensor`, *optional*): int64 `[n, L]` on the model's device, for CLIP's own forward.
-        prefixes (`tuple[TextPrefix, ...]`): for decomposed layers, of each template, whose texts take turns.
-        chunked (`bool`): whether chunks are computed again in the backward pass.
-        shared (`int`, *optional*): number of all texts where processes share them and other ones encode the rest.
-    """
-
-    input_ids: Tensor | None
-    prefixes: tuple[TextPrefix, ...] = ()
-    chunked: bool = False
-    shared: int | None = None
+    input_ids: Tensor | None  # int64 [n, L] on the model's device, for CLIP's own forward
+    prefixes: tuple[TextPrefix, ...] = ()  # for decomposed layers, of each template, whose texts take turns
+    chunked: bool = False  # whether chunks are computed again in the backward pass
+    shared: int | None = None  # number of all texts where other processes encode the rest
 
 
 @dataclass(frozen=True)
@@ -52,39 +45,23 @@ class Plan:
 
     It holds for a mode (training or evaluation), a state of gradients and autocast, and for one call where texts are
     drawn. C classes, m drawn texts, d the joint width.
-
-    Attributes:
-        adapter (`str`): the adapter that answers.
-        config (`ANPromptConfig`): its configuration.
-        enabled (`bool`): whether its prompts take part.
-        classes (`ClassSet`): the classes to tell apart.
-        kind (`LogitsKind`): the logits that are returned.
-        decomposed (`bool`): whether layers run decomposed, or CLIP's own forward.
-        with_labels (`bool`): whether there will be losses.
-        text_features (`Tensor`, *optional*): cached prompted features of the classes `[C, d]`, normalised.
-        texts (`Texts`, *optional*): the class texts, where their features are not cached.
-        clean_text (`Tensor`, *optional*): the frozen CLIP's features of the classes `[C, d]`, for the ensemble.
-        text_targets (`tuple[Tensor, Tensor]`, *optional*): w and u `[C, d]`, for the losses.
-        rephrased (`Texts`, *optional*): drawn texts, and in `rephrased_targets` the features `[m, d]` to give them.
-        image_work (`tuple[Tensor, Tensor]`, *optional*): cached frozen work on the images of the call.
-        class_weights (`Tensor`, *optional*): `[C]`, of the cross entropies, as their `label_smoothing`.
     """
 
     adapter: str
     config: ANPromptConfig
-    enabled: bool
+    enabled: bool  # whether the adapter's prompts take part
     classes: ClassSet
-    kind: LogitsKind
-    decomposed: bool
+    kind: LogitsKind  # of the logits that are returned
+    decomposed: bool  # whether layers run decomposed, or CLIP's own forward
     with_labels: bool = False
-    text_features: Tensor | None = None
-    texts: Texts | None = None
-    clean_text: Tensor | None = None
-    text_targets: tuple[Tensor, Tensor] | None = None
-    rephrased: Texts | None = None
-    rephrased_targets: Tensor | None = None
-    image_work: tuple[Tensor, Tensor] | None = None
-    class_weights: Tensor | None = None
+    text_features: Tensor | None = None  # [C, d], normalised, cached: prompted features of the classes
+    texts: Texts | None = None  # the class texts, where their features are not cached
+    clean_text: Tensor | None = None  # [C, d], the frozen CLIP's features of the classes, for the ensemble
+    text_targets: tuple[Tensor, Tensor] | None = None  # w and u, each [C, d], for the losses
+    rephrased: Texts | None = None  # drawn for this call
+    rephrased_targets: Tensor | None = None  # [m, d], the features to give them
+    image_work: tuple[Tensor, Tensor] | None = None  # cached: images before the first prompts, frozen features [B, d]
+    class_weights: Tensor | None = None  # [C], of the cross entropies
     label_smoothing: float = 0.0
 
     @property

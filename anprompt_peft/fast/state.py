@@ -21,34 +21,19 @@ T = TypeVar("T")
 
 @dataclass
 class State:
-    """Set when the first adapter is injected, deleted by `unload()`.
+    """Set when the first adapter is injected, deleted by `unload()`."""
 
-    Attributes:
-        decomposes (`bool`): whether CLIP's layers are built as `blocks` takes them to be.
-        savings (`Savings`): how a step runs.
-        image_cache (`ImageCache`, *optional*): where the frozen work on images is cached.
-        base_labels (`tuple`): `id2label` and `label2id` of the model's configuration before the first adapter.
-        classes (`ClassSet`, *optional*): the classes asked for; `None` means those of the active adapter.
-        class_weights (`dict[str, Tensor]`): `[C]` each, of the cross entropies over an adapter's classes by the
-            adapter's name, and over the classes asked for by `ASKED`.
-        label_smoothing (`float`): of the cross entropies.
-        shards (`bool`): whether processes share the encoding of class texts.
-        cards (`dict[Path, str]`): model cards as last written.
-        pushed (`set[Path]`): folders that Trainer pushes to the Hub.
-        evaluations (`int`): how often `eval()` was called. Cached results end with each.
-    """
-
-    decomposes: bool
-    base_labels: tuple[dict[int, str] | None, dict[str, int] | None]
+    decomposes: bool  # whether CLIP's layers are built as `blocks` takes them to be
+    base_labels: tuple[dict[int, str] | None, dict[str, int] | None]  # of the configuration before the first adapter
     savings: Savings = field(default_factory=Savings)
     image_cache: ImageCache | None = None
-    classes: ClassSet | None = None
-    class_weights: dict[str, Tensor] = field(default_factory=dict)
+    classes: ClassSet | None = None  # asked for; `None` means those of the active adapter
+    class_weights: dict[str, Tensor] = field(default_factory=dict)  # [C] each, by adapter, or `ASKED`
     label_smoothing: float = 0.0
-    shards: bool = False
-    cards: dict[Path, str] = field(default_factory=dict)
-    pushed: set[Path] = field(default_factory=set)
-    evaluations: int = 0
+    shards: bool = False  # whether processes share the encoding of class texts
+    cards: dict[Path, str] = field(default_factory=dict)  # as last written
+    pushed: set[Path] = field(default_factory=set)  # folders that Trainer pushes to the Hub
+    evaluations: int = 0  # calls of `eval()`, with each of which cached results end
     _memos: dict[str, tuple[Fingerprint, int, Any]] = field(default_factory=dict)
 
     def ask_for(self, classes: ClassSet | None) -> None:

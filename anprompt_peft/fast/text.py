@@ -32,52 +32,31 @@ PADDED = 2
 
 @dataclass(frozen=True)
 class Bucket:
-    """Neighbouring rows whose attention is computed together.
+    """Neighbouring rows whose attention is computed together."""
 
-    Attributes:
-        rows (`slice`): the b of the chunk's R rows.
-        tokens (`slice`): the t of the chunk's T packed tokens.
-        length (`int`): tokens of the longest row.
-        places (`Tensor`, *optional*): int64 `[t]`, where the tokens lie among b * length, if rows differ in length.
-        visible (`Tensor`, *optional*): bool `[b, 1, 1, length]`, what a row's end sees, if not all of its row.
-    """
-
-    rows: slice
-    tokens: slice
-    length: int
-    places: Tensor | None
-    visible: Tensor | None
+    rows: slice  # b of the chunk's R rows
+    tokens: slice  # t of the chunk's T packed tokens
+    length: int  # tokens of the longest row
+    padded: Tensor | None  # int64 [t], where the tokens lie among b * length, if rows differ in length
+    visible: Tensor | None  # bool [b, 1, 1, length], what a row's end sees, if not all of its row
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows that are computed together.
+    """Rows that are computed together, as they enter the first layer with prompts."""
 
-    Attributes:
-        hidden (`Tensor`): as they enter the first layer with prompts: `[R, L, d]`, or without the opening that all
-            share, one row's tokens behind the other's, `[T, d]`.
-        ends (`Tensor`): int64 `[R]`, where each row's end-of-text token lies among the L or the T tokens.
-        buckets (`list[Bucket]`): covers all rows of T tokens; none for whole rows.
-    """
-
-    hidden: Tensor
-    ends: Tensor
-    buckets: list[Bucket]
+    hidden: Tensor  # [R, L, d], or without the prefix that all share, one row's tokens behind the other's, [T, d]
+    ends: Tensor  # int64 [R], where each row's end-of-text token lies among the L or the T tokens
+    buckets: list[Bucket]  # of all rows of T tokens; none for whole rows
 
 
 @dataclass(frozen=True)
 class TextPrefix:
-    """Texts as they enter the first layer with prompts.
+    """Texts as they enter the first layer with prompts."""
 
-    Attributes:
-        opening (`Tensor`, *optional*): `[1, s, d]`, what all rows begin with, if it is computed once.
-        chunks (`list[Chunk]`): the rest.
-        order (`Tensor`, *optional*): int64 `[n]`, where the texts are among the rows of all chunks, if not in order.
-    """
-
-    opening: Tensor | None
-    chunks: list[Chunk]
-    order: Tensor | None
+    shared: Tensor | None  # [1, s, d], what all rows begin with, if it is computed once
+    chunks: list[Chunk]  # the rest
+    order: Tensor | None  # int64 [n], where the texts are among the rows of all chunks, if not in order
 
 
 def packs(device: torch.device) -> bool:
@@ -86,46 +65,33 @@ def packs(device: torch.device) -> bool:
 
 
 def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, size: int | None) -> TextPrefix:
-    """Cut texts into what all begin with and what each has of its own, or leave them whole.
+    """Cut texts `[n, L, d]` into what all begin with and what each has of its own, or leave them whole.
 
+    Their ids `[n, L]` and the positions of their ends `[n]` lie on the host; `size` is the most rows of a chunk.
     Packed chunks have the same mix of lengths: each then fits where the one before it was, and memory stays whole.
-
-    Args:
-        hidden (`Tensor`): `[n, L, d]`, as they enter the first layer with prompts.
-        input_ids (`Tensor`): int64 `[n, L]`, on the host.
-        ends (`Tensor`): int64 `[n]`, positions of the end-of-text tokens, on the host.
-        size (`int`, *optional*): most rows of a chunk.
     """
     count, device = len(input_ids), hidden.device
     size = size or count
     if not packs(device):
         cut = zip(hidden.split(size), ends.to(device, non_blocking=True).split(size), strict=True)
         return TextPrefix(None, [Chunk(texts, last, []) for texts, last in cut], None)
-    opening = _common_opening(input_ids, ends)
-    lengths = (ends + 1 - opening).tolist()
+    shared = _shared_length(input_ids, ends)
+    lengths = (ends + 1 - shared).tolist()
     by_length = sorted(range(count), key=lengths.__getitem__)
     turns = -(-count // size)
     parts = [by_length[turn::turns] for turn in range(turns)]
-    chunks = [_chunk(rows, lengths, hidden[:, opening:]) for rows in parts]
-    return TextPrefix(hidden[:1, :opening], chunks, torch.tensor([*chain(*parts)]).argsort())
+    chunks = [_chunk(rows, lengths, hidden[:, shared:]) for rows in parts]
+    return TextPrefix(hidden[:1, :shared], chunks, torch.tensor([*chain(*parts)]).argsort())
 
 
 def run_text(
     layers: list[CLIPEncoderLayer], prefix: TextPrefix, prompts: NewPrompts, updates: Updates, recompute: bool
 ) -> Tensor:
-    """Return what leaves the last layer at the end-of-text tokens: `[n, d]`.
-
-    Args:
-        layers (`list[CLIPEncoderLayer]`): from the first with prompts to the last.
-        prefix (`TextPrefix`): n texts.
-        prompts (`NewPrompts`): for each of the layers.
-        updates (`Updates`): for each of the layers.
-        recompute (`bool`): compute each chunk again in the backward pass.
-    """
-    if prefix.opening is None:
+    """Return what leaves the last layer at the ends of texts, `[n, d]`; chunks may be computed again backwards."""
+    if prefix.shared is None:
         run: Callable[[Chunk], Tensor] = partial(_run_whole_rows, layers, prompts, updates)
     else:
-        shared = list(_opening_keys(layers, prefix.opening, prompts, updates))
+        shared = list(_shared_keys(layers, prefix.shared, prompts, updates))
         run = partial(_run_packed, layers, shared, updates)
     if recompute and torch.is_grad_enabled():
         outputs = [checkpoint(run, chunk, use_reentrant=False) for chunk in prefix.chunks]
@@ -134,7 +100,7 @@ def run_text(
     return torch.cat(outputs) if prefix.order is None else torch.cat(outputs)[prefix.order]
 
 
-def _common_opening(input_ids: Tensor, ends: Tensor) -> int:
+def _shared_length(input_ids: Tensor, ends: Tensor) -> int:
     same = (input_ids == input_ids[:1]).all(dim=0).long().cumprod(dim=0).sum()
     return max(1, min(int(same), int(ends.min())))
 
@@ -146,8 +112,8 @@ def _chunk(rows: list[int], lengths: list[int], hidden: Tensor) -> Chunk:
         own = torch.tensor([lengths[row] for row in members])  # b
         size, length, count = len(members), int(own.max()), int(own.sum())
         there = torch.arange(length) < own[:, None]  # b, length
-        places, visible = (None, None) if there.all() else (there.flatten().nonzero().flatten(), there[:, None, None])
-        buckets.append(Bucket(slice(start, start + size), slice(token, token + count), length, places, visible))
+        padded, visible = (None, None) if there.all() else (there.flatten().nonzero().flatten(), there[:, None, None])
+        buckets.append(Bucket(slice(start, start + size), slice(token, token + count), length, padded, visible))
         packed.append(hidden[torch.tensor(members), :length][there])  # t, d
         packed_ends.append(token + own.cumsum(0) - 1)
         start, token = start + size, token + count
@@ -165,29 +131,29 @@ def _groups(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
     yield group
 
 
-def _opening_keys(
-    layers: list[CLIPEncoderLayer], opening: Tensor, prompts: NewPrompts, updates: Updates
+def _shared_keys(
+    layers: list[CLIPEncoderLayer], prefix: Tensor, prompts: NewPrompts, updates: Updates
 ) -> Iterator[KeysValues]:
     """Yield for each layer the keys and values `[1, s + p, h, e]` of all that precedes own tokens."""
-    kept = opening[:, :0]
+    inserted = prefix[:, :0]
     for at, layer in enumerate(layers):
         new = prompts[at]
-        kept = kept if new is None else new[None]
-        count = kept.shape[1]
-        hidden = updates[at](torch.cat([opening[:, :1], kept, opening[:, 1:]], dim=1))  # 1, s + p, d
+        inserted = inserted if new is None else new[None]
+        count = inserted.shape[1]
+        hidden = updates[at](torch.cat([prefix[:, :1], inserted, prefix[:, 1:]], dim=1))  # 1, s + p, d
         if at == len(layers) - 1:
             yield keys_values(layer, hidden)
             return
         positions = torch.arange(hidden.shape[1], device=hidden.device)
         unread = prompts[at + 1] is not None
-        asking = torch.cat([positions[:1], positions[1 + count :]]) if unread else positions
-        queries, keys, values = queries_keys_values(layer, hidden, asking)
+        queried = torch.cat([positions[:1], positions[1 + count :]]) if unread else positions
+        queries, keys, values = queries_keys_values(layer, hidden, queried)
         yield keys, values
-        mixed = attend(layer, queries, keys, values, asking[:, None] >= positions)  # 1, M, d
-        hidden = finish(layer, hidden[:, asking], mixed)
+        mixed = attend(layer, queries, keys, values, queried[:, None] >= positions)  # 1, M, d
+        hidden = finish(layer, hidden[:, queried], mixed)
         skipped = 0 if unread else count
-        opening = torch.cat([hidden[:, :1], hidden[:, 1 + skipped :]], dim=1)
-        kept = hidden[:, 1 : 1 + skipped]
+        prefix = torch.cat([hidden[:, :1], hidden[:, 1 + skipped :]], dim=1)
+        inserted = hidden[:, 1 : 1 + skipped]
 
 
 def _run_whole_rows(layers: list[CLIPEncoderLayer], prompts: NewPrompts, updates: Updates, chunk: Chunk) -> Tensor:
@@ -195,8 +161,8 @@ def _run_whole_rows(layers: list[CLIPEncoderLayer], prompts: NewPrompts, updates
     for at, layer in enumerate(layers):
         new, is_last = prompts[at], at == len(layers) - 1
         if new is not None:
-            brought = new.expand(hidden.shape[0], -1, -1)
-            hidden = torch.cat([hidden[:, :1], brought, hidden[:, 1 + count :]], dim=1)  # R, L + p, d
+            inserted = new.expand(hidden.shape[0], -1, -1)
+            hidden = torch.cat([hidden[:, :1], inserted, hidden[:, 1 + count :]], dim=1)  # R, L + p, d
             count = new.shape[0]
         step = partial(_run_rows, layer, updates[at], chunk.ends + count if is_last else None)
         hidden = checkpointed(layer, step, hidden)
@@ -210,17 +176,17 @@ def _run_rows(
     hidden = update(hidden)
     if ends is None:
         return finish(layer, hidden, attend(layer, *queries_keys_values(layer, hidden), causal=True))
-    asking = hidden[torch.arange(len(hidden), device=hidden.device), ends][:, None]  # R, 1, d
+    queried = hidden[torch.arange(len(hidden), device=hidden.device), ends][:, None]  # R, 1, d
     visible = torch.arange(hidden.shape[1], device=hidden.device) <= ends[:, None]  # R, L
-    mixed = attend(layer, queries_of(layer, asking), *keys_values(layer, hidden), visible[:, None, None])
-    return finish(layer, asking, mixed)[:, 0]
+    mixed = attend(layer, queries_of(layer, queried), *keys_values(layer, hidden), visible[:, None, None])
+    return finish(layer, queried, mixed)[:, 0]
 
 
 def _run_packed(layers: list[CLIPEncoderLayer], shared: list[KeysValues], updates: Updates, chunk: Chunk) -> Tensor:
     hidden = chunk.hidden
-    for at, (layer, opening) in enumerate(zip(layers, shared, strict=True)):
+    for at, (layer, keys_and_values) in enumerate(zip(layers, shared, strict=True)):
         step = partial(_run_layer, layer, chunk, updates[at], at == len(layers) - 1)
-        hidden = checkpointed(layer, step, hidden, *opening)
+        hidden = checkpointed(layer, step, hidden, *keys_and_values)
     return hidden
 
 
@@ -230,14 +196,14 @@ def _run_layer(
     update: Callable[[Tensor], Tensor],
     ends_only: bool,
     hidden: Tensor,
-    opening_keys: Tensor,
-    opening_values: Tensor,
+    shared_keys: Tensor,
+    shared_values: Tensor,
 ) -> Tensor:
-    hidden, asking = update(hidden), chunk.ends if ends_only else ALL
-    queries, keys, values = queries_keys_values(layer, hidden, asking)  # T, h, e; queries R, h, e at the ends
-    opening = opening_keys, opening_values
-    mixed = [_attend_bucket(layer, queries, keys, values, opening, bucket, ends_only) for bucket in chunk.buckets]
-    return finish(layer, hidden[asking], torch.cat(mixed))
+    hidden, queried = update(hidden), chunk.ends if ends_only else ALL
+    queries, keys, values = queries_keys_values(layer, hidden, queried)  # T, h, e; queries R, h, e at the ends
+    shared = shared_keys, shared_values
+    mixed = [_attend_bucket(layer, queries, keys, values, shared, bucket, ends_only) for bucket in chunk.buckets]
+    return finish(layer, hidden[queried], torch.cat(mixed))
 
 
 def _attend_bucket(
@@ -245,23 +211,23 @@ def _attend_bucket(
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
-    opening: KeysValues,
+    shared: KeysValues,
     bucket: Bucket,
     at_ends: bool,
 ) -> Tensor:
     keys, values = _in_rows(keys, bucket), _in_rows(values, bucket)  # b, length, h, e
     if at_ends:
-        return attend_shared(layer, queries[bucket.rows][:, None], keys, values, opening, bucket.visible).flatten(0, 1)
+        return attend_shared(layer, queries[bucket.rows][:, None], keys, values, shared, bucket.visible).flatten(0, 1)
     mask = torch.ones(bucket.length, bucket.length, dtype=torch.bool, device=keys.device).tril()  # hides padding, too
-    mixed = attend_shared(layer, _in_rows(queries, bucket), keys, values, opening, mask).flatten(0, 1)
-    return mixed if bucket.places is None else mixed.index_select(0, bucket.places)
+    mixed = attend_shared(layer, _in_rows(queries, bucket), keys, values, shared, mask).flatten(0, 1)
+    return mixed if bucket.padded is None else mixed.index_select(0, bucket.padded)
 
 
 def _in_rows(tokens: Tensor, bucket: Bucket) -> Tensor:
     """Return a bucket's of all packed tokens `[T, h, e]` in rows `[b, length, h, e]`, shorter ones padded."""
     tokens = tokens[bucket.tokens]
-    if bucket.places is not None:
+    if bucket.padded is not None:
         size = bucket.rows.stop - bucket.rows.start
         padded = tokens.new_zeros(size * bucket.length, *tokens.shape[1:])
-        tokens = padded.index_copy(0, bucket.places, tokens)
+        tokens = padded.index_copy(0, bucket.padded, tokens)
     return tokens.unflatten(0, (-1, bucket.length))

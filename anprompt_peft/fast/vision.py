@@ -22,57 +22,49 @@ from .blocks import (
 
 def run_vision(
     layers: list[CLIPEncoderLayer],
-    hidden: Tensor,
-    prompts: NewPrompts,
-    mixing: float,
-    opened: QueriesKeysValues | None = None,
+    hidden: Tensor,  # [B, L, d], images as they enter the first of the layers
+    prompts: NewPrompts,  # all None for CLIP without prompts
+    mixing: float,  # share of new prompts where they replace others
+    of_hidden: QueriesKeysValues | None = None,  # of the first of two or more layers
 ) -> tuple[Tensor, Tensor]:
-    """Return what leaves the last layer at the class token, `[B, d]`, and at the prompts, `[B, p, d]`.
-
-    Args:
-        layers (`list[CLIPEncoderLayer]`): from the first with prompts to the last.
-        hidden (`Tensor`): `[B, L, d]`, images as they enter the first of them.
-        prompts (`NewPrompts`): for each of the layers; all `None` for CLIP without prompts.
-        mixing (`float`): share of new prompts where they take the place of others.
-        opened (`QueriesKeysValues`, *optional*): the first layer's of `hidden`, for layers that are two or more.
-    """
-    kept = hidden[:, :0]
+    """Return what leaves the last layer at the class token, `[B, d]`, and at the prompts, `[B, p, d]`."""
+    inserted = hidden[:, :0]
     for at, layer in enumerate(layers):
-        kept = _come_in(prompts[at], kept, mixing)
+        inserted = _insert(prompts[at], inserted, mixing)
         if at == len(layers) - 1:
             step = partial(_run_last, layer)
         else:
             unread = prompts[at + 1] is not None and mixing == 1
-            step = partial(_run_layer, layer, None if at else opened, unread=unread)
-        hidden, kept = checkpointed(layer, step, hidden, kept)
-    return hidden[:, 0], kept
+            step = partial(_run_layer, layer, None if at else of_hidden, unread=unread)
+        hidden, inserted = checkpointed(layer, step, hidden, inserted)
+    return hidden[:, 0], inserted
 
 
 def _run_layer(
     layer: CLIPEncoderLayer,
     of_hidden: QueriesKeysValues | None,
     hidden: Tensor,
-    kept: Tensor,
+    inserted: Tensor,
     unread: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return what leaves a layer at `hidden`, and at the prompts unless they are unread."""
     queries, keys, values = of_hidden or queries_keys_values(layer, hidden)
-    if kept.shape[1]:
-        of_prompts = queries_keys_values(layer, kept, slice(0, 0) if unread else ALL)
+    if inserted.shape[1]:
+        of_prompts = queries_keys_values(layer, inserted, slice(0, 0) if unread else ALL)
         queries, keys, values = (
             _with_prompts(each, more) for each, more in zip((queries, keys, values), of_prompts, strict=True)
         )  # B, L + p, h, e; queries B, L, h, e if the prompts are unread
     tokens = hidden.shape[1]
-    asked = hidden if unread else _with_prompts(hidden, kept)  # B, L or L + p, d
-    hidden = finish(layer, asked, attend(layer, queries, keys, values))
+    queried = hidden if unread else _with_prompts(hidden, inserted)  # B, L or L + p, d
+    hidden = finish(layer, queried, attend(layer, queries, keys, values))
     return hidden[:, :tokens], hidden[:, tokens:]
 
 
-def _run_last(layer: CLIPEncoderLayer, hidden: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def _run_last(layer: CLIPEncoderLayer, hidden: Tensor, inserted: Tensor) -> tuple[Tensor, Tensor]:
     """Return what leaves a layer at the class token, `[B, 1, d]`, and at the prompts."""
-    asked = _with_prompts(hidden[:, :1], kept)  # B, 1 + p, d
-    mixed = attend_first(layer, torch.cat([asked, hidden[:, 1:]], dim=1), asked.shape[1])
-    hidden = finish(layer, asked, mixed)
+    queried = _with_prompts(hidden[:, :1], inserted)  # B, 1 + p, d
+    mixed = attend_first(layer, torch.cat([queried, hidden[:, 1:]], dim=1), queried.shape[1])
+    hidden = finish(layer, queried, mixed)
     return hidden[:, :1], hidden[:, 1:]
 
 
@@ -83,10 +75,10 @@ def _with_prompts(images: Tensor, prompts: Tensor) -> Tensor:
     return torch.cat([images, prompts.expand(images.shape[0], *prompts.shape[1:])], dim=1)
 
 
-def _come_in(new: Tensor | None, kept: Tensor, mixing: float) -> Tensor:
+def _insert(new: Tensor | None, inserted: Tensor, mixing: float) -> Tensor:
     """Return the prompts of a layer, `[1 or B, p, d]`."""
     if new is None:
-        return kept
-    if mixing == 1 or not kept.shape[1]:
+        return inserted
+    if mixing == 1 or not inserted.shape[1]:
         return new[None]
-    return mixing * new + (1 - mixing) * kept
+    return mixing * new + (1 - mixing) * inserted
