@@ -62,7 +62,9 @@ TINY_CLIP = ROOT / "examples" / "embedded" / "tiny_clip"
 LIMIT = 6
 STEPS_PER_EPOCH = 5
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PROCESSOR = {"processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}
 NAMES = sorted(CLASS_NAMES)
+SPLITS = ("train", "test")
 SMALL = ("--shots", 2, "--epochs", 2, "--template", TEMPLATE)
 
 
@@ -206,8 +208,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Iterator[No
 def test_a_run_leaves_all_that_the_result_needs(trained: tuple[Path, Answer]) -> None:
     folder, answer = trained
     described = {"run.yaml", "results.json", "base-new.json", "images.json", "README.md", "report.html"}
-    processor = {"processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in folder.iterdir() if path.is_file()} == {WEIGHTS, CONFIG, *described, *processor}
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {WEIGHTS, CONFIG, *described, *PROCESSOR}
     saved, base = (CLIPProcessor.from_pretrained(place) for place in (folder, TINY_CLIP))
     assert saved.image_processor.to_dict() == base.image_processor.to_dict()
     assert saved.tokenizer("zero").input_ids == base.tokenizer("zero").input_ids
@@ -409,11 +410,10 @@ def test_early_stopping_takes_the_weights_of_the_best_epoch(
 
 def test_imbalanced_classes_are_weighted_and_measured_class_by_class(digits: Path, tmp_path: Path) -> None:
     """Two images of five digits, six of the others, in both splits."""
-    data = shutil.copytree(digits, tmp_path / "data")
-    for split in ("train", "test"):
-        for name in NAMES[:5]:
-            for path in sorted((data / split / name).iterdir())[2:]:
-                path.unlink()
+    counts = {name: 2 if name in NAMES[:5] else LIMIT for name in NAMES}
+    data = images(
+        tmp_path / "data", digits, **{f"{split}__{name}": counts[name] for split in SPLITS for name in NAMES}
+    )
     answer = train(data, tmp_path / "weighted", "--class-weights", "balanced")
     record = results(tmp_path / "weighted")
     for method, right in (("ANPrompt", "right"), ("zero-shot CLIP", "zero_shot_right")):
@@ -532,9 +532,7 @@ def test_images_in_both_splits_are_counted(digits: Path, tmp_path: Path) -> None
 
 
 def test_shots_up_to_takes_all_of_small_classes(digits: Path, tmp_path: Path) -> None:
-    data = shutil.copytree(digits / "train", tmp_path / "data")
-    for path in sorted((data / "one").iterdir())[1:]:
-        path.unlink()
+    data = images(tmp_path / "data", digits, **{**dict.fromkeys(NAMES, 3), "one": 1})
     train(data, tmp_path / "out", "--shots-up-to", 2)
     assert results(tmp_path / "out")["train_images"] == {**dict.fromkeys(NAMES, 2), "one": 1}
     assert "up to 2" in (tmp_path / "out" / "README.md").read_text()
@@ -1024,7 +1022,7 @@ def test_help_states_the_defaults_of_the_fields_that_options_fill() -> None:
 
 def test_an_option_that_fills_a_field_is_named_once() -> None:
     """In its line of `TrainOptions`: nothing else in the command line uses it."""
-    places = [ROOT / "anprompt_cli" / "train.py", *(ROOT / "anprompt_cli" / "jobs").glob("[tdl]*.py")]
+    places = [ROOT / "anprompt_cli" / f"{name}.py" for name in ("train", "jobs/train", "jobs/draw", "jobs/labelled")]
     nodes = [node for path in places for node in ast.walk(ast.parse(path.read_text()))]
     used = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "options"}
     assert used >= {"shots", "seed", "halves"}
@@ -1255,10 +1253,8 @@ def test_malformed_files_of_a_model_are_named(file: str, wanted: str, text: str,
 
 
 def test_halves_of_one_class_are_refused(digits: Path, tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        for name in NAMES[:3]:
-            shutil.copytree(digits / split / name, tmp_path / "data" / split / name)
-    line = refused(*command(tmp_path / "data", tmp_path / "out", "--base-only"))
+    data = images(tmp_path / "data", digits, **dict.fromkeys(NAMES[:3], 1))
+    line = refused(*command(data, tmp_path / "out", "--base-only"))
     assert f"--base-only: each half needs two classes, got base {NAMES[:2]} and new {NAMES[2:3]}." in line
 
 
@@ -1347,8 +1343,7 @@ def test_from_images_to_a_published_adapter(digits: Path, tmp_path: Path) -> Non
         assert set(again.files) == {".gitattributes"}, "only the branch is pushed to"
     assert published is not None
     assert pushed is not None
-    processor = {"processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"}
-    uploaded = {"README.md", CONFIG, WEIGHTS, *processor}
+    uploaded = {"README.md", CONFIG, WEIGHTS, *PROCESSOR}
     assert set(published.files) - {".gitattributes"} == set(pushed.files) - {".gitattributes"} == uploaded
     assert pushed.message == "Second"
     assert "base_model: alice/tiny" in published.files["README.md"].decode()
