@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -30,8 +29,7 @@ PAGE = [block.text for block in read_blocks("docs/serving.md") if block.language
 
 
 @pytest.fixture(autouse=True)
-def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     yield
     worker.forget_accelerators(leave_group=True)
@@ -164,10 +162,8 @@ def test_the_pipeline_of_fixed_classes(
 def test_the_pipelines_of_other_classes(way: str, adapter: Path, answers: dict[Path, Shares], desk: Path) -> None:
     """Their scores are those of the class logits, of the pixels that `predict` sees."""
     ask = Printed(block('"zero-shot-image-classification"', way))
-    model, transform = (
-        AutoPeftModel.from_pretrained(adapter).eval(),
-        ClipTransform(CLIPProcessor.from_pretrained(adapter)),
-    )
+    model = AutoPeftModel.from_pretrained(adapter).eval()
+    transform = ClipTransform(CLIPProcessor.from_pretrained(adapter))
     model.set_classes(["hamster", "parrot"], "a photo of a {}.")
     for path in answers:
         pixels = transform({"image": [RGBImage().decode_example({"path": str(path), "bytes": None})]})["pixel_values"]
