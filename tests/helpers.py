@@ -101,6 +101,7 @@ def make_config(tokenizer: CLIPTokenizer | None = None, **settings: Any) -> ANPr
 
 def adapted(
     clip: CLIPModel | None = None,
+    /,
     *,
     dtype: torch.dtype = torch.float32,
     scattered: bool = True,
@@ -152,7 +153,7 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-def make_trainer(folder: Path, data: Any, model: Any = None, callbacks: Sequence[Any] = (), **settings: Any) -> Any:
+def make_trainer(folder: Path, data: Any, model: Any = None, callbacks: Sequence[Any] = (), /, **settings: Any) -> Any:
     """An `ANPromptTrainer` of the tiny CLIP, as `adapted(scattered=False)` makes it, or of a given model."""
     quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "num_train_epochs": 3}
     arguments = ANPromptTrainingArguments(str(folder), **{**quiet, **settings})

@@ -6,6 +6,7 @@ import itertools
 import re
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,32 +99,23 @@ def test_equals_the_model_one_by_one_in_order(model: Any, files: list[str], batc
     assert len({each.ranking[0] for each in found}) == COUNT, "the images differ, so an order is seen"
 
 
+KINDS = ["PeftModel", "disabled"] + [
+    pytest.param(name, marks=needs_add_adapter) for name in ("native", "natively disabled")
+]
+
+
 @pytest.mark.parametrize("classes", [None, UNSEEN], ids=["trained", "unseen"])
-@pytest.mark.parametrize(
-    "way",
-    [
-        "PeftModel",
-        pytest.param("native", marks=needs_add_adapter),
-        "disabled",
-        pytest.param("natively disabled", marks=needs_add_adapter),
-    ],
-)
+@pytest.mark.parametrize("way", KINDS)
 def test_every_kind_of_model(way: str, classes: list[str] | None, files: list[str]) -> None:
-    clip = make_clip()
+    model: Any = make_clip() if "native" in way else adapted()
     if "native" in way:
-        clip.add_adapter(make_config())
-        model: Any = scatter(clip.eval())
-    else:
-        model = adapted(clip)
+        model.add_adapter(make_config())
+        scatter(model.eval())
     model.set_classes(classes)
     enabled = one_by_one(model, files, 3)
     if way == "natively disabled":
         model.disable_adapters()
-    if way == "disabled":
-        with model.disable_adapter():
-            expected = one_by_one(model, files, 3)
-            found = list(predict(model, files, PROCESSOR, top_k=3, batch_size=4))
-    else:
+    with model.disable_adapter() if way == "disabled" else nullcontext():
         expected = one_by_one(model, files, 3)
         found = list(predict(model, files, PROCESSOR, top_k=3, batch_size=4))
     assert_rankings(found, expected)
@@ -281,21 +273,7 @@ def test_streams_are_read_one_batch_ahead(model: Any, files: list[str]) -> None:
         assert len(read) == 3 * (number // 3 + 2)
 
 
-def drop_at_the_end(found: Iterator[Prediction]) -> None:
-    list(found)
-
-
-def drop_by_break(found: Iterator[Prediction]) -> None:
-    for _ in found:
-        break
-
-
-def drop_by_closing(found: Any) -> None:
-    next(found)
-    found.close()
-
-
-@pytest.mark.parametrize("drop", [drop_at_the_end, drop_by_break, drop_by_closing])
+@pytest.mark.parametrize("drop", [list, next, lambda found: found.close()], ids=["end", "deletion", "close"])
 def test_no_thread_is_left(drop: Callable[[Any], None], model: Any, files: list[str]) -> None:
     found = predict(model, files, PROCESSOR, batch_size=2, workers=2)
     assert own_threads() == [], "nothing starts before the first prediction is asked for"

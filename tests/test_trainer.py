@@ -106,7 +106,7 @@ def test_plain_trainer_evaluates(data: Dataset, tmp_path: Path) -> None:
 
 def test_loss_terms_are_logged(data: Dataset, tmp_path: Path) -> None:
     model = adapted()
-    settings: dict[str, Any] = {"eval_strategy": "epoch", "logging_steps": 3, "learning_rate": 0.0}
+    settings = {"eval_strategy": "epoch", "logging_steps": 3, "learning_rate": 0.0}
     trainer = ANPromptTrainer(model, arguments(tmp_path, **settings), train_dataset=data, eval_dataset=data)
     trainer.train()
     (train_log,), (eval_log,) = logged(trainer), logged(trainer, "eval_loss")
@@ -210,8 +210,8 @@ def test_two_steps_are_plain_adamws(
     AdamW's first step does not depend on the size of gradients, so a second one shows whether they were clipped.
     """
 
-    loss: dict[str, Any] = {"dtype": torch.float64, "waloss_weight": 0.0, "similarity_weight": 20.0}
-    steps: dict[str, Any] = {
+    loss: Any = {"dtype": torch.float64, "waloss_weight": 0.0, "similarity_weight": 20.0}
+    steps = {
         "warmup_epochs": 0,
         "max_steps": 2,
         "train_sampling_strategy": "sequential",
@@ -301,7 +301,7 @@ def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 def test_every_log_holds_its_own_steps(data: Dataset, tmp_path: Path) -> None:
     """Steps 1, 2 and 3 see different images, and each log has the terms of its own step; evaluations likewise."""
     model = adapted().train()
-    settings: dict[str, Any] = {
+    settings = {
         "logging_strategy": "steps",
         "logging_steps": 1,
         "learning_rate": 0.0,
@@ -427,7 +427,7 @@ def test_balanced_class_weights(column: str, data: Dataset, tmp_path: Path) -> N
 
     reads: list[int] = []
     model = adapted().train()
-    settings: dict[str, Any] = {
+    settings = {
         "num_train_epochs": 1,
         "per_device_train_batch_size": 12,
         "learning_rate": 0.0,
@@ -484,7 +484,7 @@ def test_bf16_and_workers(workers: int, data: Dataset, tmp_path: Path) -> None:
     model = adapted(scattered=False)
     dtypes = set()
     model.text_projection.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
-    settings: dict[str, Any] = {
+    settings = {
         "bf16": True,
         "dataloader_num_workers": workers,
         "num_train_epochs": 6,
@@ -501,12 +501,9 @@ def test_bf16_and_workers(workers: int, data: Dataset, tmp_path: Path) -> None:
 def test_early_stopping_restores_the_best(data: Dataset, tmp_path: Path) -> None:
     """A rate that spoils the adapter after the gentle first epoch: training stops, and the first weights come back."""
     model = adapted(scattered=False, similarity_weight=0.5, text_update_rank=None)
-    settings: dict[str, Any] = {
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "metric_for_best_model": "eval_loss",
-    }
-    settings |= {"num_train_epochs": 8, "learning_rate": 3.0, "warmup_epochs": 1, "load_best_model_at_end": True}
+    settings: Any = dict.fromkeys(("eval_strategy", "save_strategy"), "epoch")
+    settings |= {"num_train_epochs": 8, "learning_rate": 3.0, "warmup_epochs": 1}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     trainer = make_trainer(tmp_path, data, model, [EarlyStoppingCallback(2)], **settings)
     trainer.train()
     losses = [record["eval_loss"] for record in logged(trainer, "eval_loss")]
