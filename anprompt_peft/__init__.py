@@ -6,7 +6,7 @@ from .method.registration import register
 from .publish import Metric, TrainingFacts
 from .publish.mixin import patch_saving
 from .trust.loading import patch_loading
-from .tuner import ANPromptCLIPModel, ANPromptModel, give_input_embeddings, join_pipelines, plan_compiled_calls
+from .tuner import ANPromptCLIPModel, ANPromptModel, patch_models
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,4 @@ __all__ = [
 register(ANPromptConfig, ANPromptModel)
 patch_saving(ANPromptModel)
 patch_loading()
-give_input_embeddings()
-join_pipelines()
-plan_compiled_calls()
+patch_models()

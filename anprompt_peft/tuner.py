@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from types import MethodType
 from typing import Any
 
@@ -30,6 +29,7 @@ from .method.features import evaluating
 from .method.layer import UNKNOWN_TOKEN, ANPromptHead, ANPromptLayer
 from .method.noise import Fitted, fit
 from .method.registration import PREFIX
+from .patches import wrap
 from .publish.mixin import PublishMixin
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -234,11 +234,7 @@ class ANPromptModel(BaseTuner):
 
 
 def adapted_clip(model: Any) -> ANPromptCLIPModel:
-    """Return the `CLIPModel` with an ANPrompt adapter that `model` is or, as a `PeftModel`, is built around.
-
-    Raises:
-        TypeError: if there is none.
-    """
+    """Return the `CLIPModel` with an ANPrompt adapter that `model` is or wraps; raise `TypeError` if there is none."""
     clip = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(clip, ANPromptCLIPModel):
         raise TypeError(
@@ -248,58 +244,40 @@ def adapted_clip(model: Any) -> ANPromptCLIPModel:
     return clip
 
 
-def give_input_embeddings() -> None:
-    """Let `CLIPModel.get_input_embeddings` return the text encoder's token embedding.
+def patch_models() -> None:
+    """Let compiled models plan their calls, CLIP name its token embedding, and pipelines know adapted models.
 
-    `AutoPeftModel` asks the base model for it wherever a tokenizer lies beside an adapter, and transformers'
-    `CLIPModel` raises `NotImplementedError`. A version of transformers that implements it keeps its own.
+    `AutoPeftModel` asks for the embedding wherever a tokenizer lies beside an adapter, and transformers' `CLIPModel`
+    raises `NotImplementedError`; a version that implements it keeps its own. Pipelines log an error about any class
+    that is not on their lists.
     """
+    wrap(PeftModel, "__init__", _init_with_hook)
     if CLIPModel.get_input_embeddings is PreTrainedModel.get_input_embeddings:
         CLIPModel.get_input_embeddings = lambda clip: clip.text_model.embeddings.token_embedding
-
-
-def plan_compiled_calls() -> None:
-    """Let a compiled `PeftModel` plan its calls on the host, before the graph begins: see `ANPromptCLIPModel.plan`."""
-    stock = PeftModel.__init__
-    if getattr(stock, "_plans", False):
-        return
-
-    @wraps(stock)
-    def init(self: PeftModel, *args: Any, **kwargs: Any) -> None:
-        stock(self, *args, **kwargs)
-        if isinstance(self.base_model, ANPromptModel):
-            self.register_forward_pre_hook(plan_first, with_kwargs=True)
-
-    init._plans = True  # type: ignore[attr-defined]
-    PeftModel.__init__ = init  # type: ignore[method-assign]
-
-
-def plan_first(model: PeftModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Make the plan of a compiled call whose graph has not begun, as hooks of the compiled module run before it."""
-    if not torch.compiler.is_compiling() and getattr(eval_frame, "_is_in_optimized_module", bool)():
-        return args, adapted_clip(model).with_plan(args, kwargs)
-    return args, kwargs
-
-
-eval_frame.skip_code(plan_first.__code__)  # else it would be compiled by itself
-
-
-def join_pipelines() -> None:
-    """Put adapted models on the lists of transformers' pipelines, which log an error about any other class."""
     tasks: dict[str, list[str]] = getattr(pipelines, "SUPPORTED_PEFT_TASKS", {})
     for task in ("image-classification", "zero-shot-image-classification"):
         known = tasks.setdefault(task, [])
         known.extend(each.__name__ for each in (ANPromptCLIPModel, PeftModel) if each.__name__ not in known)
 
 
-def check_backbone(model: Any) -> None:
-    """Raise unless `model` is a `CLIPModel` that prompts can be put into.
+def _init_with_hook(stock: Callable[..., None], model: PeftModel, *args: Any, **kwargs: Any) -> None:
+    stock(model, *args, **kwargs)
+    if isinstance(model.base_model, ANPromptModel):
+        model.register_forward_pre_hook(_plan_first, with_kwargs=True)
 
-    Raises:
-        TypeError: for any other model, single CLIP towers and other CLIP-like architectures included.
-        NotImplementedError: for an attention implementation with other masks.
-        ValueError: if the end-of-text token was changed after the text encoder was built.
-    """
+
+def _plan_first(model: PeftModel, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Make the plan of a compiled call whose graph has not begun, as hooks of the compiled module run before it."""
+    if not torch.compiler.is_compiling() and getattr(eval_frame, "_is_in_optimized_module", bool)():
+        return args, adapted_clip(model).with_plan(args, kwargs)
+    return args, kwargs
+
+
+eval_frame.skip_code(_plan_first.__code__)  # else it would be compiled by itself
+
+
+def check_backbone(model: Any) -> None:
+    """Raise unless `model` is a `CLIPModel` that prompts can be put into, as it is loaded and wrapped."""
     if type(model) not in (CLIPModel, ANPromptCLIPModel):
         raise TypeError(_not_a_clip(model))
     for tower in (model.text_model, model.vision_model):

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "fast": {"method", "files"},
     "clip": {"method", "fast"},
     "publish": {"method", "files", "patches", "text"},
-    "tuner": {"method", "fast", "clip", "publish", "files"},
+    "tuner": {"method", "fast", "clip", "publish", "files", "patches"},
     "trust": {"method", "fast", "publish", "tuner", "files", "patches"},
     "data": {"method", "files", "text"},
     "training": {"method", "fast", "clip", "publish", "tuner", "data", "extras", "files", "text"},

@@ -333,10 +333,10 @@ def test_input_embeddings_of_transformers_are_kept(tokenizer: CLIPTokenizer, mon
     monkeypatch.setattr(CLIPModel, "get_input_embeddings", PreTrainedModel.get_input_embeddings)
     with pytest.raises(NotImplementedError):
         clip.get_input_embeddings()
-    tuner.give_input_embeddings()
+    tuner.patch_models()
     assert clip.get_input_embeddings() is clip.text_model.embeddings.token_embedding
     monkeypatch.setattr(CLIPModel, "get_input_embeddings", lambda self: "transformers' own")
-    tuner.give_input_embeddings()
+    tuner.patch_models()
     assert clip.get_input_embeddings() == "transformers' own"
 
 
