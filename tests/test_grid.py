@@ -59,6 +59,7 @@ from anprompt_peft.evaluation.grid import (
     read_results,
     run_cell,
     run_grid,
+    store,
     summarise,
 )
 from anprompt_peft.evaluation.grid.measure import choose_families
@@ -1184,6 +1185,10 @@ def test_command(
     }
     assert main([*run, "--shard", "1/2"]) == main([*run, "--shard", "2/2"]) == 0
     assert len(read_results(Path("grid"))) == 4
+    read: list[Path] = []
+    monkeypatch.setattr(store, "read_cell", read.append)
+    assert main(run) == 0
+    assert len(read) == len(set(read)) == 4, "each cell is read once"
 
 
 @pytest.mark.parametrize(

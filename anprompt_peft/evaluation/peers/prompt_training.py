@@ -28,26 +28,11 @@ class PromptableCLIP:
         exact = torch.promote_types(backbone.clip.dtype, torch.float32) == backbone.clip.dtype
         self.model = backbone.clip if exact else backbone.copy().float()
         self.tokenizer = backbone.processor.tokenizer
-
-    @property
-    def like(self) -> Tensor:
-        """A weight whose device and dtype prompts take."""
-        return self.model.visual_projection.weight
-
-    @property
-    def text_layers(self) -> nn.ModuleList:
-        """The text encoder's layers."""
-        return self.model.text_model.encoder.layers
-
-    @property
-    def vision_layers(self) -> nn.ModuleList:
-        """The vision encoder's layers."""
-        return self.model.vision_model.encoder.layers
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        """The encoders' widths d_t and d_v."""
-        return self.model.text_embed_dim, self.model.vision_embed_dim
+        self.text_layers, self.vision_layers = (
+            tower.encoder.layers for tower in (self.model.text_model, self.model.vision_model)
+        )
+        self.widths = self.model.text_embed_dim, self.model.vision_embed_dim  # d_t, d_v
+        self.like = self.model.visual_projection.weight  # whose device and dtype prompts take
 
     def text_encoder(self, classes: ClassTexts) -> Callable[[Prompts], Tensor]:
         """Return what gives the classes' features `[C, d]` for prompts; the texts are tokenised once."""
