@@ -43,9 +43,7 @@ TOWER = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "
 def run(script: str, output: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """Run a script; returns its record and what it printed."""
     command = [sys.executable, str(SPEED / f"{script}.py"), "--output", str(output), *arguments]
-    digits = str(SPEED.parent / "digits")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([digits, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     record = json.loads((output / f"{script}.json").read_text())
     assert record["did_not_finish"] == []

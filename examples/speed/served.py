@@ -67,6 +67,7 @@ def parse(arguments: list[str] | None) -> tuple[argparse.Namespace, Setting]:
     return options, read_setting(parser, options)
 
 
+@torch.no_grad()
 def speed(options: argparse.Namespace, setting: Setting) -> list[Row]:
     """Time all ways in turn."""
     work = make_workload(options.classes, options.batch)
