@@ -58,18 +58,26 @@ TWELVE = np.stack([PAIRS[0] >> 4, (PAIRS[0] & 15) << 4 | PAIRS[1] >> 8, PAIRS[1]
 HALF_CLEAR = np.concatenate([COLOURS, np.full_like(RAMP, 127)[..., None]], axis=-1)
 
 
-def grey_tiff(bits: int, white_is_zero: bool, values: np.ndarray) -> bytes:
-    """An uncompressed greyscale TIFF of the ramp's size, which Pillow does not write so."""
+def tiff(tags: dict[int, int], content: bytes) -> bytes:
+    """A TIFF of these tags, to which the place of the content is added; Pillow does not write such ones."""
     height, width = RAMP.shape
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1 - white_is_zero, 273: 122, 277: 1, 278: height}
-    tags[279] = values.nbytes
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values.tobytes()
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 277: 1, **tags}
+    place = {324 if 322 in tags else 273: 8 + 2 + 12 * (len(tags) + 1) + 4}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted((tags | place).items())]
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4) + content
 
 
+def grey_tiff(bits: int, white_is_zero: bool, values: np.ndarray) -> bytes:
+    tags = {258: bits, 262: 1 - white_is_zero, 278: RAMP.shape[0], 279: values.nbytes}
+    return tiff(tags, values.tobytes())
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # the camera was turned: the first row is the right-hand side
 KINDS = {
     "rgb": (encoded(Image.fromarray(COLOURS), "PNG"), COLOURS),
     "grey": (encoded(Image.fromarray(RAMP), "PNG"), GREY),
+    "turned": (encoded(Image.fromarray(COLOURS), "PNG", exif=TURNED), np.rot90(COLOURS, k=-1)),
     "palette": (encoded(PALETTE, "PNG"), GREY),
     "gif": (encoded(PALETTE, "GIF"), GREY),
     "clear palette": (encoded(PALETTE, "PNG", transparency=3), GREY),
@@ -153,14 +161,6 @@ def test_cmyk_jpeg() -> None:
     assert np.abs(decode(content).astype(int) - COLOURS).mean() < 8
 
 
-def test_exif_rotation_is_applied() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: the first row is the right-hand side
-    image = Image.fromarray(COLOURS)
-    rotated = decode(encoded(image, "PNG", exif=exif))
-    np.testing.assert_array_equal(rotated, np.rot90(COLOURS, k=-1))
-
-
 @pytest.mark.parametrize("pixels", [RAMP.astype(np.int32), RAMP.astype(np.float32)], ids=["int32", "float32"])
 def test_pixels_of_unknown_range_are_refused(pixels: np.ndarray) -> None:
     """Pillow would clip them to 0..255, whatever they mean."""
@@ -188,18 +188,12 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def tiled_tiff(width: int, height: int) -> bytes:
-    """16 x 16 pixels in one tile of another size."""
-    values = [256, 16, 257, 16, 258, 8, 259, 8, 262, 1, 277, 1, 322, width, 323, height, 324, 134, 325, 8]
-    tags = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in zip(values[::2], values[1::2], strict=True)]
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(tags) + bytes(4) + zlib.compress(b"")
-
-
 SMALL = Image.fromarray(COLOURS)
 PROGRESSIVE = encoded(SMALL, "JPEG", progressive=True)
 SEQUENTIAL = encoded(SMALL, "JPEG")
 JUNK = b"\xff\xd8" + b"\xff" * 200_000
 COMMENT = b"\xff\xfe\x00\x04hi"
+TILED = tiff({322: 40_000, 323: 1001, 259: 8, 325: 8}, zlib.compress(b""))  # one tile, larger than the image
 
 
 def non_interleaved(width: int, height: int) -> bytes:
@@ -223,7 +217,10 @@ COSTLY = {
     "between scans": (PROGRESSIVE[:-2] + COMMENT * 2000 + PROGRESSIVE[-2:], "has more than 2,000 segments"),
     "tall": (png_header(1, 1_000_001), "has 1 x 1000001 pixels, and a side of more than 1,000,000"),
     "wide": (png_header(1_000_001, 1), "has 1000001 x 1 pixels, and a side of more than 1,000,000"),
-    "tile": (tiled_tiff(40_000, 1001), "has tiles of 40000 x 1001 pixels, more than 40,000,000"),
+    "tile": (
+        tiff({322: 40_000, 323: 1001, 259: 8, 325: 8}, zlib.compress(b"")),
+        "has tiles of 40000 x 1001 pixels, more than 40,000,000",
+    ),
 }
 
 
