@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from datasets import Dataset
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 import anprompt_peft  # noqa: F401 - registers the method
 from export_folder import export
-from helpers import CONTEXT, IMAGE_SIZE, make_clip, tiny_tokenizer
+from helpers import CONTEXT, IMAGE_SIZE, make_clip, tiny_tokenizer, train_by_command
 
 __all__ = ["CONTEXT", "IMAGE_SIZE", "MakeClip"]
 
@@ -78,3 +79,21 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "images"
     export(folder, 3)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the command line on the digits."""
+    output = tmp_path_factory.mktemp("trained") / "adapter"
+    assert train_by_command(digits, output) == 0
+    return output
+
+
+@pytest.fixture
+def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets each training of a test run on the CPU, and the next test choose again."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("COLUMNS", "80")
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

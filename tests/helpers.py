@@ -25,9 +25,12 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils import check_peft_version
 
+from anprompt_cli import main as command_line
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 
+TINY_CLIP = Path(__file__).parents[1] / "examples" / "embedded" / "tiny_clip"
+WEIGHTS = "adapter_model.safetensors"
 CONTEXT = 48
 IMAGE_SIZE = 16
 CORPUS = ["a photo of a cat.", "a picture of a dog.", "an image of a small fish.", "the drawing of one red bird."]
@@ -159,6 +162,12 @@ def make_trainer(folder: Path, data: Any, model: Any = None, callbacks: Sequence
     arguments = ANPromptTrainingArguments(str(folder), **{**quiet, **settings})
     model = adapted(scattered=False) if model is None else model
     return ANPromptTrainer(model, arguments, train_dataset=data, eval_dataset=data, callbacks=[*callbacks])
+
+
+def train_by_command(data: Path, output: Path, *more: Any) -> int:
+    """Run `anprompt train` for an epoch of two steps, unless more options say otherwise; return its exit code."""
+    settings = ("--model", TINY_CLIP, "--shots", 1, "--epochs", 1, "--batch-size", 5)
+    return command_line([str(each) for each in ("train", data, "--output", output, *settings, *more)])
 
 
 def assert_exact(ours: Tensor, expected: Tensor, name: str = "") -> None:

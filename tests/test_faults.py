@@ -1,4 +1,4 @@
-"""What goes wrong: losses that are not finite, crashes, full disks, two runs at once, odd files and odd text."""
+"""What goes wrong: losses that are not finite, odd files and odd text, and threads that interfere."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from threading import Barrier, Event, Lock, Thread
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -42,13 +41,10 @@ from anprompt_peft.fast import Savings
 from anprompt_peft.files import to_json
 from anprompt_peft.serve import Prediction, predict
 from anprompt_peft.text import printable
-from anprompt_peft.training import (
-    NonFiniteError,
-    SeededDataset,
-)
-from export_folder import export
+from anprompt_peft.training import NonFiniteError, SeededDataset
 from helpers import (
     CLASSES,
+    WEIGHTS,
     adapted,
     assert_same,
     copies,
@@ -57,34 +53,10 @@ from helpers import (
     make_config,
     make_trainer,
     scatter,
+    train_by_command,
 )
 
-TINY_CLIP = worker.EXAMPLES / "embedded" / "tiny_clip"
-WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture(autouse=True)
-def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("COLUMNS", "80")
-    yield
-    worker.forget_accelerators(leave_group=True)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A finished run of the command line, and its data: three images of each digit and split."""
-    folder = tmp_path_factory.mktemp("trained")
-    export(folder / "digits", 3)
-    assert train(folder / "digits", folder / "adapter") == 0
-    return folder / "adapter", folder / "digits"
-
-
-def train(data: Path, output: Path, *more: Any) -> int:
-    settings = ("--model", TINY_CLIP, "--shots", 1, "--epochs", 1, "--batch-size", 5)
-    return main([str(each) for each in ("train", data, "--output", output, *settings, *more)])
-
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 # losses, weights and logits that are not finite
 
@@ -158,10 +130,10 @@ def test_predictions_that_are_not_finite_are_errors(clip_folder: Path, digits: P
 
 
 def test_the_command_line_stops_at_such_a_loss(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ("--learning-rate", 1e30, "--warmup-epochs", 0, "--epochs", 3)
-    assert train(trained[1], tmp_path / "out", *settings) == 1
+    assert train_by_command(digits, tmp_path / "out", *settings) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: The loss is nan at step 2, epoch 0.5. Images of the batch: /"), error
     assert error.count(".png") == 5
@@ -169,11 +141,10 @@ def test_the_command_line_stops_at_such_a_loss(
 
 
 def test_the_command_line_gives_no_figures_of_broken_weights(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path, digits: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither from a file, which is refused, nor from weights that broke after loading."""
-    adapter, data = trained
-    image = str(next((data / "test").rglob("*.png")))
+    image = str(next((digits / "test").rglob("*.png")))
     load = models.PeftModel.from_pretrained
 
     def spoil(*arguments: Any, **settings: Any) -> Any:
@@ -182,7 +153,7 @@ def test_the_command_line_gives_no_figures_of_broken_weights(
         return model
 
     monkeypatch.setattr(models.PeftModel, "from_pretrained", spoil)
-    for command in (["predict", str(adapter), image], ["evaluate", str(adapter), str(data)]):
+    for command in (["predict", str(trained), image], ["evaluate", str(trained), str(digits)]):
         assert main(command) == 1
         answer = capsys.readouterr()
         assert answer.out == ""
@@ -204,9 +175,7 @@ def jpeg(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_a_picture_that_is_none_never_reaches_another_program(
-    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_is_none_never_reaches_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow hands EPS to Ghostscript, whatever the file's name says."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "EPS")
@@ -245,18 +214,17 @@ def test_large_jpegs_are_decoded_small_and_other_large_images_refused(
 
 
 def test_pipes_devices_and_addresses_are_no_images_and_names_need_no_utf8(
-    trained: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    trained: Path, digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The command goes on to the end, and prints what it reads as UTF-8."""
-    adapter, data = trained
-    whole = next((data / "test").rglob("*.png")).read_bytes()
+    whole = next((digits / "test").rglob("*.png")).read_bytes()
     os.mkfifo(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to("/dev/zero")
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/c\xff.png")
     Path(odd).write_bytes(whole)
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xfe.png")).write_text("no image")
     for options in ([], ["--jsonl"]):
-        assert main(["predict", str(adapter), str(tmp_path), *options]) == 1
+        assert main(["predict", str(trained), str(tmp_path), *options]) == 1
         answer = capfd.readouterr()
         (line,) = answer.out.splitlines()
         if options:
@@ -339,10 +307,13 @@ FORGED = "cat\nWARNING: all images are sound\r\u2028\x1b[2J\u202e.png"
 
 
 def test_the_name_of_a_file_forges_no_line_of_a_log(
-    trained: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    digits: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Of an image that cannot be read, and of one whose loss is not finite, in Python and on the command line."""
-    adapter, digits = trained
     path = tmp_path / "one" / FORGED
     path.parent.mkdir()
     path.write_text("no image")
@@ -358,7 +329,7 @@ def test_the_name_of_a_file_forges_no_line_of_a_log(
     )
     (name,) = SeededDataset(Dataset.from_dict({"image": [str(path)]}).cast_column("image", RGBImage()), 0).names([0])
     assert name.isprintable()
-    assert main(["predict", str(adapter), str(tmp_path)]) == 1
+    assert main(["predict", str(trained), str(tmp_path)]) == 1
     errors = capsys.readouterr().err
     assert len([line for line in errors.splitlines() if "sound" in line]) == 1
     assert "\nWARNING" not in errors
@@ -387,9 +358,9 @@ class Gone(io.StringIO):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
-def test_a_terminal_that_is_gone_ends_no_training(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_terminal_that_is_gone_ends_no_training(digits: Path, tmp_path: Path) -> None:
     with redirect_stdout(Gone()), redirect_stderr(Gone()):
-        assert train(trained[1], tmp_path / "out") == 141
+        assert train_by_command(digits, tmp_path / "out") == 141
     assert (tmp_path / "out" / "results.json").is_file()
 
 
@@ -405,10 +376,10 @@ def test_a_terminal_that_is_gone_ends_no_training(trained: tuple[Path, Path], tm
         ("info ADAPTER", "> /dev/full", 1),
     ],
 )
-def test_closed_streams_say_nothing(command: str, redirection: str, expected: int, trained: tuple[Path, Path]) -> None:
+def test_closed_streams_say_nothing(command: str, redirection: str, expected: int, trained: Path) -> None:
     """A reader that is gone gives the exit code of SIGPIPE; a full disk is an error."""
     program = "import sys; from anprompt_cli import main; sys.exit(main())"
-    called = f"{sys.executable} -c '{program}' {command.replace('ADAPTER', str(trained[0]))}"
+    called = f"{sys.executable} -c '{program}' {command.replace('ADAPTER', str(trained))}"
     waiting = f"(sleep 0.2; {called})" if "|" in redirection else called  # until the reader is gone
     done = subprocess.run(
         ["bash", "-c", f"{waiting} {redirection}; exit ${{PIPESTATUS[0]}}"],

@@ -24,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -55,6 +55,8 @@ from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, l
 from anprompt_peft.training.checkpoint import resume_point
 from export_folder import export
 from helpers import (
+    TINY_CLIP,
+    WEIGHTS,
     adapted,
     assert_same,
     copies,
@@ -64,35 +66,14 @@ from helpers import (
     make_trainer,
     needs_add_adapter,
     scatter,
+    train_by_command,
 )
 
 ROOT = Path(__file__).parents[1]
-TINY_CLIP = ROOT / "examples" / "embedded" / "tiny_clip"
-WEIGHTS = "adapter_model.safetensors"
 EVERY_STEP: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 1}
 
 
-@pytest.fixture(autouse=True)
-def _environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("COLUMNS", "80")
-    yield
-    worker.forget_accelerators(leave_group=True)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A finished run of the command line, and its data: three images of each digit and split."""
-    folder = tmp_path_factory.mktemp("trained")
-    export(folder / "digits", 3)
-    assert train(folder / "digits", folder / "adapter") == 0
-    return folder / "adapter", folder / "digits"
-
-
-def train(data: Path, output: Path, *more: Any) -> int:
-    settings = ("--model", TINY_CLIP, "--shots", 1, "--epochs", 1, "--batch-size", 5)
-    return main([str(each) for each in ("train", data, "--output", output, *settings, *more)])
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def resume(output: Path) -> int:
@@ -333,10 +314,10 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_each_file_that_trainer_wrote_has_to_be_whole(
-    name: str, trained: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever is wrong, nothing of the checkpoint is lost, and neither Trainer nor a push takes it for one."""
-    damaged = shutil.copytree(next(trained[0].glob("checkpoint-*")), tmp_path / "checkpoint-7")
+    damaged = shutil.copytree(next(trained.glob("checkpoint-*")), tmp_path / "checkpoint-7")
     (tmp_path / "damaged-checkpoint-7").mkdir()
     file, damage = DAMAGE[name]
     damage(damaged / file)
@@ -437,13 +418,13 @@ def leave(folder: Path, *scratch: str) -> None:
 
 @pytest.mark.parametrize("broken", [(), (6,), (4, 6)])
 def test_the_command_line_falls_back_and_cleans_up(
-    broken: tuple[int, ...], trained: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    broken: tuple[int, ...], trained: Path, digits: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever is left, the end is that of an undisturbed run, and so are the files."""
     output = tmp_path / "out"
-    assert train(trained[1], output, "--epochs", 3) == 0
+    assert train_by_command(digits, output, "--epochs", 3) == 0
     expected = weights(output)
-    assert names(output) == names(trained[0]) - {"checkpoint-2"} | {"checkpoint-4", "checkpoint-6"}
+    assert names(output) == names(trained) - {"checkpoint-2"} | {"checkpoint-4", "checkpoint-6"}
     for name in ("results.json", WEIGHTS, "report.html"):
         (output / name).unlink()
     leave(output, ".new-abc", ".run.yaml-abc")
@@ -457,21 +438,21 @@ def test_the_command_line_falls_back_and_cleans_up(
 
 
 def test_a_start_that_was_killed_before_anything_was_written_can_be_repeated(
-    trained: tuple[Path, Path], tmp_path: Path
+    trained: Path, digits: Path, tmp_path: Path
 ) -> None:
     leave(tmp_path / "out", ".run.yaml-abc", ".base-new.json-abc")
-    assert train(trained[1], tmp_path / "out") == 0
-    assert names(tmp_path / "out") == names(trained[0])
+    assert train_by_command(digits, tmp_path / "out") == 0
+    assert names(tmp_path / "out") == names(trained)
 
 
 def test_a_run_that_was_killed_after_its_last_file_is_complete(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = shutil.copytree(trained[0], tmp_path / "out")
+    output = shutil.copytree(trained, tmp_path / "out")
     leave(output, ".new-abc")
     assert resume(output) == 2
     assert "is complete" in capsys.readouterr().err
-    assert names(output) == names(trained[0])
+    assert names(output) == names(trained)
 
 
 def test_the_accelerate_example_falls_back_and_cleans_up(digits: Path, tmp_path: Path) -> None:
@@ -504,7 +485,7 @@ with lock_folder({!r}):
 
 
 def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(
-    trained: tuple[Path, Path], data: Dataset, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Dataset, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the command line, Trainer and the example; a killed process holds nothing."""
     output = tmp_path / "out"
@@ -515,11 +496,11 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_gone(
         for start in (make_trainer(output, data, **EVERY_STEP).train, lambda: worker.run_script(digits, output)):
             with pytest.raises(FileExistsError, match="is in use: another run"):
                 start()
-        assert train(trained[1], output) == 2
+        assert train_by_command(digits, output) == 2
         assert "out is in use: another run is going on in it." in capsys.readouterr().err
         assert names(output) == {".lock"}
         holder.kill()
-    assert train(trained[1], output) == 0
+    assert train_by_command(digits, output) == 0
     assert not (output / ".lock").exists()
 
 
@@ -553,7 +534,7 @@ def by_command_line(data: Path, output: Path, again: bool) -> None:
     if again and (output / "run.yaml").is_file():
         expected, code = 2 if (output / RESULTS).is_file() else 0, resume(output)
     else:
-        expected, code = 0, train(data, output, "--epochs", 3)
+        expected, code = 0, train_by_command(data, output, "--epochs", 3)
     if code != expected:
         raise SystemExit(code)
 
