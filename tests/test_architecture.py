@@ -1,4 +1,4 @@
-"""The order of the rooms: who may import whom, and how long the method may be."""
+"""The order of the rooms: who may import whom, how long the method may be, and how many places a change touches."""
 
 from __future__ import annotations
 
@@ -90,3 +90,87 @@ print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", "False", "True", "False"]
+
+
+PLACES = {
+    "a loss term": (
+        {"waloss", "waloss_weight"},
+        {"method/config.py: ANPromptConfig.waloss_weight", "method/losses.py: loss_terms", "method/losses.py: waloss"},
+    ),
+    "a kind of logits": (
+        {"logits_prototype"},
+        {
+            "clip.py: ANPromptOutput.logits_prototype",
+            "method/losses.py: Scores.logits_prototype",
+            "method/losses.py: loss_terms",
+            "method/losses.py: score",
+        },
+    ),
+    "a saved tensor": (
+        {"anprompt_update"},
+        {
+            f"method/layer.py: ANPromptLayer.{each}"
+            for each in ("__init__", "adapter_layer_names", "update", "update_layer")
+        },
+    ),
+    "a baseline": ({"ProLIP"}, {"evaluation/peers/prolip.py: ProLIP"}),
+    "an option of train": (
+        {"shots_up_to"},
+        {
+            "anprompt_cli/train.py: TrainOptions.shots_up_to",
+            "anprompt_cli/train.py: _check",
+            "anprompt_cli/jobs/draw.py: draw_images",
+            "anprompt_cli/jobs/train.py: _facts",
+        },
+    ),
+}
+"""By kind of change, an example: its names, and the definitions that mention them."""
+
+
+def definitions(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    """Functions, assignments and members of classes of a module, with their names."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name, ast.Constant(node.name)
+            yield from ((f"{node.name}.{name}", part) for name, part in named(node.body))
+        else:
+            yield from named([node])
+
+
+def named(body: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
+    for part in body:
+        match part:
+            case (
+                ast.FunctionDef(name=name)
+                | ast.Assign(targets=[ast.Name(id=name)])
+                | ast.AnnAssign(target=ast.Name(id=name))
+            ):
+                yield name, part
+
+
+def mentioned(node: ast.AST) -> Iterator[str]:
+    """Names and texts in a definition, but in what it documents."""
+    for each in ast.walk(node):
+        match each:
+            case (
+                ast.Name(id=name)
+                | ast.Attribute(attr=name)
+                | ast.arg(arg=name)
+                | ast.keyword(arg=str(name))
+                | ast.FunctionDef(name=name)
+                | ast.Constant(value=str(name))
+            ):
+                yield name
+
+
+@pytest.mark.parametrize("change", PLACES)
+def test_a_change_touches_these_places(change: str) -> None:
+    names, expected = PLACES[change]
+    paths = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "anprompt_cli").rglob("*.py")]
+    found = {
+        f"{path.relative_to(PACKAGE.parent).as_posix().removeprefix('anprompt_peft/')}: {label}"
+        for path in paths
+        for label, node in definitions(path)
+        if names & {*mentioned(node)}
+    }
+    assert found == expected
