@@ -228,7 +228,7 @@ class Fuzzer:
         self.sound = {name: self._files(folder / name) for name in ("plain", "ranks")}
         clip = CLIPModel.from_pretrained(self.base)
         self.base_values = load_file(self.base / "model.safetensors")
-        self.doors: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+        self.loading: dict[str, tuple[Any, Callable[[Any], Any]]] = {
             "PeftModel.from_pretrained": (
                 copy.deepcopy(clip),
                 lambda model: PeftModel.from_pretrained(model, self.folder),
@@ -246,39 +246,41 @@ class Fuzzer:
             "anprompt info": (None, lambda _: describe(locate(str(self.folder)))),
         }
         self.folder.mkdir()
-        self.fresh = {name: copy.deepcopy(model) for name, (model, _) in self.doors.items()}
-        self.before = {name: Snapshot(model) for name, (model, _) in self.doors.items() if model is not None}
+        self.fresh = {name: copy.deepcopy(model) for name, (model, _) in self.loading.items()}
+        self.before = {name: Snapshot(model) for name, (model, _) in self.loading.items() if model is not None}
 
     def _files(self, folder: Path) -> tuple[bytes, bytes]:
         return (folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes()
 
-    def try_one(self, door: str, config: bytes, tensors: bytes) -> None:
+    def try_one(self, method: str, config: bytes, tensors: bytes) -> None:
         """Load one example and count what happened."""
         (self.folder / CONFIG).write_bytes(config)
         (self.folder / WEIGHTS).write_bytes(tensors)
-        model, load = self.doors[door]
+        model, load = self.loading[method]
         try:
             with time_limit():
                 result = load(model)
         except DOCUMENTED as error:
             full = self.counts.total() % FULL == 0
-            wrong = model is not None and not self.before[door].same(full)
+            wrong = model is not None and not self.before[method].same(full)
             outcome = "refused, and the model changed" if wrong else "refused"
-            self._count(door, outcome, wrong, error, config, tensors)
+            self._count(method, outcome, wrong, error, config, tensors)
         except BaseException as error:
-            self._count(door, f"{type(error).__name__}", True, error, config, tensors)
+            self._count(method, f"{type(error).__name__}", True, error, config, tensors)
             if isinstance(error, KeyboardInterrupt):
                 raise
         else:
-            wrong = model is not None and not self._is_loaded(door, result if isinstance(result, PeftModel) else model)
-            self._count(door, "loaded, and tensors changed" if wrong else "loaded", wrong, None, config, tensors)
+            wrong = model is not None and not self._is_loaded(
+                method, result if isinstance(result, PeftModel) else model
+            )
+            self._count(method, "loaded, and tensors changed" if wrong else "loaded", wrong, None, config, tensors)
             if model is not None:
-                self.doors[door] = (copy.deepcopy(self.fresh[door]), load)
-                self.before[door] = Snapshot(self.doors[door][0])
+                self.loading[method] = (copy.deepcopy(self.fresh[method]), load)
+                self.before[method] = Snapshot(self.loading[method][0])
 
-    def _is_loaded(self, door: str, model: Any) -> bool:
+    def _is_loaded(self, method: str, model: Any) -> bool:
         """Whether base and other adapters are what they were, and the new adapter is what the file holds."""
-        name = "two" if door == "PeftModel.load_adapter" else "one" if "same" in door else "default"
+        name = "two" if method == "PeftModel.load_adapter" else "one" if "same" in method else "default"
         file = load_file(self.folder / WEIGHTS)
         loaded = get_peft_model_state_dict(model, adapter_name=name)
         plain = {key.removeprefix("base_model.model."): value for key, value in file.items()}
@@ -294,15 +296,15 @@ class Fuzzer:
         return all(torch.equal(value, now[key]) for key, value in self.base_values.items())
 
     def _count(
-        self, door: str, outcome: str, wrong: bool, error: BaseException | None, config: bytes, tensors: bytes
+        self, method: str, outcome: str, wrong: bool, error: BaseException | None, config: bytes, tensors: bytes
     ) -> None:
-        self.counts[f"{door}: {outcome}"] += 1
+        self.counts[f"{method}: {outcome}"] += 1
         if wrong and len(self.failures) < 50:
             kept = self.folder.parent / "failures" / str(len(self.failures))
             kept.mkdir(parents=True)
             (kept / CONFIG).write_bytes(config)
             (kept / WEIGHTS).write_bytes(tensors)
-            self.failures.append(f"{door}: {outcome}: {error!r}: {kept}")
+            self.failures.append(f"{method}: {outcome}: {error!r}: {kept}")
 
 
 @contextmanager
@@ -323,7 +325,7 @@ def time_limit() -> Iterator[None]:
 
 def fuzz(fuzzer: Fuzzer, examples: int, number: int = 0) -> None:
     """Try about that many examples, equal ones for equal numbers."""
-    often = [name for name in fuzzer.doors for _ in range(1 if name.startswith("Auto") else 8)]
+    often = [name for name in fuzzer.loading for _ in range(1 if name.startswith("Auto") else 8)]
 
     @seed(number)
     @settings(
@@ -337,18 +339,18 @@ def fuzz(fuzzer: Fuzzer, examples: int, number: int = 0) -> None:
     def run(data: st.DataObject) -> None:
         config, tensors = sound = fuzzer.sound[data.draw(st.sampled_from(sorted(fuzzer.sound)))]
         changes_config = data.draw(st.booleans())
-        doors = [name for name in often if not (changes_config and name in READS_NO_CONFIG)]
+        loading = [name for name in often if not (changes_config and name in READS_NO_CONFIG)]
         if changes_config:
             config = data.draw(configurations(config))
         else:
             tensors = data.draw(weights(tensors))
         rng = random.Random(data.draw(st.integers(0, 2**48)))
-        fuzzer.try_one(rng.choice(doors), config, tensors)
+        fuzzer.try_one(rng.choice(loading), config, tensors)
         for number in range(MUTANTS - 1):
             of_what = sound if number % 3 else (config, tensors)
             mutant = mutated(of_what[not changes_config], rng)
-            door = rng.choice(doors)
-            fuzzer.try_one(door, *((mutant, sound[1]) if changes_config else (sound[0], mutant)))
+            method = rng.choice(loading)
+            fuzzer.try_one(method, *((mutant, sound[1]) if changes_config else (sound[0], mutant)))
 
     with warnings.catch_warnings(), patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True):
         warnings.simplefilter("ignore")

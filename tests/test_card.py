@@ -95,7 +95,7 @@ def test_text(model: Any, tmp_path: Path) -> None:
         assert line in text
 
 
-def test_nothing_is_said_that_is_not_known(model: Any, tmp_path: Path) -> None:
+def test_the_card_omits_what_is_not_known(model: Any, tmp_path: Path) -> None:
     card = saved(model, tmp_path)
     assert not {"license", "datasets", "metrics", "model-index"} & set(card.data.to_dict())
     assert not re.search("^## (Training|Results)", card.text, re.MULTILINE)
@@ -325,7 +325,7 @@ def test_other_methods_have_peft_s_card(tmp_path: Path) -> None:
     assert (tmp_path / "ours" / "README.md").read_bytes() == (tmp_path / "stock" / "README.md").read_bytes()
 
 
-def test_handing_over_twice_changes_nothing() -> None:
+def test_patching_twice_changes_nothing() -> None:
     before = (PeftModel.create_or_update_model_card, PeftModel.push_to_hub)
     patch_saving(ANPromptModel)
     assert (PeftModel.create_or_update_model_card, PeftModel.push_to_hub) == before

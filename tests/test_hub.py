@@ -276,7 +276,7 @@ def push_with_base(repo_id: str, base: str) -> list[str]:
     return [record.getMessage() for record in logs.records]
 
 
-def test_what_the_card_lacks_is_said(hub: HubServer, client: Run, clip_folder: Path) -> None:
+def test_warns_of_what_the_card_lacks(hub: HubServer, client: Run, clip_folder: Path) -> None:
     """A base model that cannot be asked for its licence, and one that is no more than a local folder."""
     gone = client(push_with_base, "alice/gone", "alice/no-such-clip")
     assert "licence of the base model alice/no-such-clip is not known: 404" in gone[0]

@@ -1,4 +1,4 @@
-"""`predict` against the model's own logits, one image after the other; its threads, its look-ahead and its manners."""
+"""`predict` against the model's own logits, one image after the other; its threads and its look-ahead."""
 
 from __future__ import annotations
 

@@ -671,7 +671,7 @@ def test_two_trainers_of_one_model(data: Dataset, tmp_path: Path, caplog: pytest
 
 
 @pytest.mark.parametrize("column", ["target", "labels"])
-def test_batches_without_labels_are_told_before_a_step(column: str, data: Dataset, tmp_path: Path) -> None:
+def test_batches_without_labels_are_refused_before_a_step(column: str, data: Dataset, tmp_path: Path) -> None:
     """A column of another name, and class names, which Trainer's collator leaves out."""
     values = ["cat", "dog", "small fish"] * 4 if column == "labels" else data["labels"][:].tolist()
     named = data.remove_columns("labels").add_column(column, values).with_format("torch")

@@ -77,7 +77,7 @@ def retensor(folder: Path, change: Callable[[Tensors], Any]) -> None:
     save_file(tensors, folder / WEIGHTS)
 
 
-# the ways in
+# the methods that load
 
 
 def first(clip: CLIPModel, sound: Path) -> Any:
@@ -109,7 +109,7 @@ LOADS: dict[str, tuple[Any, Any]] = {
 
 
 def marked(*without: str) -> list[Any]:
-    """The doors but some, each where the installed PEFT and transformers have it."""
+    """The loading but some, each where the installed PEFT and transformers have it."""
     names = [name for name in LOADS if not any(name.endswith(each) for each in without)]
     return [pytest.param(name, marks=needs_add_adapter if name.startswith("CLIP") else ()) for name in names]
 
@@ -120,10 +120,10 @@ READING_CONFIGS = marked("same name")
 
 
 def refusals(
-    door: str, clip: CLIPModel, sound: Path, folder: Path, cases: Iterable[tuple[Callable[[], Any], str]]
+    method: str, clip: CLIPModel, sound: Path, folder: Path, cases: Iterable[tuple[Callable[[], Any], str]]
 ) -> None:
-    """Break an adapter in each way; its load through a door must be refused and leave one and the same model alone."""
-    prepare, load = LOADS[door]
+    """Break an adapter in each way; loading it must be refused and leave one and the same model as it was."""
+    prepare, load = LOADS[method]
     model = prepare(clip.train(), sound)
     before, answers = Snapshot(model), _answers(model)
     found: list[tuple[str, str]] = []
@@ -214,18 +214,18 @@ BAD_TENSORS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("door", ALL_LOADS)
-def test_only_the_adapters_own_sound_tensors_are_loaded(door: str, sound: Path, broken: Path) -> None:
+@pytest.mark.parametrize("method", ALL_LOADS)
+def test_only_the_adapters_own_sound_tensors_are_loaded(method: str, sound: Path, broken: Path) -> None:
     cases = [(partial(retensor, broken, change), message) for change, message in BAD_TENSORS.values()]
-    refusals(door, make_clip(), sound, broken, cases)
+    refusals(method, make_clip(), sound, broken, cases)
 
 
-@pytest.mark.parametrize("door", WITH_FILES)
-def test_files_that_are_not_whole_are_refused(door: str, sound: Path, broken: Path) -> None:
+@pytest.mark.parametrize("method", WITH_FILES)
+def test_files_that_are_not_whole_are_refused(method: str, sound: Path, broken: Path) -> None:
     content = (broken / WEIGHTS).read_bytes()
     files = (content[: len(content) // 2], b"\xff" * 16, b"")
     cases = [(partial((broken / WEIGHTS).write_bytes, each), "not a whole safetensors file") for each in files]
-    refusals(door, make_clip(), sound, broken, cases)
+    refusals(method, make_clip(), sound, broken, cases)
 
 
 def test_a_header_is_compared_before_any_value_is_read(broken: Path) -> None:
@@ -250,16 +250,16 @@ def test_ends_of_text_by_the_old_rule(broken: Path) -> None:
         PeftModel.from_pretrained(make_clip(eos_token_id=2), broken)
 
 
-@pytest.mark.parametrize("door", WITH_FILES)
+@pytest.mark.parametrize("method", WITH_FILES)
 def test_a_load_that_breaks_off_leaves_the_model_as_it_was(
-    door: str, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever fails after the checks: here the reading of the weights, once everything is built."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    prepare, load = LOADS[door]
+    prepare, load = LOADS[method]
     model = prepare(make_clip().train(), sound)
     before, answers = Snapshot(model), _answers(model)
     monkeypatch.setattr("peft.peft_model.load_peft_weights", fail)
@@ -292,7 +292,7 @@ def save_in_all_ways(model: Any, folder: Path) -> None:
 @pytest.mark.parametrize(
     "names", [["ship", "truck", "car"], CLASSES[::-1], ["ship", "truck"]], ids=["other", "order", "number"]
 )
-def test_no_weights_come_in_under_other_names(names: list[str], way: str, tmp_path: Path) -> None:
+def test_weights_of_other_classes_are_refused(names: list[str], way: str, tmp_path: Path) -> None:
     save_in_all_ways(adapted(class_names=names), tmp_path)
     model = adapted()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -306,14 +306,14 @@ def test_no_weights_come_in_under_other_names(names: list[str], way: str, tmp_pa
 
 
 @pytest.mark.parametrize("way", INTO_AN_ADAPTER)
-def test_weights_of_the_same_classes_come_in(way: str, tmp_path: Path, pixels: Tensor) -> None:
+def test_weights_of_the_same_classes_are_loaded(way: str, tmp_path: Path, pixels: Tensor) -> None:
     other, model = adapted(), adapted(scattered=False)
     save_in_all_ways(other, tmp_path)
     INTO_AN_ADAPTER[way](model, tmp_path)
     assert torch.equal(logits(model, pixels), logits(other, pixels))
 
 
-def test_settings_that_no_tensor_shows_are_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_settings_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     adapted(alpha=0.5).save_pretrained(tmp_path)
     adapted().load_adapter(tmp_path, "default")
     assert "alpha=0.7 and 0.5" in caplog.text
@@ -342,11 +342,11 @@ ANOTHER_CLIP: dict[str, Callable[[CLIPModel, str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("door", [*[*ANOTHER_CLIP][:2], pytest.param("native", marks=needs_add_adapter)])
-def test_warns_of_another_clip_of_the_same_shape(door: str, sound: Path) -> None:
+@pytest.mark.parametrize("method", [*[*ANOTHER_CLIP][:2], pytest.param("native", marks=needs_add_adapter)])
+def test_warns_of_another_clip_of_the_same_shape(method: str, sound: Path) -> None:
     told = r"This CLIP is not the one .* a cosine of -?0\.\d\d, and not 1\. Load .*clip"
     with pytest.warns(UserWarning, match=told):
-        ANOTHER_CLIP[door](make_clip(seed=1), str(sound))
+        ANOTHER_CLIP[method](make_clip(seed=1), str(sound))
 
 
 # configurations
@@ -396,10 +396,10 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("door", READING_CONFIGS)
-def test_wrong_fields_are_named(door: str, sound: Path, broken: Path) -> None:
+@pytest.mark.parametrize("method", READING_CONFIGS)
+def test_wrong_fields_are_named(method: str, sound: Path, broken: Path) -> None:
     cases = [(partial(edit, broken, **fields), message) for fields, message in BAD_FIELDS]
-    refusals(door, make_clip(), sound, broken, cases)
+    refusals(method, make_clip(), sound, broken, cases)
 
 
 @pytest.mark.parametrize(
@@ -416,12 +416,12 @@ def test_what_is_no_json_object_is_refused(text: str, broken: Path) -> None:
     assert main(["info", str(broken)]) == 2
 
 
-@pytest.mark.parametrize("door", READING_CONFIGS)
+@pytest.mark.parametrize("method", READING_CONFIGS)
 @pytest.mark.parametrize("text", ["{}", '{"foo": "bar", "baz": 123}'])
-def test_a_json_file_without_a_method_is_a_type_error(text: str, door: str, sound: Path, broken: Path) -> None:
+def test_a_json_file_without_a_method_is_a_type_error(text: str, method: str, sound: Path, broken: Path) -> None:
     """As PEFT says it, of the class that was asked to read it."""
     (broken / CONFIG).write_text(text)
-    prepare, load = LOADS[door]
+    prepare, load = LOADS[method]
     model = prepare(make_clip(), sound)
     message = "The {} config that is trying to be loaded is missing required keys: {{'peft_type'}}. {} is no"
     with pytest.raises(TypeError, match=re.escape(message.format("PeftConfig", broken / CONFIG))):
@@ -478,13 +478,13 @@ def never(*_: Any, **__: Any) -> None:
     raise AssertionError("called")
 
 
-@pytest.mark.parametrize("door", READING_CONFIGS)
+@pytest.mark.parametrize("method", READING_CONFIGS)
 def test_noise_prompts_of_a_loaded_adapter_are_not_computed(
-    door: str, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edit(broken, init_noise_prompts=True, tokenizer_name_or_path="evil/code")
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", never)
-    prepare, load = LOADS[door]
+    prepare, load = LOADS[method]
     result = load(prepare(make_clip(), sound), broken)
     if isinstance(result, PeftModel):
         assert result.peft_config["default"].init_noise_prompts is False
@@ -562,7 +562,7 @@ def test_the_command_line_names_a_base_model_of_the_hub(
     assert "Loading the base model some/clip, which the adapter names." in capsys.readouterr().err
 
 
-def test_the_command_line_lets_no_processor_run_code(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_processor_may_run_code(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(CLIPProcessor, "from_pretrained", lambda *_, **settings: asked.append(settings))
     models.load_clip(str(clip_folder))
@@ -597,12 +597,12 @@ class Evil:
         return (Path.touch, (Path("ran"),))
 
 
-@pytest.mark.parametrize("door", WITH_FILES)
-def test_adapters_in_sub_folders_are_named(door: str, sound: Path, broken: Path) -> None:
+@pytest.mark.parametrize("method", WITH_FILES)
+def test_adapters_in_sub_folders_are_named(method: str, sound: Path, broken: Path) -> None:
     for name in ("roses", "tulips"):
         shutil.copytree(sound, broken / name)
     (broken / CONFIG).unlink()
-    prepare, load = LOADS[door]
+    prepare, load = LOADS[method]
     with pytest.raises(ValueError, match=rf"Can't find .* sub-folders roses, tulips: load '{broken / 'roses'}'"):
         load(prepare(make_clip(), sound), broken)
     with pytest.raises(ValueError, match=r"lilies'\. There are adapters in the sub-folders roses, tulips"):
@@ -630,9 +630,9 @@ def test_arguments_of_the_adapter_alone_leave_the_base_model_alone(
     assert torch.equal(logits(loaded, pixels), logits(model, pixels))
 
 
-@pytest.mark.parametrize("door", WITH_FILES)
+@pytest.mark.parametrize("method", WITH_FILES)
 def test_pickles_are_refused_with_the_cure(
-    door: str, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, sound: Path, broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def leave_a_pickle() -> None:
         (broken / WEIGHTS).unlink()
@@ -641,7 +641,7 @@ def test_pickles_are_refused_with_the_cure(
     monkeypatch.chdir(sound.parent)
     monkeypatch.setattr(torch, "load", never)
     cases = [(leave_a_pickle, "pickle.*not loaded.*save_pretrained")]
-    refusals(door, make_clip(), sound, broken, cases)
+    refusals(method, make_clip(), sound, broken, cases)
     assert not (sound.parent / "ran").exists()
 
 
@@ -745,10 +745,10 @@ def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.M
     fuzzer = Fuzzer(tmp_path)
     config, tensors = fuzzer.sound["plain"]
     save_file({**load_bytes(tensors), f"{PREFIX}logit_scale": torch.tensor(9.0)}, tmp_path / "more")
-    door = "PeftModel.load_adapter"
+    method = "PeftModel.load_adapter"
     monkeypatch.setattr("anprompt_peft.trust.tensors._check_names", lambda *_: None)
-    fuzzer.try_one(door, config, (tmp_path / "more").read_bytes())
-    assert fuzzer.counts == {f"{door}: loaded, and tensors changed": 1}
+    fuzzer.try_one(method, config, (tmp_path / "more").read_bytes())
+    assert fuzzer.counts == {f"{method}: loaded, and tensors changed": 1}
     assert len(fuzzer.failures) == 1
 
 

@@ -47,7 +47,7 @@ def check(checkpoint: Path, prefix: str) -> None:
         OSError: if one cannot be read, which says nothing about what it holds.
     """
     names = {path.name for path in checkpoint.iterdir() if PICKLED.fullmatch(path.name)}
-    if names & {OPTIMIZER_NAME, SCHEDULER_NAME}:  # without one of these Trainer goes on, and says nothing
+    if names & {OPTIMIZER_NAME, SCHEDULER_NAME}:  # without one of these Trainer goes on without a warning
         names |= {OPTIMIZER_NAME, SCHEDULER_NAME}
         names |= set() if any(name.startswith("rng_state") for name in names) else {"rng_state.pth"}
     for path in (*_adapter_files(checkpoint), checkpoint / NEEDED[prefix], *(checkpoint / name for name in names)):
@@ -80,16 +80,16 @@ def _parse(name: str, content: bytes) -> None:
         raise ValueError(f"{damaged} in it is damaged")
 
 
-def newest_whole(folder: Path, prefix: str) -> tuple[Path | None, dict[Path, str]]:
+def newest_complete(folder: Path, prefix: str) -> tuple[Path | None, dict[Path, str]]:
     """Return the newest complete checkpoint, `None` if there is none, and what is wrong with others."""
-    whole, damaged = [], {}
+    complete, damaged = [], {}
     for path in numbered(folder, prefix):
         try:
             check(path, prefix)
-            whole.append(path)
+            complete.append(path)
         except (DamagedError, FileNotFoundError) as error:  # the latter where another process sets it aside now
             damaged[path] = str(error)
-    return (whole[-1] if whole else None), damaged
+    return (complete[-1] if complete else None), damaged
 
 
 def numbered(folder: Path, prefix: str) -> list[Path]:
@@ -100,7 +100,7 @@ def numbered(folder: Path, prefix: str) -> list[Path]:
 
 def resume_point(folder: Path, prefix: str = f"{PREFIX_CHECKPOINT_DIR}-") -> Path | None:
     """Return the newest complete checkpoint, and rename those that a crash damaged, with a warning."""
-    newest, damaged = newest_whole(folder, prefix)
+    newest, damaged = newest_complete(folder, prefix)
     rename_damaged(damaged, newest)
     return newest
 
@@ -169,7 +169,7 @@ def save_newest(accelerator: Accelerator, folder: Path, step: int) -> None:
 
 def newest(folder: Path) -> Path | None:
     """Return the complete checkpoint with the most steps, `None` if there is none."""
-    return newest_whole(folder, PREFIX)[0]
+    return newest_complete(folder, PREFIX)[0]
 
 
 def clear(folder: Path) -> None:

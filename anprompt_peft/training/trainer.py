@@ -31,7 +31,7 @@ from ..files import sync, sync_folder
 from ..publish.hub import CardCallback
 from ..publish.non_finite import NonFiniteError, check_finite
 from ..tuner import ANPromptCLIPModel, adapted_clip
-from .checkpoint import newest_whole, rename_damaged
+from .checkpoint import newest_complete, rename_damaged
 from .lock import lock_folder
 from .metrics import Accuracy
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES
@@ -261,7 +261,7 @@ class ANPromptTrainer(Trainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint. `True` is the newest one in the output
-                folder that is whole; damaged ones, which a crash left, are renamed to `damaged-...` with a warning.
+                folder that is complete; damaged ones are renamed to `damaged-...` with a warning.
             args: as Trainer's.
             kwargs: as Trainer's.
 
@@ -269,7 +269,7 @@ class ANPromptTrainer(Trainer):
             FileExistsError: if another training saves to the output folder.
             NonFiniteError: if a loss, or a weight of the adapter at the end, is NaN or infinite.
             OSError: if a file of a checkpoint cannot be read.
-            ValueError: with `True`, if there is no checkpoint, or none that is whole.
+            ValueError: with `True`, if there is no checkpoint, or none that is complete.
         """
         adapter = adapted_clip(self.model)
         if self.model_init is None:
@@ -294,7 +294,7 @@ class ANPromptTrainer(Trainer):
         return result
 
     def _newest_checkpoint(self, folder: Path) -> str:
-        found, damaged = newest_whole(folder, f"{PREFIX_CHECKPOINT_DIR}-")
+        found, damaged = newest_complete(folder, f"{PREFIX_CHECKPOINT_DIR}-")
         if found is None:
             raise ValueError(
                 f"resume_from_checkpoint=True: {folder} holds no checkpoint that can be read"
