@@ -214,7 +214,7 @@ class StrictHandler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or self.cut
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 class StorageHandler(StrictHandler):
@@ -313,13 +313,11 @@ class HubHandler(StrictHandler):
         raise Refused(404, "Not found")
 
     def whoami(self) -> None:
-        """GET whoami-v2."""
         if self.user is None:
             raise Refused(401, "Invalid username or password.")
         self.reply({"name": self.user, "type": "user", "orgs": [], "auth": {"type": "access_token"}})
 
     def create_repo(self) -> None:
-        """POST repos/create."""
         record = self.json()
         if self.user is None:
             raise Refused(401, "Invalid username or password.")
@@ -334,25 +332,15 @@ class HubHandler(StrictHandler):
         self.reply(answer)
 
     def validate_yaml(self) -> None:
-        """POST validate-yaml."""
         check_card(self.json()["content"])
         self.reply({"warnings": []})
 
     def info(self, repo: str, revision: str = "main") -> None:
-        """GET models/ID and models/ID/revision/REV."""
         found = self.repo(repo)
         commit = self.commit_of(found, revision)
         card = check_card(commit.files.get("README.md", b"").decode())
-        self.reply(
-            {
-                "id": repo,
-                "sha": commit.sha,
-                "private": found.private,
-                "tags": card.get("tags", []),
-                "cardData": card,
-                "siblings": [{"rfilename": path} for path in sorted(commit.files)],
-            }
-        )
+        answer = {"id": repo, "sha": commit.sha, "private": found.private, "tags": card.get("tags", [])}
+        self.reply({**answer, "cardData": card, "siblings": [{"rfilename": path} for path in sorted(commit.files)]})
 
     def tree(self, repo: str, revision: str, folder: str = "") -> None:
         """GET models/ID/tree/REV/FOLDER, always recursive."""
@@ -363,7 +351,6 @@ class HubHandler(StrictHandler):
         self.reply([entry(path, commit.files[path]) for path in inside])
 
     def create_branch(self, repo: str, name: str) -> None:
-        """POST models/ID/branch/NAME."""
         found = self.repo(repo, write=True)
         if name in found.refs:
             raise Refused(409, "Reference already exists")
@@ -372,7 +359,6 @@ class HubHandler(StrictHandler):
         self.reply({})
 
     def create_tag(self, repo: str, revision: str) -> None:
-        """POST models/ID/tag/REV."""
         found = self.repo(repo, write=True)
         name = self.json()["tag"]
         if name in found.tags:
@@ -393,7 +379,6 @@ class HubHandler(StrictHandler):
         self.reply({"files": answer})
 
     def lfs_batch(self, repo: str) -> None:
-        """POST ID.git/info/lfs/objects/batch."""
         self.repo(repo)
         objects = []
         for wanted in self.json()["objects"]:
@@ -417,7 +402,7 @@ class HubHandler(StrictHandler):
         check_card(files.get("README.md", b"").decode())
         ref = f"refs/pr/{1 + sum('refs/pr/' in name for name in found.refs)}" if pull_request else revision
         if not pull_request and ref not in found.refs:
-            raise Refused(400, f"{ref} is no branch")
+            raise Refused(400, f"{ref} is not a branch")
         commit = found.commit(ref, files, header["value"]["summary"])
         url = f"{self.server.url}/{repo}"
         pull_url = f"{url}/discussions/{ref.rpartition('/')[2]}" if pull_request else None
@@ -487,7 +472,7 @@ def check_card(content: str) -> dict[str, Any]:
 
 
 def complete(model: dict[str, Any]) -> bool:
-    """Tell whether an entry of model-index has everything the Hub wants."""
+    """Whether an entry of model-index has everything the Hub wants."""
     return bool(model.get("name")) and all(
         result["task"].get("type")
         and {"type", "name"} <= set(result["dataset"])

@@ -34,7 +34,7 @@ from anprompt_peft import ANPromptConfig, Metric, TrainingFacts
 from anprompt_peft.publish import CardCallback, push_folder
 from anprompt_peft.publish.card import BEGIN, END, GENERATED, SUMMARY
 from conftest import IMAGE_SIZE
-from helpers import CLASSES, needs_add_adapter, scatter
+from helpers import CLASSES, adapted, needs_add_adapter, scatter
 from hub_server import HubServer, Repo
 
 try:
@@ -96,8 +96,7 @@ def new_adapter(seed: int = 2) -> Any:
     """A model whose adapter has left its initial values, with facts for the card."""
     torch.manual_seed(seed)
     clip = CLIPModel.from_pretrained(BASE)
-    config = ANPromptConfig(class_names=CLASSES, text_layers=2, vision_layers=2)
-    model = scatter(get_peft_model(clip, config).eval(), seed=seed)
+    model = scatter(adapted(clip, scattered=False, tokenizer_name_or_path=None), seed=seed)
     model.describe_training(TrainingFacts(metrics=[Metric("accuracy", 0.5, "pets", seeds=[seed])]))
     return model
 
@@ -357,8 +356,8 @@ def test_two_adapters(hub: HubServer, client: Run) -> None:
 
 def push_named(repo_id: str) -> None:
     """Push a model whose one adapter is not called default."""
-    config = ANPromptConfig(class_names=CLASSES, text_layers=1, vision_layers=1)
-    get_peft_model(CLIPModel.from_pretrained(BASE), config, adapter_name="flowers").push_to_hub(repo_id)
+    clip = CLIPModel.from_pretrained(BASE)
+    adapted(clip, adapter_name="flowers", tokenizer_name_or_path=None).push_to_hub(repo_id)
 
 
 def find(repo_id: str) -> str:
@@ -371,10 +370,7 @@ def find(repo_id: str) -> str:
 def test_an_adapter_in_a_sub_folder_is_named(client: Run) -> None:
     client(push_named, "alice/named")
     said = client(find, "alice/named")
-    assert (
-        "hold adapters: flowers. Download it with `hf download alice/named --local-dir FOLDER`, and give FOLDER/f"
-        in said
-    )
+    assert "hold adapters: flowers. Download it with `hf download alice/named --local-dir FOLDER`, and give" in said
 
 
 def test_text_written_on_the_hub_is_kept(hub: HubServer, client: Run) -> None:
@@ -446,11 +442,9 @@ def train(folder: Path, repo_id: str, strategy: str, callback: bool, base: str =
     """Train two epochs with pushes during training, then push, edit the local card and push again."""
     pixels = torch.randn(6, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(3))
     data = Dataset.from_dict({"pixel_values": pixels.numpy(), "labels": [0, 1, 2] * 2}).with_format("torch")
-    arguments = TrainingArguments(
-        str(folder), num_train_epochs=2, per_device_train_batch_size=6, save_strategy="epoch", report_to="none",
-        push_to_hub=True, hub_model_id=repo_id, hub_strategy=strategy, hub_always_push=True, use_cpu=True,
-        disable_tqdm=True,
-    )  # fmt: skip
+    pushes: Any = {"push_to_hub": True, "hub_model_id": repo_id, "hub_strategy": strategy, "hub_always_push": True}
+    quiet: Any = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 6}
+    arguments = TrainingArguments(str(folder), num_train_epochs=2, save_strategy="epoch", **pushes, **quiet)
     model: Any = new_adapter()
     model.peft_config["default"].base_model_name_or_path = base
     trainer = Trainer(model, arguments, train_dataset=data, callbacks=[CardCallback()] if callback else None)
@@ -508,22 +502,17 @@ def test_trainer_pushes_no_name_that_only_this_machine_knows(hub: HubServer, cli
         assert not [name for name, content in commit.files.items() if b"/home/alice" in content]
 
 
-def push_checkpoint(folder: Path, repo_id: str) -> None:
-    """Push a folder that Trainer wrote."""
-    push_folder(folder, repo_id)
-
-
 def test_only_the_adapter_of_a_folder_is_pushed(hub: HubServer, client: Run, tmp_path: Path) -> None:
     client(train, tmp_path, "alice/source", "end", callback=False)
     assert (tmp_path / "training_args.bin").is_file()
     assert (tmp_path / "checkpoint-1" / "adapter_config.json").is_file()
-    client(push_checkpoint, tmp_path, "alice/copy")
+    client(push_folder, tmp_path, "alice/copy")
     assert set(files(hub.repos["alice/copy"])) == {".gitattributes", *ADAPTER_FILES}
     assert NOTE in card_of(hub.repos["alice/copy"]).text
-    client(push_checkpoint, tmp_path / "checkpoint-1", "alice/one-checkpoint")
+    client(push_folder, tmp_path / "checkpoint-1", "alice/one-checkpoint")
     assert set(files(hub.repos["alice/one-checkpoint"])) == {".gitattributes", *ADAPTER_FILES}
     with pytest.raises(FileNotFoundError, match="holds no adapter with a card"):
-        client(push_checkpoint, tmp_path / "checkpoint-9", "alice/copy")
+        client(push_folder, tmp_path / "checkpoint-9", "alice/copy")
 
 
 def save(folder: Path) -> None:
@@ -558,18 +547,13 @@ def test_a_processor_beside_the_adapter_is_pushed(hub: HubServer, client: Run, t
     assert same
 
 
-def load_processor() -> None:
-    """Have the processor in the cache."""
-    CLIPProcessor.from_pretrained(BASE)
-
-
 def test_card_code_runs_as_printed(
     environment: dict[str, str], hub: HubServer, client: Run, pets: Repo, tmp_path: Path
 ) -> None:
     """A saved adapter's code runs in its folder, a published one's anywhere; without a network once in the cache."""
     client(save, tmp_path / "saved")
     client(load, pets.name)
-    client(load_processor)
+    client(CLIPProcessor.from_pretrained, BASE)
     (tmp_path / "elsewhere").mkdir()
     write_code((tmp_path / "saved" / "README.md").read_text(), tmp_path / "saved")
     write_code(card_of(pets).text, tmp_path / "elsewhere")
