@@ -107,17 +107,16 @@ class PromptedCLIPModel(CLIPModel):
             labels (`Tensor` or `list[int]`, *optional*): int64 `[B]`, positions in the class names; with them come the
                 losses. The cross entropies leave out images with the label -100, as transformers' losses do.
             return_dict (`bool`): `False` returns a tuple.
-            plan (`Plan`, *optional*): what [`plan`] returned for this call; by default it is made here. It may be
-                given to `torch.compile(model, fullgraph=True)`, see there.
+            plan (`Plan`, *optional*): what [`plan`] returned for this call; by default it is made here.
             kwargs: further arguments of `CLIPModel.forward`, with `input_ids` only.
 
         Returns:
             [`ANPromptOutput`], or transformers' `CLIPOutput` when `input_ids` is given.
 
         Raises:
-            ValueError: if `pixel_values` is missing, `labels` come with `input_ids`, with a plan that was made without
-                them or lie outside the classes, no adapter is active, or it is to be trained and was loaded without
-                `is_trainable=True`.
+            ValueError: if `pixel_values` is missing, `labels` come with `input_ids` or lie outside the classes, the
+                plan was made for another mode or without labels, no adapter is active, or it is to be trained and was
+                loaded without `is_trainable=True`.
             TypeError: for further arguments without `input_ids`.
             NotImplementedError: within `torch.nn.DataParallel`.
         """
@@ -152,6 +151,9 @@ class PromptedCLIPModel(CLIPModel):
             raise ValueError("Give pixel_values to classify images, or pixel_values and input_ids as for CLIPModel.")
         if plan is None:
             plan = self.plan(labels, pixel_values, interpolate_pos_encoding)
+        if plan.training != self.training:
+            mode = "training" if plan.training else "evaluation"
+            raise ValueError(f"This plan was made in {mode} mode. Make it with model.plan(labels) in the call's mode.")
         labels = _checked_labels(labels, plan, pixel_values)
         scores, terms = run(self, plan, pixel_values, labels, interpolate_pos_encoding)
         loss = total_loss(terms) if terms else None
@@ -193,7 +195,7 @@ class PromptedCLIPModel(CLIPModel):
             pixel_values (`Tensor`, *optional*): of the call; only the image cache reads them.
             interpolate_pos_encoding (`bool`): as in the call.
             choice (`Choice`, *optional*): what [`choose`] returned; defaults to the current one.
-            kind (`LogitsKind`, *optional*): logits to return others than those that the configuration says.
+            kind (`LogitsKind`, *optional*): the logits to return, instead of those that the configuration says.
 
         Raises:
             ValueError: if no adapter is active.
@@ -323,7 +325,7 @@ class PromptedCLIPModel(CLIPModel):
         one process.
 
         Call it only where all processes train one and the same model, with the same classes and in step, as with
-        `DistributedDataParallel`: a process that takes no part makes the others wait for ever.
+        `DistributedDataParallel`: a process that takes no part makes the others hang.
 
         Args:
             shard (`bool`): whether to share from now on.

@@ -15,8 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.fast import text
-from conftest import MakeClip
-from helpers import CLASSES, LABELS, adapt, logits, scatter, trainable
+from helpers import CLASSES, LABELS, adapted, logits, make_clip, scatter, trainable
 
 CONFIGURATIONS = {"default": ANPromptConfig, "paper": ANPromptConfig.paper}
 
@@ -29,7 +28,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.fixture
-def small(make_clip: MakeClip) -> CLIPModel:
+def small() -> CLIPModel:
     """With two layers per encoder, for compiling takes a second for each."""
     clip = make_clip()
     for tower in (clip.text_model, clip.vision_model):
@@ -65,9 +64,7 @@ def test_a_compiled_model_is_one_graph_with_the_same_bits(
     assert counter.frame_count == 2
 
 
-def test_a_plan_goes_into_any_module_around_the_model(
-    small: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_a_plan_goes_into_any_module_around_the_model(small: CLIPModel, pixels: Tensor) -> None:
     """There nothing runs before the graph, so that without a plan it is not one, and the message says what to do."""
 
     class Around(nn.Module):
@@ -78,7 +75,7 @@ def test_a_plan_goes_into_any_module_around_the_model(
         def forward(self, **inputs: Any) -> Any:
             return self.model(**inputs)
 
-    model = adapt(small, tokenizer)
+    model = adapted(small)
     expected = logits(model, pixels)
     for inner in (model, model.get_base_model()):
         compiled = torch.compile(Around(inner), fullgraph=True, backend="eager")
@@ -105,9 +102,9 @@ def test_few_graphs_serve_many_steps(
     assert counter.frame_count <= most
 
 
-def test_a_plan_holds_what_its_call_began_with(small: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_a_plan_holds_what_its_call_began_with(small: CLIPModel, pixels: Tensor) -> None:
     """Whatever is chosen before it is run; and it may be run again."""
-    model = adapt(small, tokenizer)
+    model = adapted(small)
     expected = logits(model, pixels)
     with torch.no_grad():
         plan = model.plan()
@@ -117,14 +114,17 @@ def test_a_plan_holds_what_its_call_began_with(small: CLIPModel, tokenizer: CLIP
         assert model(pixel_values=pixels, plan=model.plan()).logits.shape == (3, 2)
 
 
-def test_labels_need_a_plan_made_with_them(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(clip, tokenizer)
+def test_a_plan_for_another_call_is_refused(pixels: Tensor) -> None:
+    model = adapted()
     with pytest.raises(ValueError, match=r"made for a call without labels\. Make it with model\.plan\(labels\)"):
         model(pixel_values=pixels, labels=LABELS, plan=model.plan())
+    plan = model.train().plan(LABELS)
+    with pytest.raises(ValueError, match=r"made in training mode\. Make it with .* in the call's mode"):
+        model.eval()(pixel_values=pixels, labels=LABELS, plan=plan)
 
 
-def test_a_copy_of_the_model_plans_its_own_calls(small: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapt(small, tokenizer)
+def test_a_copy_of_the_model_plans_its_own_calls(small: CLIPModel, pixels: Tensor) -> None:
+    model = adapted(small)
     other = scatter(copy.deepcopy(model), scale=1.0)
     compiled = torch.compile(other, fullgraph=True, backend="eager")
     assert torch.equal(logits(compiled, pixels), logits(other, pixels))

@@ -53,6 +53,7 @@ class Plan:
     classes: ClassSet
     kind: LogitsKind  # of the logits that are returned
     decomposed: bool  # whether layers run decomposed, or CLIP's own forward
+    training: bool
     with_labels: bool = False
     text_features: Tensor | None = None  # [C, d], normalised, cached: prompted features of the classes
     texts: Texts | None = None  # the class texts, where their features are not cached

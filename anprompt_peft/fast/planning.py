@@ -121,7 +121,7 @@ def _decide(clip: CLIPModel, choice: Choice, with_labels: bool, kind: LogitsKind
     if kind is None:
         kind = "class" if not choice.enabled else "fused" if clip.training else config.logits_for(classes.names)
     decomposed = state.decomposes and state.savings.decomposed and choice.enabled and runs_decomposed(clip, config)
-    return Plan(choice.adapter, config, choice.enabled, classes, kind, decomposed, with_labels)
+    return Plan(choice.adapter, config, choice.enabled, classes, kind, decomposed, clip.training, with_labels)
 
 
 def _cached_features(clip: CLIPModel, plan: Plan) -> Tensor | None:

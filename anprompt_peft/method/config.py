@@ -20,7 +20,7 @@ NoiseSource = Literal["text", "descriptions", "gaussian"]
 NoiseIntegration = Literal["concat", "add"]
 NoiseMap = Literal["fixed", "learned"]
 LogitsKind = Literal["fused", "class", "prototype", "ensemble"]
-InferenceLogits = Literal["auto", "fused", "class", "prototype", "ensemble"]
+InferenceLogits = Literal["auto", LogitsKind]
 
 DEFAULT_DEPTH, FINITE = 7 / 12, sys.float_info.max
 PAPER = {"similarity_weight": 0.5, "frozen_share": 0.0, "text_update_rank": None, "rephrased_weight": 0.0}
