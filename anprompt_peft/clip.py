@@ -24,6 +24,7 @@ from .fast.savings import Savings
 from .fast.state import State
 from .method.class_texts import ClassSet, check_class_names, check_template, load_tokenizer, tokenize_classes
 from .method.config import ANPromptConfig, LogitsKind
+from .method.families import image_head
 from .method.features import Pass
 from .method.layer import ANPromptHead
 from .method.losses import Scores, score, total_loss
@@ -398,7 +399,7 @@ class PromptedCLIPModel(CLIPModel):
     @property
     def head(self) -> ANPromptHead:
         """The module that holds the adapters and knows which one is active."""
-        return self.visual_projection
+        return image_head(self)
 
     @property
     def active_config(self) -> ANPromptConfig:

@@ -17,7 +17,6 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, delete_adapter
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from transformers.pipelines import base as pipelines
 
 from .clip import NOT_PREDICTIONS, PromptedCLIPModel
@@ -25,6 +24,7 @@ from .fast.blocks import decomposes
 from .fast.state import State
 from .files import hub_id
 from .method.config import ANPromptConfig
+from .method.families import FAMILIES, family_of, image_head
 from .method.features import evaluating
 from .method.layer import UNKNOWN_TOKEN, ANPromptHead, ANPromptLayer
 from .method.noise import Fitted, fit
@@ -34,7 +34,6 @@ from .publish.mixin import PublishMixin
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 OWN_LAYERS = (ANPromptLayer, ANPromptHead)
-PROJECTIONS = ("visual_projection", "text_projection")
 _FORWARDS = {"forward", "_old_forward"}
 
 logger = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ class ANPromptModel(BaseTuner):
         check_backbone(model)
         if not isinstance(self.peft_config, OwnConfigs):  # else it is the model's, from an earlier adapter
             self.peft_config = OwnConfigs(self.peft_config)
-        earlier = getattr(model.visual_projection, "configs", {}).get(adapter_name)
+        earlier = getattr(image_head(model), "configs", {}).get(adapter_name)
         try:
             config, fitted = self._prepare(self.peft_config[adapter_name], model)
         except BaseException:
@@ -130,7 +129,7 @@ class ANPromptModel(BaseTuner):
             model.anprompt_state.ask_for(None)
             model.anprompt_state.forget(adapter_name)
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
-        head = model.visual_projection
+        head = image_head(model)
         if fitted is not None:
             head.fill(adapter_name, fitted)
         for module in model.modules():
@@ -167,7 +166,7 @@ class ANPromptModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         inference_mode = peft_config.inference_mode
-        if current_key == "visual_projection":
+        if current_key == family_of(self.model).image_head:
             head = target if isinstance(target, ANPromptHead) else ANPromptHead(target)
             text = self.model.config.text_config
             head.update_layer(
@@ -221,7 +220,7 @@ class ANPromptModel(BaseTuner):
         """Delete an adapter; if it was the active one, the first remaining one becomes active in all layers."""
         super().delete_adapter(adapter_name)
         self.model.anprompt_state.forget(adapter_name)
-        self.set_adapter(self.model.visual_projection.active_adapters)
+        self.set_adapter(self.model.head.active_adapters)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -278,7 +277,7 @@ eval_frame.skip_code(_plan_first.__code__)  # else it would be compiled by itsel
 
 def check_backbone(model: Any) -> None:
     """Raise unless `model` is a `CLIPModel` that prompts can be put into, as it is loaded and wrapped."""
-    if type(model) not in (CLIPModel, ANPromptCLIPModel):
+    if type(model) not in (*(each.model for each in FAMILIES.values()), ANPromptCLIPModel):
         raise TypeError(_not_a_clip(model))
     for tower in (model.text_model, model.vision_model):
         name = tower.config._attn_implementation
@@ -288,11 +287,13 @@ def check_backbone(model: Any) -> None:
                 f"{list(ATTENTION)} only. Load CLIP with one of these."
             )
     _check_forward(model)
-    quantised = [name for name in PROJECTIONS if not model.get_submodule(name).weight.is_floating_point()]
+    family = family_of(model)
+    heads = [family.image_head, family.text_head]
+    quantised = [name for name in heads if not model.get_submodule(name).weight.is_floating_point()]
     if quantised:
         raise ValueError(
             f"The quantised {' and '.join(quantised)} cannot be the start of an adapter's weights. Leave them as they "
-            f"are: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules={list(PROJECTIONS)}), for 4 bit alike."
+            f"are: BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules={heads}), for 4 bit alike."
         )
     eos, read_at = model.config.text_config.eos_token_id, getattr(model.text_model, "eos_token_id", None)
     if read_at not in (None, eos):
@@ -304,8 +305,8 @@ def check_backbone(model: Any) -> None:
         raise TypeError("This CLIP already carries adapters of another method. Merge or unload them first.")
     for layer in (*model.text_model.encoder.layers, *model.vision_model.encoder.layers):
         base = layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer
-        if not isinstance(base, CLIPEncoderLayer):
-            raise TypeError(f"ANPrompt wraps CLIPEncoderLayer, found {type(base).__name__} in its place.")
+        if not isinstance(base, family.layer):
+            raise TypeError(f"ANPrompt wraps {family.layer.__name__}, found {type(base).__name__} in its place.")
 
 
 def _check_forward(model: CLIPModel) -> None:
@@ -387,12 +388,13 @@ def _probe(clip: CLIPModel) -> bool:
 
 def _check_incoming(clip: CLIPModel, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Raise `ValueError` if adapter weights about to be loaded were made for other classes or another CLIP."""
-    for adapter, own in clip.visual_projection.anprompt_class_ids.items():
-        given = state_dict.get(f"{prefix}visual_projection.anprompt_class_ids.{adapter}")
+    head, path = image_head(clip), family_of(clip).image_head
+    for adapter, own in head.anprompt_class_ids.items():
+        given = state_dict.get(f"{prefix}{path}.anprompt_class_ids.{adapter}")
         if given is None or own.is_meta or (own == UNKNOWN_TOKEN).all():  # those of an adapter that is being loaded
             continue
         if given.shape != own.shape or not torch.equal(given.to(own), own):
-            names = clip.visual_projection.configs[adapter].class_names
+            names = head.configs[adapter].class_names
             raise ValueError(
                 f"These weights are of an adapter for other class texts than those of {adapter!r}, whose classes are "
                 f"{names}, in this order. Load them under another adapter_name with load_adapter, which reads their "
@@ -432,4 +434,4 @@ def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:
 
     text = tower("text", clip_config.text_config.num_hidden_layers)
     vision = tower("vision", clip_config.vision_config.num_hidden_layers)
-    return f"{text}|{vision}|visual_projection"
+    return f"{text}|{vision}|{FAMILIES[clip_config.model_type].image_head}"

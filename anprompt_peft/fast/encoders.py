@@ -15,6 +15,7 @@ from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ..method.config import ANPromptConfig
+from ..method.families import embed_images, image_norms, project_images, project_texts
 from ..method.features import Pass
 from ..method.layer import ANPromptLayer
 from .blocks import NewPrompts, QueriesKeysValues, Updates, is_hooked, queries_keys_values, run_whole
@@ -47,14 +48,14 @@ def encode_images(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate
             frozen = frozen_image_features(clip, plan, hidden, of_hidden)  # B, d
     prompts = _prompts(layers, plan, hidden.dtype)
     output, prompts_out = run_vision(blocks, hidden, prompts, plan.config.prompt_mixing, of_hidden)
-    return ImageFeatures(_pooled(clip, output), prompts_out, frozen)  # B, d; B, p, d_v; B, d
+    return ImageFeatures(project_images(clip, output), prompts_out, frozen)  # B, d; B, p, d_v; B, d
 
 
 def image_prefix(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> Tensor:
     """Return images as they enter the first layer with prompts, `[B, L, d_v]`."""
-    tower, before = clip.vision_model, _before(clip, "vision", plan.config)
-    with gradients_if(pixel_values, *weights_of(tower.embeddings, tower.pre_layrnorm, *before)):
-        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values, interpolate_pos_encoding=interpolate))
+    before = _before(clip, "vision", plan.config)
+    with gradients_if(pixel_values, *weights_of(clip.vision_model.embeddings, image_norms(clip)[0], *before)):
+        hidden = embed_images(clip, pixel_values, interpolate)
         for layer in before:
             hidden = run_whole(layer, hidden, causal=False)
     return hidden
@@ -67,7 +68,7 @@ def frozen_image_features(
     """Return CLIP's own features `[B, d]` of what [`image_prefix`] gave."""
     blocks = [block(layer) for layer in _prompted(clip, "vision", plan.config)]
     output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, of_hidden)
-    return _pooled(clip, output)
+    return project_images(clip, output)
 
 
 def text_prefix_states(clip: CLIPModel, config: ANPromptConfig, input_ids: Tensor, size: int | None) -> Tensor:
@@ -138,11 +139,7 @@ def _encode_prefix(clip: CLIPModel, plan: Plan, prefix: TextPrefix, recompute: b
     updates: Updates = [partial(layer.update, adapter_name=plan.adapter) for layer in layers]
     prompts = _prompts(layers, plan, prefix.chunks[0].hidden.dtype)
     output = run_text([block(layer) for layer in layers], prefix, prompts, updates, recompute)  # n, d_t
-    return clip.text_projection(clip.text_model.final_layer_norm(output))  # n, d
-
-
-def _pooled(clip: CLIPModel, output: Tensor) -> Tensor:
-    return clip.visual_projection(clip.vision_model.post_layernorm(output))  # B, d_v -> B, d
+    return project_texts(clip, output)  # n, d
 
 
 def _prompts(layers: list[ANPromptLayer], plan: Plan, dtype: torch.dtype) -> NewPrompts:

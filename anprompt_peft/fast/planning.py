@@ -13,6 +13,7 @@ from transformers import CLIPModel
 
 from ..method.class_texts import ClassSet, end_of_text_positions, load_tokenizer, tokenize, trim
 from ..method.config import ANPromptConfig, LogitsKind
+from ..method.families import embed_images, image_head, image_norms, project_images, text_modules
 from ..method.features import frozen_text_features
 from ..method.noise import clean_features, text_targets
 from ..method.registration import PREFIX
@@ -72,7 +73,7 @@ def plan_classes(clip: CLIPModel, choice: Choice, cached: bool = True) -> Plan:
 
 def config_of(clip: CLIPModel, adapter: str) -> ANPromptConfig:
     """Return an adapter's configuration; raise `ValueError` if there is none."""
-    configs = clip.visual_projection.configs
+    configs = image_head(clip).configs
     if adapter not in configs:
         raise ValueError("No ANPrompt adapter is active. Choose one with set_adapter(name).")
     return configs[adapter]
@@ -80,7 +81,7 @@ def config_of(clip: CLIPModel, adapter: str) -> ANPromptConfig:
 
 def trained_classes(clip: CLIPModel, adapter: str) -> ClassSet:
     """Return the classes that an adapter was trained on; raise `ValueError` if its weights were not loaded."""
-    config, ids = config_of(clip, adapter), clip.visual_projection.anprompt_class_ids[adapter]
+    config, ids = config_of(clip, adapter), image_head(clip).anprompt_class_ids[adapter]
 
     def compute() -> ClassSet:
         if int(ids.min()) < 0:
@@ -102,8 +103,8 @@ def own_tokenizer(config: ANPromptConfig) -> Any:
 def clean_text(clip: CLIPModel, classes: ClassSet) -> Tensor:
     """Return the frozen CLIP's features w `[C, d]` of classes, computed at most once."""
     frozen = [each for name, each in clip.text_model.named_parameters() if PREFIX not in name]
-    hooked = hooks(clip.text_model), hooks(clip.text_projection)
-    fingerprint = Fingerprint((*frozen, *clip.text_projection.parameters(), classes.input_ids), *hooked)
+    _, head = text_modules(clip)
+    fingerprint = Fingerprint((*frozen, *head.parameters(), classes.input_ids), *map(hooks, text_modules(clip)))
     return state_of(clip).cached("clean text", fingerprint, lambda: clean_features(clip, classes))
 
 
@@ -126,8 +127,8 @@ def _decide(clip: CLIPModel, choice: Choice, with_labels: bool, kind: LogitsKind
 
 def _cached_features(clip: CLIPModel, plan: Plan) -> Tensor | None:
     """Return the prompted class features `[C, d]`, computed at most once; `None` where gradients are wanted."""
-    head, state = clip.visual_projection, state_of(clip)
-    weights = weights_of(clip.text_model, clip.text_projection, head)
+    head, state = image_head(clip), state_of(clip)
+    weights = weights_of(*text_modules(clip), head)
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
         return None
     adapter = f".{plan.adapter}."
@@ -143,8 +144,7 @@ def _cached_features(clip: CLIPModel, plan: Plan) -> Tensor | None:
         autocast_state(clip.device.type),
         optimizer_steps(),
         [checksum(each) for each in (*own, *trained)],
-        hooks(clip.text_model),
-        hooks(clip.text_projection),
+        *map(hooks, text_modules(clip)),
         state.savings,
         clip.training,
     )
@@ -199,7 +199,7 @@ def _prefixes(clip: CLIPModel, config: ANPromptConfig, input_ids: Tensor, templa
 
 def _text_targets(clip: CLIPModel, choice: Choice, plan: Plan) -> tuple[Tensor, Tensor]:
     """Return the frozen CLIP's clean and perturbed features w and u, each `[C, d]`."""
-    head = clip.visual_projection
+    head = image_head(clip)
     own = head.anprompt_clean_features[plan.adapter], head.anprompt_perturbed_features[plan.adapter]
     if choice.classes is None:
         return own
@@ -237,7 +237,6 @@ def _cached_image_work(
     cache = state_of(clip).image_cache
     if cache is None or not (plan.with_frozen and plan.decomposed):
         return None
-    tower = clip.vision_model
 
     @torch.no_grad()
     def compute(pixels: Tensor) -> dict[str, Tensor]:
@@ -247,8 +246,8 @@ def _cached_image_work(
     @torch.no_grad()
     def outline(pixels: Tensor) -> dict[str, Tensor]:
         """Return names, shapes and dtypes of what is computed, without a layer."""
-        hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=interpolate))
-        return {"hidden": hidden, "frozen": clip.visual_projection(tower.post_layernorm(hidden[:, 0]))}
+        hidden = embed_images(clip, pixels, interpolate)
+        return {"hidden": hidden, "frozen": project_images(clip, hidden[:, 0])}
 
     depends_on = f"{_frozen_vision_digest(clip)} {plan.config.first_layer('vision') - 1} {interpolate}"
     found = cache.fetch(pixel_values, depends_on, compute, outline)
@@ -257,10 +256,9 @@ def _cached_image_work(
 
 def _frozen_vision_digest(clip: CLIPModel) -> str:
     """Return a digest of all that CLIP's image features depend on, besides the images; computed at most once."""
-    tower = clip.vision_model
+    tower, (first, last) = clip.vision_model, image_norms(clip)
     blocks = map(block, tower.encoder.layers)
-    base = clip.visual_projection.base_layer
-    weights = weights_of(tower.embeddings, tower.pre_layrnorm, *blocks, tower.post_layernorm, base)
+    weights = weights_of(tower.embeddings, first, *blocks, last, image_head(clip).base_layer)
     if any(weight.requires_grad for weight in weights):
         raise ValueError(
             "The image cache keeps results of CLIP's frozen vision encoder, and weights of it are trained. Freeze "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import CLIPModel
 
+from ..method.families import image_head, image_norms
 from ..method.features import at_least_float32, ensemble, full_precision, unit
 from ..method.losses import Frozen, Scores, Term, clip_logits, loss_terms, score
 from .encoders import ImageFeatures, encode_images, encode_texts
@@ -45,9 +46,9 @@ def encode_classes(clip: CLIPModel, plan: Plan) -> Tensor:
 
 def score_images(clip: CLIPModel, plan: Plan, images: ImageFeatures, text: Tensor) -> Scores:
     """Return the logits `[B, C]` of encoded images over texts `[C, d]`, of every kind that the plan prepares."""
-    prompts = None if images.prompts is None else clip.vision_model.post_layernorm(images.prompts)  # B, p, d_v
+    prompts = None if images.prompts is None else image_norms(clip)[1](images.prompts)  # B, p, d_v
     with full_precision(images.features):
-        prototype = None if prompts is None else unit(clip.visual_projection.prototype(prompts, plan.adapter))  # B, d
+        prototype = None if prompts is None else unit(image_head(clip).prototype(prompts, plan.adapter))  # B, d
         frozen, scale = None, logit_scale(clip)
         if plan.clean_text is not None and images.frozen is not None:
             frozen = clip_logits(unit(images.frozen), plan.clean_text.to(text), scale)  # B, C

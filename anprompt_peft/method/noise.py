@@ -35,15 +35,10 @@ class Fitted(NamedTuple):
 
 
 def fit(clip: CLIPModel, config: ANPromptConfig) -> Fitted:
-    """Compute what an adapter freezes, from the frozen CLIP and the class texts.
+    """Compute what an adapter freezes, from the frozen CLIP and the class texts; the tokenizer stays in `config`.
 
-    Args:
-        clip (`CLIPModel`): with or without adapters.
-        config (`ANPromptConfig`): resolved; it keeps the tokenizer that was loaded for it.
-
-    Raises:
-        ValueError: if the model is on the meta device, the tokenizer does not fit it, a class text is too long or
-            equal to another's, or there are more noise prompts than distinct perturbed features.
+    A model on the meta device, a tokenizer that does not fit it, a class text that is too long or equal to another's,
+    and more noise prompts than distinct perturbed features raise `ValueError`.
     """
     if any(parameter.is_meta for parameter in clip.parameters()):
         raise ValueError("The noise prompts need CLIP's weights, but the model is on the meta device. Load it first.")
@@ -56,16 +51,10 @@ def fit(clip: CLIPModel, config: ANPromptConfig) -> Fitted:
 
 @torch.no_grad()
 def text_targets(clip: CLIPModel, classes: ClassSet, config: ANPromptConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the method needs from the frozen text encoder.
+    """Return what the method needs from the frozen text encoder about C classes with their tokenizer.
 
-    Args:
-        clip (`CLIPModel`): with or without adapters.
-        classes (`ClassSet`): C classes, with their tokenizer.
-        config (`ANPromptConfig`): names the sources, the scale, the draws and the seed.
-
-    Returns:
-        `tuple[Tensor, Tensor, Tensor]`: the clean features w `[C, d]`, the perturbed ones u `[C, d]` (the normalised
-        mean over a class's draws), and the draws `normalize(w + noise_scale * n)` `[M, d]`.
+    These are the clean features w `[C, d]`, the perturbed ones u `[C, d]` (the normalised mean over a class's draws),
+    and the draws `normalize(w + noise_scale * n)` `[M, d]`.
     """
     clean = clean_features(clip, classes)  # C, d
     noise, owner = [], []
@@ -90,11 +79,7 @@ def class_means(features: Tensor, owners: Tensor, num_classes: int) -> Tensor:
 
 
 def cluster(features: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """Return the KMeans centroids `[K, d]` of the features `[M, d]`: the noise prompts.
-
-    Raises:
-        ValueError: if there are fewer distinct features than clusters.
-    """
+    """Return the KMeans centroids `[K, d]` of the features `[M, d]`, of which as many must be distinct."""
     if num_clusters == 0:
         return features.new_zeros(0, features.shape[-1])
     distinct = len(torch.unique(features, dim=0))

@@ -16,11 +16,6 @@ def perturb_class_text(name: str, templates: list[str], rng: random.Random) -> s
 
     One of six edits is drawn: swapping, dropping, inserting or mistyping a letter, dropping a word of the template,
     or paraphrasing the template.
-
-    Args:
-        name (`str`): the class name.
-        templates (`list[str]`): the clean templates, one of which is drawn.
-        rng (`random.Random`): source of every choice made.
     """
     template = rng.choice(templates)
     text = template.replace("{}", name)

@@ -41,15 +41,7 @@ class Rephrased(NamedTuple):
 def draw_rephrased(
     names: Sequence[str], templates: Sequence[str], words: Sequence[str], count: int, rng: random.Random
 ) -> Rephrased:
-    """Draw rephrased texts of classes, drawn too, and half as many texts of one or two words, at least one.
-
-    Args:
-        names (`Sequence[str]`): the C class names.
-        templates (`Sequence[str]`): with `{}`, one of them for each text.
-        words (`Sequence[str]`): as from [`vocabulary`].
-        count (`int`): m.
-        rng (`random.Random`): source of every choice made.
-    """
+    """Draw m rephrased texts of classes, drawn too, and half as many texts of one or two words, at least one."""
     classes = rng.choices(range(len(names)), k=count)
     texts = [rephrase(names[at], rng.choice(templates), rng) for at in classes]
     about = [" ".join(rng.sample(words, rng.choice((1, 2)))) for _ in range(max(1, count // 2))]

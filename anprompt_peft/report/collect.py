@@ -28,7 +28,7 @@ def read_geometry(model: Any) -> Geometry:
         ValueError: if no adapter is active, or its noise prompts were neither computed nor loaded.
     """
     clip = adapted_clip(model)
-    head = clip.visual_projection
+    head = clip.head
     classes = clip.trained_classes
     clean = head.anprompt_clean_features[head.adapter]
     perturbed = head.anprompt_perturbed_features[head.adapter]
@@ -59,7 +59,7 @@ def describe_adapter(model: Any) -> dict[str, Any]:
         ValueError: if no adapter is active.
     """
     clip = adapted_clip(model)
-    config, adapter = clip.active_config, clip.visual_projection.adapter
+    config, adapter = clip.active_config, clip.head.adapter
     own = own_tensors(adapter)
     size = sum(weight.numel() for name, weight in clip.named_parameters() if own.search(name))
     return {

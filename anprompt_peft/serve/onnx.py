@@ -22,6 +22,7 @@ from ..fast import Savings
 from ..fast.run import run
 from ..files import atomic_file, hub_id
 from ..method.config import LogitsKind
+from ..method.families import family_of
 from ..provenance import provenance
 from ..tuner import ANPromptCLIPModel, adapted_clip
 
@@ -49,7 +50,8 @@ class ImageSide(nn.Module):
         self.plan = clip.plan(kind=_checked(clip, logits))
         self.register_buffer("text_features", self.plan.text_features)
         self.register_buffer("clean_text", self.plan.clean_text)
-        del clip.text_model, clip.text_projection
+        del clip.text_model
+        delattr(clip, family_of(clip).text_head)
         self.clip = clip
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:

@@ -347,7 +347,7 @@ class ANPromptTrainer(Trainer):
         return (checkpoint if top else checkpoint / adapter) / SAFETENSORS_WEIGHTS_NAME
 
     def _trained_adapter(self) -> str:
-        return adapted_clip(self.model).visual_projection.active_adapters[0]
+        return adapted_clip(self.model).head.active_adapters[0]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the batches of a step: none if the resumed checkpoint was a run's last."""

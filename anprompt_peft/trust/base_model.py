@@ -7,6 +7,7 @@ import warnings
 import torch
 from transformers import CLIPModel
 
+from ..method.families import image_head
 from ..method.features import ensemble, frozen_text_features
 
 TEXTS = 8
@@ -18,7 +19,7 @@ def warn_of_another_clip(clip: CLIPModel, adapter: str) -> None:
     """Warn if this CLIP does not compute the clean text features, of `TEXTS` texts, that an adapter was saved with."""
     if any(parameter.is_meta for parameter in clip.parameters()):
         return
-    head = clip.visual_projection
+    head = image_head(clip)
     config = head.configs[adapter]
     templates = len(config.templates)
     classes = max(1, TEXTS // templates)

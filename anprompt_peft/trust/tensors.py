@@ -14,11 +14,12 @@ from transformers import CLIPConfig, CLIPModel
 
 from ..method.class_texts import end_of_text_positions
 from ..method.config import ANPromptConfig
+from ..method.families import CLIP
 from ..method.layer import ANPromptHead, ANPromptLayer
 from ..tuner import check_shape
 
 PREFIX = "base_model.model."
-HEAD, ADAPTER = "visual_projection.", "default"
+HEAD, ADAPTER = f"{CLIP.image_head}.", "default"
 CLASS_IDS = f"{HEAD}anprompt_class_ids"
 FLOATS, INTEGERS = ("F16", "BF16", "F32", "F64"), ("I64",)
 DTYPES = {
