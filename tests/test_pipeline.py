@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,12 @@ TASK = "zero-shot-image-classification"
 FIXED = "image-classification"
 TEMPLATE = "a photo of a {}."
 UNSEEN = ["bird", "large red fish", "drawing of one dog"]
-WAYS = [
-    "PeftModel",
-    "its base model",
-    "folder",
-    pytest.param("folder of add_adapter", marks=needs_add_adapter),
-    "AutoPeftModel",
-]
+OF_ADD_ADAPTER = pytest.param("folder of add_adapter", marks=needs_add_adapter)
+WAYS = ["PeftModel", "its base model", "folder", OF_ADD_ADAPTER, "AutoPeftModel"]
 
 
-@pytest.fixture(scope="module")
-def images() -> list[Image.Image]:
-    random = np.random.default_rng(0)
-    return [Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)) for size in ((16, 16), (20, 33), (50, 17))]
+RANDOM = np.random.default_rng(0)
+IMAGES = [Image.fromarray(RANDOM.integers(0, 256, (*size, 3), np.uint8)) for size in ((16, 16), (20, 33), (50, 17))]
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +57,8 @@ def folder(fitted: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `save_pretrained` writes; no processor lies beside the adapter."""
     folder = tmp_path_factory.mktemp("adapter")
     fitted.save_pretrained(folder)
-    assert {path.name for path in folder.iterdir()} == {
-        "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
+    files = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == files
     return folder
 
 
@@ -76,18 +67,24 @@ def processor(clip_folder: Path) -> CLIPProcessor:
     return CLIPProcessor.from_pretrained(clip_folder)
 
 
-def build(way: str, fitted: Any, folder: Path, processor: CLIPProcessor, tmp_path: Path, task: Any = TASK) -> Any:
-    parts: dict[str, Any] = {"image_processor": processor.image_processor, "device": "cpu"}
-    if task == TASK:
-        parts["tokenizer"] = processor.tokenizer
-    if way == "folder":
-        return pipeline(task, model=str(folder), device="cpu")
-    if way == "folder of add_adapter":
-        CLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
-        return pipeline(task, model=str(tmp_path), device="cpu")
-    if way == "AutoPeftModel":
-        return pipeline(task, model=AutoPeftModel.from_pretrained(folder), **parts)
-    return pipeline(task, model=fitted if way == "PeftModel" else fitted.get_base_model(), **parts)
+@pytest.fixture
+def build(fitted: Any, folder: Path, processor: CLIPProcessor, tmp_path: Path) -> Callable[..., Any]:
+    """Makes a pipeline in one of the ways."""
+
+    def make(way: str, task: Any = TASK) -> Any:
+        parts: dict[str, Any] = {"image_processor": processor.image_processor, "device": "cpu"}
+        if task == TASK:
+            parts["tokenizer"] = processor.tokenizer
+        if way == "folder":
+            return pipeline(task, model=str(folder), device="cpu")
+        if way == "folder of add_adapter":
+            CLIPModel.from_pretrained(folder).save_pretrained(tmp_path)
+            return pipeline(task, model=str(tmp_path), device="cpu")
+        if way == "AutoPeftModel":
+            return pipeline(task, model=AutoPeftModel.from_pretrained(folder), **parts)
+        return pipeline(task, model=fitted if way == "PeftModel" else fitted.get_base_model(), **parts)
+
+    return make
 
 
 def scores(classifier: Any, images: list[Image.Image], labels: list[str], **settings: Any) -> Tensor:
@@ -110,40 +107,30 @@ def own_scores(model: Any, processor: CLIPProcessor, images: list[Image.Image], 
 @pytest.mark.parametrize("labels", [CLASSES, UNSEEN], ids=["trained", "unseen"])
 @pytest.mark.parametrize("way", WAYS)
 def test_scores_are_the_models_own(
-    way: str,
-    labels: list[str],
-    fitted: Any,
-    folder: Path,
-    processor: CLIPProcessor,
-    images: list[Image.Image],
-    tmp_path: Path,
+    way: str, labels: list[str], fitted: Any, processor: CLIPProcessor, build: Callable[..., Any]
 ) -> None:
-    classifier = build(way, fitted, folder, processor, tmp_path)
-    ours, expected = scores(classifier, images, labels), own_scores(fitted, processor, images, labels)
+    classifier = build(way)
+    ours, expected = scores(classifier, IMAGES, labels), own_scores(fitted, processor, IMAGES, labels)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(scores(classifier, images, labels, batch_size=2), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores(classifier, IMAGES, labels, batch_size=2), expected, rtol=0, atol=1e-6)
     with fitted.disable_adapter():
-        assert (own_scores(fitted, processor, images, labels) - expected).abs().max() > 0.01
+        assert (own_scores(fitted, processor, IMAGES, labels) - expected).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("labels", [CLASSES, UNSEEN], ids=["trained", "unseen"])
-def test_scores_are_class_logits_alone(
-    labels: list[str], folder: Path, processor: CLIPProcessor, images: list[Image.Image]
-) -> None:
+def test_scores_are_class_logits_alone(labels: list[str], folder: Path, processor: CLIPProcessor) -> None:
     model = AutoPeftModel.from_pretrained(folder).eval()
     model.set_classes(labels)
     with torch.no_grad():
-        output = model(**processor(images=images, return_tensors="pt"))
-    ours = scores(pipeline(TASK, model=str(folder), device="cpu"), images, labels)
+        output = model(**processor(images=IMAGES, return_tensors="pt"))
+    ours = scores(pipeline(TASK, model=str(folder), device="cpu"), IMAGES, labels)
     torch.testing.assert_close(ours, output.logits_class.softmax(dim=-1), rtol=0, atol=1e-6)
     assert (ours - output.logits.softmax(dim=-1)).abs().max() > 0.001
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(
-    dtype: torch.dtype, fitted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image]
-) -> None:
-    exact = own_scores(fitted, processor, images, UNSEEN)
+def test_half_precision(dtype: torch.dtype, fitted: Any, folder: Path, processor: CLIPProcessor) -> None:
+    exact = own_scores(fitted, processor, IMAGES, UNSEEN)
     from_folder = pipeline(TASK, model=str(folder), dtype=dtype, device="cpu")
     assert {weight.dtype for weight in from_folder.model.parameters()} == {dtype}
     loaded = AutoPeftModel.from_pretrained(folder, dtype=dtype)
@@ -153,53 +140,44 @@ def test_half_precision(
     from_model = pipeline(TASK, model=loaded, device="cpu", **parts)
     assert from_model.dtype == dtype
     for classifier in (from_folder, from_model):
-        ours = scores(classifier, images, UNSEEN)
+        ours = scores(classifier, IMAGES, UNSEEN)
         torch.testing.assert_close(ours, exact, rtol=0, atol=0.05)
-        expected = torch.cat([own_scores(classifier.model, processor, [image], UNSEEN) for image in images])
+        expected = torch.cat([own_scores(classifier.model, processor, [image], UNSEEN) for image in IMAGES])
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_fixed_classes(
-    way: str, fitted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image], tmp_path: Path
-) -> None:
+def test_fixed_classes(way: str, fitted: Any, processor: CLIPProcessor, build: Callable[..., Any]) -> None:
     """The image-classification pipeline names the adapter's classes and gives the model's own, fused logits."""
-    classifier = build(way, fitted, folder, processor, tmp_path, FIXED)
+    classifier = build(way, FIXED)
     with torch.no_grad():
-        logits = fitted(**processor(images=images, return_tensors="pt")).logits
+        logits = fitted(**processor(images=IMAGES, return_tensors="pt")).logits
     expected = logits.softmax(dim=-1)
     for settings in ({}, {"batch_size": 2}):
-        for rows, row in zip(classifier(images, **settings), expected, strict=True):
+        for rows, row in zip(classifier(IMAGES, **settings), expected, strict=True):
             found = {each["label"]: each["score"] for each in rows}
             assert found == pytest.approx(dict(zip(CLASSES, row.tolist(), strict=True)), abs=1e-6)
             assert [each["score"] for each in rows] == sorted(found.values(), reverse=True)
-    assert [each["label"] for each in classifier(images[0], top_k=1)] == [CLASSES[int(expected[0].argmax())]]
+    assert [each["label"] for each in classifier(IMAGES[0], top_k=1)] == [CLASSES[int(expected[0].argmax())]]
 
 
 @pytest.mark.parametrize("task", [FIXED, TASK])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_pipeline_logs_nothing(
-    way: str,
-    task: str,
-    fitted: Any,
-    folder: Path,
-    processor: CLIPProcessor,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    way: str, task: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, build: Callable[..., Any]
 ) -> None:
     """Neither a report on weights that a class without prompts would need, nor that the task is not supported."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    build(way, fitted, folder, processor, tmp_path, task)
+    build(way, task)
     assert caplog.messages == []
 
 
 def test_the_image_classifier_of_an_adapter_is_the_adapted_clip(
-    fitted: Any, folder: Path, processor: CLIPProcessor, images: list[Image.Image]
+    fitted: Any, folder: Path, processor: CLIPProcessor
 ) -> None:
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     assert_labels(model, CLASSES)
-    pixels = processor(images=images, return_tensors="pt")
+    pixels = processor(images=IMAGES, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(model(**pixels).logits, fitted(**pixels).logits)
 
@@ -223,23 +201,23 @@ def test_an_adapter_of_another_method_enters_clips_other_classes(clip_folder: Pa
     assert CLIPVisionModel.from_pretrained(str(tmp_path)).active_adapters() == ["default"]
 
 
-def test_fixed_classes_in_half_precision(folder: Path, images: list[Image.Image]) -> None:
-    exact = pipeline(FIXED, model=str(folder), device="cpu")(images)
+def test_fixed_classes_in_half_precision(folder: Path) -> None:
+    exact = pipeline(FIXED, model=str(folder), device="cpu")(IMAGES)
     for rows, reference in zip(
-        pipeline(FIXED, model=str(folder), device="cpu", dtype=torch.bfloat16)(images), exact, strict=True
+        pipeline(FIXED, model=str(folder), device="cpu", dtype=torch.bfloat16)(IMAGES), exact, strict=True
     ):
         scores = {each["label"]: each["score"] for each in rows}
         assert scores == pytest.approx({each["label"]: each["score"] for each in reference}, abs=0.05)
 
 
-def test_asked_classes_are_the_pipelines(folder: Path, processor: CLIPProcessor, images: list[Image.Image]) -> None:
+def test_asked_classes_are_the_pipelines(folder: Path, processor: CLIPProcessor) -> None:
     """Also those that were asked for after the pipeline was made."""
     model = AutoPeftModel.from_pretrained(folder)
     classifier = pipeline(FIXED, model=model, image_processor=processor.image_processor, device="cpu")
     model.set_classes(UNSEEN, template=TEMPLATE)
     with torch.no_grad():
-        expected = model.eval()(**processor(images=images, return_tensors="pt")).logits.softmax(dim=-1)
-    for rows, row in zip(classifier(images), expected, strict=True):
+        expected = model.eval()(**processor(images=IMAGES, return_tensors="pt")).logits.softmax(dim=-1)
+    for rows, row in zip(classifier(IMAGES), expected, strict=True):
         found = {each["label"]: each["score"] for each in rows}
         assert found == pytest.approx(dict(zip(UNSEEN, row.tolist(), strict=True)), abs=1e-6)
 
@@ -305,9 +283,7 @@ def test_labels_follow_transformers_own_verbs(clip: CLIPModel, folder: Path) -> 
     assert_labels(clip, BASE_LABELS)
 
 
-def test_a_processor_beside_the_adapter(
-    fitted: Any, processor: CLIPProcessor, images: list[Image.Image], tmp_path: Path
-) -> None:
+def test_a_processor_beside_the_adapter(fitted: Any, processor: CLIPProcessor, tmp_path: Path) -> None:
     """A folder with both loads by every door, and gives back the processor that was saved."""
     fitted.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -319,11 +295,11 @@ def test_a_processor_beside_the_adapter(
     assert found.tokenizer.special_tokens_map == processor.tokenizer.special_tokens_map
     texts = [TEMPLATE.format(name) for name in UNSEEN]
     assert AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] == processor.tokenizer(texts)["input_ids"]
-    expected = own_scores(fitted, processor, images, UNSEEN)
+    expected = own_scores(fitted, processor, IMAGES, UNSEEN)
     for model in (AutoPeftModel.from_pretrained(tmp_path), CLIPModel.from_pretrained(tmp_path)):
-        assert torch.equal(own_scores(model.eval(), found, images, UNSEEN), expected)
+        assert torch.equal(own_scores(model.eval(), found, IMAGES, UNSEEN), expected)
     classifier = pipeline(TASK, model=model, image_processor=str(tmp_path), tokenizer=str(tmp_path), device="cpu")
-    torch.testing.assert_close(scores(classifier, images, UNSEEN), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores(classifier, IMAGES, UNSEEN), expected, rtol=0, atol=1e-6)
 
 
 def test_input_embeddings_of_transformers_are_kept(tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
