@@ -21,11 +21,9 @@ import pytest
 import torch
 from datasets import Dataset
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from peft import get_peft_model
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import CLIPModel, TrainingArguments
+from transformers import CLIPModel
 
 import chromium
 from anprompt_peft.evaluation import balanced_accuracy, base_to_new, gain, macro_f1
@@ -42,11 +40,10 @@ from anprompt_peft.report import (
     write_report,
 )
 from anprompt_peft.report.charts import feature_chart, loss_chart
-from anprompt_peft.report.data import loss_table, project
+from anprompt_peft.report.data import LossTable, loss_table, project
 from anprompt_peft.report.page import shown
-from anprompt_peft.training import ANPromptTrainer
 from conftest import IMAGE_SIZE
-from helpers import CLASSES, adapted, make_clip, make_config, marks, texts
+from helpers import CLASSES, adapted, make_clip, make_config, make_trainer, marks, texts
 
 HOSTILE = ["<script>alert(1)</script>", "a & b", "\"><img src=x onerror='alert(1)'>", "猫 الكلب", "unbroken" * 20]
 BINARY = chromium.BINARY
@@ -170,16 +167,20 @@ def test_examples_without_probabilities_or_right_images() -> None:
 # --- pictures
 
 
-def test_loss_table_joins_records_of_one_time() -> None:
-    table = loss_table(make_history(3))
+def table_of(history: Sequence[dict[str, Any]]) -> LossTable:
+    table = loss_table(history)
     assert table is not None
+    return table
+
+
+def test_loss_table_joins_records_of_one_time() -> None:
+    table = table_of(make_history(3))
     assert (table.time, list(table.columns)) == ("epoch", ["loss", "waloss", "similarity_text", "eval_loss"])
     assert table.columns["eval_loss"] == "loss"
     assert table.rows[1] == {"epoch": 2, "loss": 0.25, "similarity_text": 0.0, "waloss": 0.0025, "eval_loss": 0.5}
     assert len(table.rows) == 3
     assert loss_table([{"train_runtime": 1.0}]) is None
-    by_step = loss_table([{"loss": 1.0, "step": 20}, {"loss": 2.0, "step": 10, "epoch": 1}])
-    assert by_step is not None
+    by_step = table_of([{"loss": 1.0, "step": 20}, {"loss": 2.0, "step": 10, "epoch": 1}])
     assert [row["step"] for row in by_step.rows] == [10, 20]
     with pytest.raises(ValueError, match="'epoch'"):
         loss_table([{"loss": 1.0}])
@@ -196,8 +197,7 @@ def test_every_term_of_the_log_is_shown() -> None:
         {"eval_far_loss": 4.0, "epoch": 1},
         {"c.d": 1, "epoch": 2},
     ]
-    table = loss_table(history)
-    assert table is not None
+    table = table_of(history)
     assert table.columns == {
         "loss": "loss", "brand new": "brand new", "c.d": "c.d",
         "eval_loss": "loss", "eval_brand new": "brand new", "eval_far_loss": "loss",
@@ -220,8 +220,7 @@ def test_lines_of_many_terms_look_different() -> None:
 
 def test_loss_chart_is_logarithmic() -> None:
     """Halving the loss moves it down by the same distance; zero lies at the lower end; NaN is left out."""
-    table = loss_table([*make_history(5), {"loss": math.nan, "epoch": 6}])
-    assert table is not None
+    table = table_of([*make_history(5), {"loss": math.nan, "epoch": 6}])
     chart = loss_chart(table)
     found = marks(chart)
     heights = [found[f"loss {2.0**-epoch:.4g} at epoch {epoch}"][1] for epoch in range(1, 6)]
@@ -237,15 +236,13 @@ def test_loss_chart_is_logarithmic() -> None:
 
 
 def test_dense_lines_have_no_marks() -> None:
-    table = loss_table(make_history(41))
-    assert table is not None
+    table = table_of(make_history(41))
     assert marks(loss_chart(table)) == {}
 
 
 @pytest.mark.parametrize("values", [(0.998, 1.001), (0.9, 4.0), (1e-9, 1.0), (3.0, 3.0), (2e6, 5e6)])
 def test_loss_scale_has_some_numbers(values: tuple[float, float]) -> None:
-    table = loss_table([{"loss": value, "epoch": at} for at, value in enumerate(values)])
-    assert table is not None
+    table = table_of([{"loss": value, "epoch": at} for at, value in enumerate(values)])
     drawn = texts(loss_chart(table))
     assert 2 <= len(drawn[drawn.index("epoch") + 1 :]) <= 9
 
@@ -340,9 +337,8 @@ def test_charts_have_the_colours_of_the_page() -> None:
     for chart in re.findall("<svg.*?</svg>", page, re.DOTALL):
         colours = re.findall(r"(?:fill|stroke): (.*?)[;\"]", chart)
         assert colours
-        assert {
-            colour for colour in colours if not re.fullmatch(r"none|var\(--(text|soft|line|card|c\d)\)", colour)
-        } == set()
+        of_page = re.compile(r"none|var\(--(text|soft|line|card|c\d)\)")
+        assert [colour for colour in colours if not of_page.fullmatch(colour)] == []
         assert "<style" not in chart
         assert "font-family" not in chart
 
@@ -460,16 +456,11 @@ def test_a_plain_clip_is_refused() -> None:
             read(make_clip())
 
 
-def test_report_of_a_training(tmp_path: Path) -> None:
+def test_report_of_a_training(data: Dataset, tmp_path: Path) -> None:
     """From Trainer to the file: the page says what the training measured."""
-    model = get_peft_model(make_clip(), make_config())
-    images: Tensor = torch.randn(12, 3, IMAGE_SIZE, IMAGE_SIZE)
-    data = Dataset.from_dict({"pixel_values": images.numpy(), "labels": [0, 1, 2] * 4}).with_format("torch")
-    arguments = TrainingArguments(
-        str(tmp_path / "run"), num_train_epochs=3, eval_strategy="epoch", logging_strategy="epoch", save_strategy="no",
-        report_to="none", disable_tqdm=True, use_cpu=True, remove_unused_columns=False,
-    )  # fmt: skip
-    trainer = ANPromptTrainer(model, arguments, train_dataset=data, eval_dataset=data)
+    model = adapted(scattered=False)
+    settings: Any = dict.fromkeys(("eval_strategy", "logging_strategy"), "epoch")
+    trainer = make_trainer(tmp_path / "run", data, model, save_strategy="no", **settings)
     trainer.train()
     part = predict(model, trainer.get_eval_dataloader(), "test", picture)
     data_shown = ReportData(
@@ -478,9 +469,7 @@ def test_report_of_a_training(tmp_path: Path) -> None:
     page = write_report(data_shown, tmp_path / "report.html").read_text()
     last = [record["eval_waloss"] for record in trainer.state.log_history if "eval_waloss" in record][-1]
     assert f"<td>{last:.4g}</td>" in page
-    losses = loss_table(trainer.state.log_history)
-    assert losses is not None
-    assert set(losses.terms) == {"loss", *model(pixel_values=images, labels=data["labels"][:]).loss_terms}
+    assert set(table_of(trainer.state.log_history).terms) == {"loss", *model(**data[:]).loss_terms}
     assert f'<span class="figure">{100 * part.hits.mean():.1f}</span>' in page
     assert torch.__version__ in page
 
