@@ -27,6 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from anprompt_peft import training
 from anprompt_peft.training import (
     RECIPES,
     ANPromptTrainer,
@@ -721,3 +722,12 @@ def test_accuracy_takes_what_plain_trainer_gives() -> None:
         assert accuracy(prediction) == {"accuracy": pytest.approx(2 / 3)}
     left_out: Any = EvalPrediction(scores, np.array([0, -100, -100]))
     assert accuracy(left_out) == {"accuracy": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [("RepeatableRows", "SeededDataset"), ("TellEpoch", "SetEpochCallback"), ("alone_in", "lock_folder")],
+)
+def test_former_names_stay(former: str, name: str) -> None:
+    assert getattr(training, former) is getattr(training, name)
+    assert {former, name} <= set(training.__all__)
