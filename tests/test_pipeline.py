@@ -49,7 +49,7 @@ IMAGES = [Image.fromarray(RANDOM.integers(0, 256, (*size, 3), np.uint8)) for siz
 @pytest.fixture(scope="module")
 def fitted(clip_folder: Path) -> Any:
     clip = CLIPModel.from_pretrained(clip_folder)
-    torch.manual_seed(0)  # whatever tests ran before
+    torch.manual_seed(1)  # with the same weights, whatever tests ran before
     return scatter(get_peft_model(clip, ANPromptConfig(class_names=CLASSES)).eval())
 
 
