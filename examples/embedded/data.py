@@ -1,16 +1,17 @@
 """Data sets of the embedded suite: digits, MNIST and icons, from installed packages alone.
 
-    anprompt benchmark --data data:icons ...
+    anprompt benchmark --data data:icons --data data:icons_turned ...
 
 Each function returns a `BenchmarkData`; those with "development" in their name serve to choose, the others to report.
-A new one is a function here that hands labelled images to `_data`, changed ones of another data set, for example.
+With the name of a shift behind it (`shifts.py`), a function's name is that of the shifted data set.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from anprompt_peft.extras import extra
 from captions import ICON_TEMPLATE
 from handwriting import CLASS_NAMES, MAX_INK, SPLIT_SEED, TEMPLATE, load_split, to_image
 from icons import PHOSPHOR, REMIX, caption_names, development_concepts, images_of, report_concepts, unseen_names
+from shifts import shift, shifts_of
 
 BITMAP = 32  # pixels, side of the bitmap that a digit is fitted to
 BLOCK = 4  # pixels, side of the squares in which ink is counted
@@ -75,6 +77,26 @@ def icons() -> BenchmarkData:
 def icons_development() -> BenchmarkData:
     """Development concepts, of the same designers as `icons()`."""
     return _icons("icons (development)", development_concepts())
+
+
+def shifted(plain: Callable[[], BenchmarkData], kind: str) -> BenchmarkData:
+    """A data set with all its images changed alike, those of shots and tests, of base and new classes."""
+    data = plain()
+    change = shifts_of(plain.__name__)[kind]
+    parts = {
+        split: Dataset.from_dict({**part[:], "image": shift(part["image"], change)}, features=part.features)
+        for split, part in (("train", data.train), ("test", data.test))
+    }
+    return replace(data, name=f"{data.name}, {kind}", **parts)
+
+
+def __getattr__(name: str) -> Callable[[], BenchmarkData]:
+    """Return the function that makes a shifted data set: `icons_turned`."""
+    plain, _, kind = name.rpartition("_")
+    make = globals().get(plain)
+    if plain.startswith("_") or not callable(make) or kind not in shifts_of(plain):
+        raise AttributeError(f"no data set {name!r}: a shifted one is called DATA_SHIFT, as in icons_turned.")
+    return partial(shifted, make, kind)
 
 
 def _digits(
