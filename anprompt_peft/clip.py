@@ -29,6 +29,7 @@ from .method.features import Pass
 from .method.layer import ANPromptHead
 from .method.losses import Scores, score, total_loss
 
+SCORES = tuple(each.name for each in fields(Scores))  # `vars` cannot be compiled by torch 2.10
 IGNORED = -100
 """Label of an image without one, in transformers and in torch's cross entropy."""
 
@@ -163,7 +164,7 @@ class PromptedCLIPModel(CLIPModel):
             loss=loss,
             logits=getattr(scores, f"logits_{plan.kind}"),
             loss_terms={name: term.value.detach() for name, term in terms.items()} or None,
-            **vars(scores),
+            **{name: getattr(scores, name) for name in SCORES},
         )
         return output if return_dict else output.to_tuple()
 
