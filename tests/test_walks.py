@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,7 @@ def command(*arguments: object) -> Callable[[], Any]:
 def runs(tmp_path: Path, clip_folder: Path, data: Dataset, digits: Path) -> dict[str, Callable[[], Any]]:
     """What each walk is a walk of."""
     pixels = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE)
+    images = shutil.copytree(digits, tmp_path / "images")  # as data sets that a test has read are cached
     model = adapt()
     trainer = make_trainer(tmp_path / "run", data, adapt(), num_train_epochs=2, logging_strategy="epoch")
     short = ("--template", "a photo of the digit {}.", "--epochs", 1, "--shots", 1)
@@ -75,9 +77,9 @@ def runs(tmp_path: Path, clip_folder: Path, data: Dataset, digits: Path) -> dict
         "A forward with labels": lambda: model(pixel_values=pixels, labels=LABELS),
         "A training with `ANPromptTrainer`": trainer.train,
         "`PeftModel.from_pretrained`": load(tmp_path, clip_folder),
-        "`anprompt train`": command("train", digits, "--output", tmp_path / "adapter", "--model", TINY_CLIP, *short),
+        "`anprompt train`": command("train", images, "--output", tmp_path / "adapter", "--model", TINY_CLIP, *short),
         "`anprompt benchmark`": command(
-            "benchmark", "--data", digits, "--model", TINY_CLIP, "--method", "linear-probe", "--shots", 1,
+            "benchmark", "--data", images, "--model", TINY_CLIP, "--method", "linear-probe", "--shots", 1,
             "--seeds", 1, "--output", tmp_path / "grid",
         ),
     }  # fmt: skip
