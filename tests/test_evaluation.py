@@ -28,6 +28,7 @@ from anprompt_peft.evaluation import (
     macro_f1,
 )
 from anprompt_peft.evaluation.calibration import adaptive_calibration_error, expected_calibration_error
+from anprompt_peft.evaluation.metrics import error_by_width
 from anprompt_peft.evaluation.predictions import predict_part
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
 from anprompt_peft.files import atomic_file, atomic_folder, set_aside
@@ -217,6 +218,8 @@ def test_a_bin_holds_its_upper_edge_and_not_its_lower_one() -> None:
     assert expected_calibration_error(*together, bins=4) == pytest.approx(100 * abs(0.5 - 0.675))
     apart = answers([0.75, 0.8], [True, False])
     assert expected_calibration_error(*apart, bins=4) == pytest.approx(100 * (0.5 * 0.25 + 0.5 * 0.8))
+    lowest = np.array([0.2, 0.3]), np.array([True, False])
+    assert error_by_width(*lowest, bins=4) == pytest.approx(100 * (0.5 * 0.8 + 0.5 * 0.3))
     certain = answers([1.0, 0.9], [True, True])
     assert expected_calibration_error(*certain, bins=4) == pytest.approx(5)
 
