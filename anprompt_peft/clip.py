@@ -117,9 +117,9 @@ class PromptedCLIPModel(CLIPModel):
 
         Raises:
             ValueError: if `pixel_values` is missing, `labels` come with `input_ids` or lie outside the classes, the
-                plan was made for another mode or without labels, no adapter is active, or it is to be trained and was
-                loaded without `is_trainable=True`.
-            TypeError: for further arguments without `input_ids`.
+                plan was made for another model or mode, or without labels, no adapter is active, or it is to be
+                trained and was loaded without `is_trainable=True`.
+            TypeError: for further arguments without `input_ids`, or a plan that is not one.
             NotImplementedError: within `torch.nn.DataParallel`.
         """
         if getattr(self, "_is_replica", False):
@@ -153,9 +153,7 @@ class PromptedCLIPModel(CLIPModel):
             raise ValueError("Give pixel_values to classify images, or pixel_values and input_ids as for CLIPModel.")
         if plan is None:
             plan = self.plan(labels, pixel_values, interpolate_pos_encoding)
-        if plan.training != self.training:
-            mode = "training" if plan.training else "evaluation"
-            raise ValueError(f"This plan was made in {mode} mode. Make it with model.plan(labels) in the call's mode.")
+        self._check_plan(plan)
         labels = _checked_labels(labels, plan, pixel_values)
         scores, terms = run(self, plan, pixel_values, labels, interpolate_pos_encoding)
         loss = total_loss(terms) if terms else None
@@ -213,6 +211,18 @@ class PromptedCLIPModel(CLIPModel):
         if given["plan"] is not None or texts is not None or images is None:
             return kwargs
         return {**kwargs, "plan": self.plan(given["labels"], images, bool(given["interpolate_pos_encoding"]))}
+
+    def _check_plan(self, plan: Plan) -> None:
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan must be what model.plan(labels) returned, got {plan!r}.")
+        if self.head.configs.get(plan.adapter) is not plan.config:
+            raise ValueError(
+                f"This plan was made for another model, or an adapter {plan.adapter!r} that is gone. Make it with "
+                "model.plan(labels) of this one."
+            )
+        if plan.training != self.training:
+            mode = "training" if plan.training else "evaluation"
+            raise ValueError(f"This plan was made in {mode} mode. Make it with model.plan(labels) in the call's mode.")
 
     def _check_training(self, loss: Tensor | None, plan: Plan) -> None:
         """Warn of training without a loss, and raise `ValueError` if nothing is trained."""

@@ -134,3 +134,17 @@ def test_a_copy_of_the_model_plans_its_own_calls(small: CLIPModel, pixels: Tenso
     compiled = torch.compile(other, fullgraph=True, backend="eager")
     assert torch.equal(logits(compiled, pixels), logits(other, pixels))
     assert not torch.equal(logits(other, pixels), logits(model, pixels))
+
+
+def test_plans_of_other_models_are_refused(small: CLIPModel, pixels: Tensor) -> None:
+    model = adapted(small)
+    plan, other = model.plan(), copy.deepcopy(model)
+    model.add_adapter("default 2", plan.config)
+    model.set_adapter("default 2")
+    model(pixel_values=pixels, plan=plan)
+    model.delete_adapter("default")
+    for each in (other, model):
+        with pytest.raises(ValueError, match="another model, or an adapter 'default' that is gone"):
+            each(pixel_values=pixels, plan=plan)
+    with pytest.raises(TypeError, match=r"plan must be what model\.plan\(labels\) returned, got 'no'"):
+        model(pixel_values=pixels, plan="no")
