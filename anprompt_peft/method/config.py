@@ -308,7 +308,10 @@ def mismatch(value: Any, kind: Any, least: float | None = None, most: float | No
     """
     kinds = (kind, *get_args(kind))
     highest = most if most is not None else FINITE if float in kinds else math.inf
+    numeric = {int, float} & {*kinds} and bool not in kinds
     try:
+        if numeric and isinstance(value, bool):  # an integer to huggingface_hub 1.5
+            raise TypeError
         type_validator("", 0.0 if float in kinds and type(value) is int else value, kind)
         if least is None or value is None or least <= value <= highest:
             return None
