@@ -18,11 +18,18 @@ from transformers.utils import ModelOutput
 
 from .fast.image_cache import DEFAULT_MAX_BYTES, ImageCache
 from .fast.plan import Choice, Plan
-from .fast.planning import config_of, own_tokenizer, plan_call, plan_classes, trained_classes
+from .fast.planning import config_of, plan_call, plan_classes, trained_classes
 from .fast.run import encode_classes, logit_scale, run
 from .fast.savings import Savings
 from .fast.state import State
-from .method.class_texts import ClassSet, check_class_names, check_template, load_tokenizer, tokenize_classes
+from .method.class_texts import (
+    ClassSet,
+    check_class_names,
+    check_template,
+    load_tokenizer,
+    own_tokenizer,
+    tokenize_classes,
+)
 from .method.config import ANPromptConfig, LogitsKind
 from .method.families import image_head
 from .method.features import Pass

@@ -563,6 +563,6 @@ def test_strengths_of_shifts_leave_room_to_adapt() -> None:
 
 def test_unknown_shifts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(TINY_CLIP.parent)
-    for name in ("icons_inverted", "icons_", "_icons_turned", "np_turned"):
+    for name in ("icons_inverted", "icons_", "_icons_turned", "np_turned", "Path_turned", "shifted_turned"):
         with pytest.raises(ValueError, match=f"the module data has no function {name}"):
             load_benchmark_data(f"data:{name}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..method.class_texts import ClassSet, load_tokenizer, tokenize
+from ..method.class_texts import ClassSet, own_tokenizer, tokenize
 from ..method.config import LogitsKind
 from ..method.features import evaluating
 from ..tuner import adapted_clip
@@ -41,7 +41,7 @@ class FittedAdapter:
         self.model, self.zero_shot = model, zero_shot
         self.clip = adapted_clip(model)
         config = self.clip.active_config
-        self.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
+        self.tokenizer = own_tokenizer(config)
         self._given = frozen
         self._seen = CachedFeatures(self._encode)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from ..method.class_texts import ClassSet, end_of_text_positions, load_tokenizer, tokenize, trim
+from ..method.class_texts import ClassSet, end_of_text_positions, own_tokenizer, tokenize, trim
 from ..method.config import ANPromptConfig, LogitsKind
 from ..method.families import embed_images, image_head, image_norms, project_images, text_modules
 from ..method.features import frozen_text_features
@@ -92,12 +91,6 @@ def trained_classes(clip: CLIPModel, adapter: str) -> ClassSet:
         return ClassSet(tuple(config.class_names), tuple(config.templates), trim(ids, clip.config))
 
     return state_of(clip).cached("trained classes", Fingerprint([ids]), compute)
-
-
-def own_tokenizer(config: ANPromptConfig) -> Any:
-    """Return the tokenizer that a configuration names, loaded at most once."""
-    config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
-    return config.tokenizer
 
 
 def clean_text(clip: CLIPModel, classes: ClassSet) -> Tensor:

@@ -103,6 +103,12 @@ def load_tokenizer(tokenizer: Any, name_or_path: str | None) -> Any:
     return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
 
 
+def own_tokenizer(config: Any) -> Any:
+    """Return the tokenizer that an adapter's configuration names, loaded at most once."""
+    config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
+    return config.tokenizer
+
+
 def tokenize_classes(
     names: Sequence[str], templates: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: CLIPConfig
 ) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
-from .class_texts import ClassSet, check_descriptions, load_tokenizer, tokenize, tokenize_classes
+from .class_texts import ClassSet, check_descriptions, own_tokenizer, tokenize, tokenize_classes
 from .config import ANPromptConfig
 from .features import ensemble, frozen_text_features, normalize
 from .perturb import perturb_class_text
@@ -42,7 +42,7 @@ def fit(clip: CLIPModel, config: ANPromptConfig) -> Fitted:
     """
     if any(parameter.is_meta for parameter in clip.parameters()):
         raise ValueError("The noise prompts need CLIP's weights, but the model is on the meta device. Load it first.")
-    config.tokenizer = load_tokenizer(config.tokenizer, config.tokenizer_name_or_path)
+    own_tokenizer(config)
     names, templates = tuple(config.class_names), tuple(config.templates)
     input_ids = tokenize_classes(names, templates, config.tokenizer, clip.config)
     clean, perturbed, draws = text_targets(clip, ClassSet(names, templates, input_ids, config.tokenizer), config)

@@ -109,7 +109,7 @@ def read_hits(grid: Path, cells: Sequence[Cell], data: str) -> dict[str, list[np
     hits = {}
     for method in METHODS:
         runs = [read_predictions(grid, cell.key) for cell in cells if (cell.data, cell.name) == (data, method)]
-        hits[method] = [np.stack([run[half].labels == run[half].predicted for run in runs]) for half in runs[0]]
+        hits[method] = [np.stack([run[half].hits for run in runs]) for half in runs[0]]
     return hits
 
 

@@ -79,12 +79,20 @@ def icons_development() -> BenchmarkData:
     return _icons("icons (development)", development_concepts())
 
 
+PLAIN = {
+    make.__name__: make
+    for make in (
+        digits, digits_high, digits_even, digits_development, mnist, digits_mnist, icons, icons_development
+    )
+}  # fmt: skip
+
+
 def shifted(plain: Callable[[], BenchmarkData], kind: str) -> BenchmarkData:
     """A data set with all its images changed alike, those of shots and tests, of base and new classes."""
     data = plain()
     change = shifts_of(plain.__name__)[kind]
     parts = {
-        split: Dataset.from_dict({**part[:], "image": shift(part["image"], change)}, features=part.features)
+        split: Dataset.from_dict({"image": shift(part["image"], change), "label": part["label"]}, part.features)
         for split, part in (("train", data.train), ("test", data.test))
     }
     return replace(data, name=f"{data.name}, {kind}", **parts)
@@ -93,10 +101,9 @@ def shifted(plain: Callable[[], BenchmarkData], kind: str) -> BenchmarkData:
 def __getattr__(name: str) -> Callable[[], BenchmarkData]:
     """Return the function that makes a shifted data set: `icons_turned`."""
     plain, _, kind = name.rpartition("_")
-    make = globals().get(plain)
-    if plain.startswith("_") or not callable(make) or kind not in shifts_of(plain):
+    if plain not in PLAIN or kind not in shifts_of(plain):
         raise AttributeError(f"no data set {name!r}: a shifted one is called DATA_SHIFT, as in icons_turned.")
-    return partial(shifted, make, kind)
+    return partial(shifted, PLAIN[plain], kind)
 
 
 def _digits(
