@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,7 @@ import anprompt_peft  # noqa: F401 - registers the method
 from export_folder import export
 from helpers import CONTEXT, IMAGE_SIZE, make_clip, tiny_tokenizer, train_by_command
 
-__all__ = ["CONTEXT", "IMAGE_SIZE", "MakeClip"]
-
-MakeClip = Callable[..., CLIPModel]
+__all__ = ["CONTEXT", "IMAGE_SIZE"]
 
 torch.set_num_threads(1)
 
@@ -38,11 +36,6 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def tokenizer() -> CLIPTokenizer:
     return tiny_tokenizer()
-
-
-@pytest.fixture(scope="session", name="make_clip")
-def _make_clip() -> MakeClip:
-    return make_clip
 
 
 @pytest.fixture

@@ -125,11 +125,6 @@ def adapted(
     return scatter(model) if scattered else model
 
 
-def adapt(clip: CLIPModel, tokenizer: CLIPTokenizer, **settings: Any) -> Any:
-    """[`adapted`] with another tokenizer."""
-    return adapted(clip, **{"tokenizer_name_or_path": tokenizer, **settings})
-
-
 def scatter(model: Any, scale: float = 0.1, seed: int = 2) -> Any:
     """Moves every trainable weight a little, so that nothing is tested at zero."""
     generator = torch.Generator().manual_seed(seed)

@@ -25,7 +25,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from helpers import CLASSES, adapt, adapted, make_clip, make_config
+from helpers import CLASSES, adapted, make_clip, make_config
 
 TINY = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 VISION = {**TINY, "image_size": 8, "patch_size": 8}
@@ -106,7 +106,7 @@ def test_a_processor_is_no_tokenizer(clip: CLIPModel, clip_folder: Path) -> None
         get_peft_model(clip, make_config(processor))
     with pytest.raises(ValueError, match=r"(?i)ClipImageProcessor\w* is no tokenizer"):
         get_peft_model(clip, make_config(processor.image_processor))
-    model = adapt(clip, processor.tokenizer)
+    model = adapted(clip, tokenizer_name_or_path=processor.tokenizer)
     with pytest.raises(ValueError, match=r"CLIPProcessor is no tokenizer"):
         model.set_classes(["cat", "dog"], tokenizer=processor)
 

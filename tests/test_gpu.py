@@ -12,13 +12,13 @@ from PIL import Image as Pillow
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
-from transformers import CLIPImageProcessorPil, CLIPTokenizer
+from transformers import CLIPImageProcessorPil
 
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.fast import Savings
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 from conftest import IMAGE_SIZE
-from helpers import CLASSES, LABELS, adapt, adapted, make_clip, trainable
+from helpers import CLASSES, LABELS, adapted, make_clip, trainable
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,12 +52,10 @@ def test_equals_the_cpu(savings: Savings, pixels: Tensor) -> None:
 @pytest.mark.parametrize("savings", KINDS)
 @pytest.mark.parametrize("frozen_half", [False, True])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_mixed_precision(
-    dtype: torch.dtype, frozen_half: bool, savings: Savings, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
+def test_mixed_precision(dtype: torch.dtype, frozen_half: bool, savings: Savings, pixels: Tensor) -> None:
     """All gradients together are off by less than one rounding of each layer, forth and back."""
     base = dtype if frozen_half else torch.float32
-    model = adapt(make_clip(dtype=base).float(), tokenizer, prototype_rank=2, rephrased_weight=10.0).train().to("cuda")
+    model = adapted(make_clip(dtype=base).float(), prototype_rank=2, rephrased_weight=10.0).train().to("cuda")
     loss, gradients = step(model, pixels)
     for name, weight in model.named_parameters():
         if "anprompt_" not in name:

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from anprompt_peft.method.layer import ANPromptLayer, LowRank
-from conftest import MakeClip
 from helpers import CLASSES, make_clip, make_config, trainable
 
 
@@ -95,7 +94,7 @@ def test_low_rank_residuals_start_small() -> None:
     assert module.down.mean().item() == pytest.approx(0.0, abs=4e-4)
 
 
-def fixed_map(make_clip: MakeClip, tokenizer: CLIPTokenizer, latent_dim: int, seed: int) -> Tensor:
+def fixed_map(tokenizer: CLIPTokenizer, latent_dim: int, seed: int) -> Tensor:
     """The matrix that took 24 independent noise prompts to the latent dim, solved for."""
     settings: dict[str, Any] = {"num_noise_tokens": 24, "noise_draws": 10, "noise_scale": 1.0, "noise_seed": seed}
     settings["noise_source"] = "gaussian"
@@ -109,11 +108,11 @@ def fixed_map(make_clip: MakeClip, tokenizer: CLIPTokenizer, latent_dim: int, se
 @pytest.mark.parametrize("latent_dim", [10, 23, 25, 40])
 def test_the_fixed_map_is_orthogonal_and_seeded(latent_dim: int, tokenizer: CLIPTokenizer) -> None:
     """Into more dimensions it changes no angle and no length; into fewer it is a projection."""
-    found = fixed_map(make_clip, tokenizer, latent_dim, 0)
+    found = fixed_map(tokenizer, latent_dim, 0)
     gram = found @ found.T if latent_dim > 24 else found.T @ found
     torch.testing.assert_close(gram, torch.eye(len(gram), dtype=torch.float64), rtol=0, atol=1e-9)
-    torch.testing.assert_close(fixed_map(make_clip, tokenizer, latent_dim, 0), found, rtol=0, atol=1e-9)
-    assert (fixed_map(make_clip, tokenizer, latent_dim, 1) - found).abs().max() > 0.1
+    torch.testing.assert_close(fixed_map(tokenizer, latent_dim, 0), found, rtol=0, atol=1e-9)
+    assert (fixed_map(tokenizer, latent_dim, 1) - found).abs().max() > 0.1
 
 
 def test_maps_are_made_only_where_they_are_needed(tokenizer: CLIPTokenizer) -> None:

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.method.features import normalize
@@ -24,8 +23,7 @@ from anprompt_peft.method.losses import (
     total_loss,
     waloss,
 )
-from conftest import MakeClip
-from helpers import adapt
+from helpers import adapted
 
 SCALE = torch.tensor(7.0, dtype=torch.float64)
 LABELS = torch.tensor([3, 0, 2, 3, 1])
@@ -109,10 +107,8 @@ def test_without_a_prototype_the_class_logits_are_all() -> None:
     ("given_dtype", "expected"),
     [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
 )
-def test_logits_are_at_least_float32(
-    given_dtype: torch.dtype, expected: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    model = adapt(make_clip(dtype=given_dtype), tokenizer, inference_logits="ensemble")
+def test_logits_are_at_least_float32(given_dtype: torch.dtype, expected: torch.dtype, pixels: Tensor) -> None:
+    model = adapted(dtype=given_dtype, inference_logits="ensemble")
     output = model(pixel_values=pixels.to(given_dtype), return_dict=False)
     assert [tensor.dtype for tensor in output] == [expected] * 7
 

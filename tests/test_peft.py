@@ -34,7 +34,6 @@ from anprompt_peft.method import registration
 from anprompt_peft.method.layer import ANPromptHead, ANPromptLayer, grow_mask
 from helpers import (
     CLASSES,
-    adapt,
     adapted,
     cached,
     logits,
@@ -433,7 +432,7 @@ def test_disabled_heeds_masks_as_the_base_model_does(attention: str, tokenizer: 
         assert not torch.equal(clip.get_text_features(tokens.input_ids).pooler_output, base.pooler_output)
 
 
-def test_unload_gives_the_base_model_back(tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_unload_gives_the_base_model_back(pixels: Tensor) -> None:
     clip = make_clip()
     attributes = set(vars(clip))
     model = adapted(clip)
@@ -447,7 +446,7 @@ def test_unload_gives_the_base_model_back(tokenizer: CLIPTokenizer, pixels: Tens
     with torch.no_grad():
         expected = make_clip().get_image_features(pixels).pooler_output
         assert torch.equal(base.get_image_features(pixels).pooler_output, expected)
-    again = adapt(base, tokenizer)
+    again = adapted(base)
     assert logits(again, pixels).shape == (3, 3)
 
 
@@ -615,11 +614,9 @@ def test_hidden_states_and_attentions_come_through(pixels: Tensor) -> None:
     assert output.last_hidden_state.shape[1] == 5
 
 
-def test_every_trainable_weight_gets_a_gradient(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_every_trainable_weight_gets_a_gradient(clip: CLIPModel, pixels: Tensor) -> None:
     """DDP stops on trainable weights that take no part."""
-    model = adapt(
-        clip, tokenizer, projection_rank=2, text_update_rank=3, prototype_rank=2, latent_dim=10, noise_map="learned"
-    )
+    model = adapted(clip, projection_rank=2, text_update_rank=3, prototype_rank=2, latent_dim=10, noise_map="learned")
     model.add_adapter("two", make_config())
     model.train()(pixel_values=pixels, labels=LABELS).loss.backward()
     assert all(weight.grad is not None for weight in trainable(model).values())

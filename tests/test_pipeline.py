@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from anprompt_peft import ANPromptConfig, tuner
-from helpers import CLASSES, adapt, adapted, cached, make_clip, make_config, needs_add_adapter, scatter
+from helpers import CLASSES, adapted, cached, make_clip, make_config, needs_add_adapter, scatter
 
 TASK = "zero-shot-image-classification"
 FIXED = "image-classification"
@@ -255,7 +255,7 @@ def test_labels_follow_the_adapter_and_the_classes(clip: CLIPModel) -> None:
 
 
 @pytest.mark.parametrize("labels", [None, ["plant", "animal", "stone"]], ids=["without labels", "with labels"])
-def test_unload_gives_the_labels_back(labels: list[str] | None, tokenizer: CLIPTokenizer) -> None:
+def test_unload_gives_the_labels_back(labels: list[str] | None) -> None:
     clip = make_clip()
     if labels:
         clip.config.id2label = dict(enumerate(labels))
@@ -267,7 +267,7 @@ def test_unload_gives_the_labels_back(labels: list[str] | None, tokenizer: CLIPT
     base = model.unload()
     assert_labels(base, labels or BASE_LABELS)
     assert base.config.to_dict() == before
-    assert_labels(adapt(base, tokenizer), CLASSES)
+    assert_labels(adapted(base), CLASSES)
 
 
 @needs_add_adapter

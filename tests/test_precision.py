@@ -10,12 +10,10 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from anprompt_peft.fast import Savings, choose_precision, multiplies_bfloat16, precision, set_precision
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
-from conftest import MakeClip
-from helpers import LABELS, adapt, adapted, logits, make_clip, make_config, trainable
+from helpers import LABELS, adapted, logits, make_clip, make_config, trainable
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
@@ -71,9 +69,7 @@ def test_weights_that_are_trained_stay() -> None:
     assert model.base_model.model.text_model.final_layer_norm.weight.dtype == torch.bfloat16
 
 
-def relative_errors(
-    dtype: torch.dtype, make_clip: MakeClip, tokenizer: CLIPTokenizer, pixels: Tensor, savings: Savings
-) -> dict[str, float]:
+def relative_errors(dtype: torch.dtype, pixels: Tensor, savings: Savings) -> dict[str, float]:
     """Relative errors of logits and of every gradient with frozen weights of a dtype, against float64."""
 
     def run(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -81,7 +77,7 @@ def relative_errors(
         generator = torch.Generator().manual_seed(5)
         for weight in clip.parameters():  # no number of bits short of float64's holds them
             weight.data *= 1 + 1e-3 * torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-        model = adapt(clip, tokenizer, text_update_rank=2)
+        model = adapted(clip, text_update_rank=2)
         if dtype != torch.float64:
             model.float()
             for weight in model.parameters():
@@ -96,16 +92,14 @@ def relative_errors(
 
 
 @pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["fast", "plain"])
-def test_bfloat16_errs_by_its_unit_roundoff(savings: Savings, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
+def test_bfloat16_errs_by_its_unit_roundoff(savings: Savings, pixels: Tensor) -> None:
     """First-order error analysis: the same roundings, each 2**16 times as large, give 2**16 times the error.
 
     Sums inside products, norms and softmaxes are float32 in both, and so are logits, losses and the adapter, so that
     it should be somewhat less; and both errors are one draw each. Far less would mean that nothing was rounded.
     """
     pixels = pixels.double()
-    of_float32, of_bfloat16 = (
-        relative_errors(dtype, make_clip, tokenizer, pixels, savings) for dtype in UNIT_ROUNDOFF
-    )
+    of_float32, of_bfloat16 = (relative_errors(dtype, pixels, savings) for dtype in UNIT_ROUNDOFF)
     ratio = UNIT_ROUNDOFF[torch.bfloat16] / UNIT_ROUNDOFF[torch.float32]
     for name, error in of_bfloat16.items():
         assert 1 / 32 < error / (of_float32[name] * ratio) < 2, name
