@@ -165,6 +165,18 @@ def test_halves_are_in_the_order_of_the_label_ids_or_follow_from_the_seed() -> N
     assert class_halves(names, 3, "random") == cuts[3]
 
 
+@pytest.mark.parametrize("count", [4, 7])
+def test_paired_halves_come_in_both_orders(count: int) -> None:
+    names = [f"class {number:02}" for number in range(count)]
+    cuts = [class_halves(names, seed, "paired") for seed in range(1, 9)]
+    for odd, even in zip(cuts[::2], cuts[1::2], strict=True):
+        assert (odd.base, odd.new) == (even.new, even.base)
+        assert sorted(odd.base + odd.new) == names
+        assert [*odd.base] == sorted(odd.base)
+    assert cuts[0] == class_halves(names, 1, "random")
+    assert len({cut.base for cut in cuts}) > 3
+
+
 def test_random_halves_keep_the_shots_of_each_class() -> None:
     task = task_of("base-to-new", 2, 3, halves="random")
     assert task.classes.names != NAMES[:3]
@@ -261,7 +273,7 @@ THREE = make_data(train=[0, 1, 2], test=[0, 1, 2], names=NAMES[:3])
     ("protocol", "options", "message"),
     [
         ("zero-shot", {}, "protocol='zero-shot' must be one of base-to-new, few-shot, all-classes, cross"),
-        ("base-to-new", {"halves": "first"}, "halves='first' must be one of order, random"),
+        ("base-to-new", {"halves": "first"}, "halves='first' must be one of order, random, paired"),
         ("base-to-new", {"data": THREE}, "each half needs two classes, got base .* and new "),
         ("base-to-new", {"data": THREE, "halves": "random"}, "each half needs two classes, got base .* and new "),
         ("base-to-new", {"sampling": "dassl"}, "sampling='dassl' must be one of coop, seeded"),

@@ -34,8 +34,8 @@ from .task import ImageSet, Part, Task
 
 BASE_TO_NEW, FEW_SHOT, ALL_CLASSES, CROSS_DATA = "base-to-new", "few-shot", "all-classes", "cross-data"
 PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, ALL_CLASSES, CROSS_DATA)
-IN_ORDER, AT_RANDOM = "order", "random"
-HALVES = (IN_ORDER, AT_RANDOM)
+IN_ORDER, AT_RANDOM, PAIRED = "order", "random", "paired"
+HALVES = (IN_ORDER, AT_RANDOM, PAIRED)
 COOP, SEEDED = "coop", "seeded"
 SAMPLINGS = (COOP, SEEDED)
 VALIDATION_SHOTS = 4
@@ -157,7 +157,8 @@ def make_task(
         shots (`int`): images per class.
         seed (`int`): names the draw of the shots, and of the halves if they are drawn.
         halves (`str`): `order`: the first `ceil(C / 2)` label ids are base, as in the published tables. `random`: as
-            many, drawn from the seed.
+            many, drawn from the seed. `paired`: two seeds share a draw, 1 and 2, 3 and 4; the even one learns the
+            other half. Which half is learned decides much of the gain, and both orders together balance it.
         sampling (`str`, `Path` or `Shots`): `coop` or `seeded`, see [`draw_shots`]; or what that drew, or a JSON file
             of [`Shots.save`], which stand for a draw with any `shots` and `seed`.
         targets (`Sequence[BenchmarkData]`): for `cross-data`, what to measure besides the source's own test set.
@@ -195,12 +196,13 @@ def make_task(
 
 
 def class_halves(names: Sequence[str], seed: int, how: str = IN_ORDER) -> ClassHalves:
-    """Cut classes, given in the order of their label ids, into base and new; base has `ceil(C / 2)`.
+    """Cut classes, given in the order of their label ids, into base and new.
 
     Args:
         names (`Sequence[str]`): C class names.
-        seed (`int`): for `random`.
-        how (`str`): `order` or `random`; either keeps the order of the label ids within a half.
+        seed (`int`): for `random` and `paired`.
+        how (`str`): `order`, `random` or `paired`, see [`make_task`]; each keeps the order of the label ids within a
+            half.
 
     Raises:
         ValueError: for any other `how`.
@@ -210,11 +212,15 @@ def class_halves(names: Sequence[str], seed: int, how: str = IN_ORDER) -> ClassH
     in_order = halves(names)
     if how == IN_ORDER:
         return in_order
-    base = set(np.random.default_rng(seed).permutation(len(names))[: len(in_order.base)].tolist())
-    return ClassHalves(
-        tuple(name for label, name in enumerate(names) if label in base),
-        tuple(name for label, name in enumerate(names) if label not in base),
-    )
+    draw = draw_of(seed) if how == PAIRED else seed
+    first = set(np.random.default_rng(draw).permutation(len(names))[: len(in_order.base)].tolist())
+    both = [tuple(name for label, name in enumerate(names) if (label in first) == one) for one in (True, False)]
+    return ClassHalves(*(reversed(both) if how == PAIRED and seed % 2 == 0 else both))
+
+
+def draw_of(seed: int) -> int:
+    """Return the draw of `paired` halves that a seed belongs to: 1 for the seeds 1 and 2, 2 for 3 and 4."""
+    return (seed + 1) // 2
 
 
 def _check_targets(protocol: str, targets: Sequence[BenchmarkData]) -> None:

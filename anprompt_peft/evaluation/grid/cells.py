@@ -24,7 +24,7 @@ class Setup:
         model (`str`): CLIP: its id on the Hub, or a folder.
         protocol (`str`): one of `anprompt_peft.evaluation.protocols.PROTOCOLS`.
         shots (`int`): images per class to learn from.
-        halves (`str`): how classes are cut into base and new: `"order"` or `"random"`.
+        halves (`str`): how classes are cut into base and new: `"order"`, `"random"` or `"paired"`.
         sampling (`str`): how shots are drawn: `"coop"` or `"seeded"`.
         source (`str`): where data sets of the catalog are read from: `"folder"` or `"hub"`.
         targets (`tuple[str, ...]`): data sets to measure on, of the protocol cross-data.
