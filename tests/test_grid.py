@@ -62,14 +62,15 @@ from anprompt_peft.evaluation.grid import (
     store,
     summarise,
 )
-from anprompt_peft.evaluation.grid.measure import choose_families
+from anprompt_peft.evaluation.grid.measure import choose_families, phrased_rows
 from anprompt_peft.evaluation.grid.published import published, published_for
 from anprompt_peft.evaluation.grid.store import read_cell
 from anprompt_peft.evaluation.peers import METHODS, make_method
 from anprompt_peft.evaluation.peers.registry import CLASSES
 from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
+from anprompt_peft.evaluation.robustness import FORMS, UNDECIDED_FORMS
 from anprompt_peft.evaluation.robustness.curves import areas
-from anprompt_peft.evaluation.task import ClassTexts, ImageSet
+from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
 from anprompt_peft.report.benchmark import render_benchmark, write_benchmark
 from helpers import marks
 
@@ -563,7 +564,63 @@ def test_perturbations_are_measured_too(cells: Cells, tmp_path: Path) -> None:
     assert titles[-3:] == ["images: robustness, base", "images: robustness, new", "Differences from zero-shot"]
 
 
+def test_phrasing_is_a_figure_of_the_cell(cells: Cells, tmp_path: Path) -> None:
+    """Each form weighs the same, by its draws' mean; what leaves the class undecided stands apart."""
+    asked = ("case", "phrasing", "undecided")
+    run_grid(cells([1], robustness=asked)[:1], Place(tmp_path))
+    (found,) = read_results(tmp_path)
+    values = {(row["part"], row["metric"]): row["value"] for row in found["rows"]}
+    means = {}
+    for part in ("base", "new"):
+        for metric, forms in (("accuracy under phrasing", FORMS), ("accuracy, class undecided", UNDECIDED_FORMS)):
+            drawn = [
+                [
+                    row["value"]
+                    for row in found["robustness"]
+                    if (row["part"], row["family"], row["strength"], row["metric"]) == (part, form.name, 1, "accuracy")
+                ]
+                for form in forms
+            ]
+            assert {len(draws) for draws in drawn} == {3}
+            assert values[part, metric] == pytest.approx(np.mean(drawn))
+        means[part] = values[part, "accuracy under phrasing"]
+    expected = 2 * means["base"] * means["new"] / (means["base"] + means["new"])
+    assert values["base and new", "H under phrasing"] == pytest.approx(expected)
+    lines = [json.loads(line) for line in collect(tmp_path).read_text().splitlines()]
+    assert [line["metric"] for line in lines if line["metric"] == "H under phrasing"] == ["H under phrasing"]
+    run_grid(cells([1], robustness=("other sentence",))[:1], Place(tmp_path / "one form"))
+    (alone,) = read_results(tmp_path / "one form")
+    assert {row["metric"] for row in alone["rows"]} == {"accuracy", "images", "ECE", "adaptive ECE", "H"}
+
+
+def test_a_form_counts_by_its_greatest_strength() -> None:
+    synonyms = {"a": ["b"], "c": ["d"], "x": []}
+
+    def rows(part: str, **accuracies: float) -> list[dict[str, Any]]:
+        levels = [(form.name, strength) for form in FORMS for strength in (0, 1)]
+        values = dict.fromkeys(levels, 0.0) | {("synonyms", each): accuracies[f"at_{each}"] for each in (0, 1, 2)}
+        return [
+            {"part": part, "family": family, "strength": strength, "draw": 0, "metric": "accuracy", "value": value}
+            for (family, strength), value in values.items()
+        ]
+
+    def under_phrasing(*names: str) -> dict[str, float]:
+        images: Any = None
+        both = zip(("base", "new"), names, strict=True)
+        parts = [Part(part, images, ClassTexts((name,)), synonyms) for part, name in both]
+        perturbed = [*rows("base", at_0=90, at_1=50, at_2=40), *rows("new", at_0=90, at_1=50, at_2=80)]
+        return {row["part"]: row["value"] for row in phrased_rows(["phrasing"], parts, perturbed)}
+
+    assert under_phrasing("a", "c") == {"base": 5.0, "new": 10.0, "base and new": pytest.approx(20 / 3)}
+    assert under_phrasing("a", "x") == {"base": 0.0, "new": 0.0, "base and new": 0.0}, "not in all parts"
+
+
 def test_families_by_name() -> None:
+    assert [family.name for family in choose_families(["phrasing"])] == [form.name for form in FORMS]
+    assert choose_families(["synonyms", "phrasing", "text"], {"a": ["b"]})[0].name == "synonyms"
+    every = [family.name for family in choose_families(["text", "phrasing", "undecided"], {"a": ["b"]})]
+    assert len(set(every)) == len(every) == 10 + len(FORMS) + len(UNDECIDED_FORMS)
+    assert "synonyms" not in [family.name for family in choose_families(["phrasing"], {"a": ["b"]}, False)]
     assert [family.name for family in choose_families(["JPEG", "case", "JPEG"])] == ["JPEG", "case"]
     assert choose_families(["synonyms"], {"a": ["b"]})[0].name == "synonyms"
     assert choose_families(["text"], {"a": ["b"]})[-1].name == "synonyms"

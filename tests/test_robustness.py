@@ -29,7 +29,10 @@ from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import ClipTransform, RGBImage
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.robustness import (
+    FORMS,
+    HELD_OUT,
     IMAGE_FAMILIES,
+    UNDECIDED_FORMS,
     Family,
     FittedAdapter,
     ImageFamily,
@@ -37,6 +40,8 @@ from anprompt_peft.evaluation.robustness import (
     TextFamily,
     description_family,
     measure_robustness,
+    phrasing,
+    phrasing_families,
     summarise,
     synonym_family,
     text_families,
@@ -45,6 +50,7 @@ from anprompt_peft.evaluation.robustness import texts as text_module
 from anprompt_peft.evaluation.robustness.texts import FRAMES, MARKS, THINGS, drop_words
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
 from anprompt_peft.files import to_json
+from anprompt_peft.method import rephrase
 from anprompt_peft.method.perturb import PARAPHRASES, PHOTO_NOUNS
 from anprompt_peft.report import ReportData, render_report
 from anprompt_peft.report.charts import robustness_charts
@@ -68,7 +74,9 @@ FAMILIES = text_families(SYNONYMS, DESCRIPTIONS)
 BY_NAME = {family.name: family for family in FAMILIES}
 BY_CHANGE = {family.name: family for family in IMAGE_FAMILIES}
 
-ids = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+BY_FORM = {family.name: family for family in (*FORMS, *UNDECIDED_FORMS)}
+
+ids = pytest.mark.parametrize("family", [*FAMILIES, *BY_FORM.values()], ids=lambda family: family.name)
 image_ids = pytest.mark.parametrize("family", IMAGE_FAMILIES, ids=lambda family: family.name)
 
 
@@ -295,6 +303,131 @@ def test_families_by_kind() -> None:
     assert all(list(family.strengths) == sorted(family.strengths) and family.strengths[0] > 0 for family in FAMILIES)
     misspelt = [family for family in FAMILIES if family.kind == "typing"]
     assert {family.strengths for family in misspelt} == {(0.05, 0.1, 0.2)}
+
+
+# --- phrasing
+
+ENDING = ClassTexts(NAMES, ("a photo of the pet {}.", "an icon of {}"))
+"""Classes whose templates end with the name."""
+
+form_ids = pytest.mark.parametrize("form", BY_FORM.values(), ids=list(BY_FORM))
+
+
+def in_one_of(kind: str, pattern: str, text: str) -> bool:
+    """Whether a text is a pattern with one of a kind's strings for `<>`."""
+    return text in {pattern.replace("<>", string.rstrip(".")) for string in phrasing.STRINGS[kind]}
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "first", "second"),
+    [
+        ("clause behind", "clauses behind", "a photo of the pet car, <>.", "an icon of car, <>"),
+        ("unrelated behind", "remarks", "a photo of the pet car. <>.", "an icon of car. <>"),
+        ("clause in front", "clauses in front", "<>, a photo of the pet car.", "<>, an icon of car"),
+        ("unrelated in front", "remarks", "<>. a photo of the pet car.", "<>. an icon of car"),
+    ],
+)
+def test_forms_put_one_string_at_one_place(form: str, kind: str, first: str, second: str) -> None:
+    for draw in range(10):
+        texts = BY_FORM[form].texts(ENDING, 1, draw).texts
+        at = 2 * NAMES.index("car")
+        assert in_one_of(kind, first, texts[at])
+        assert in_one_of(kind, second, texts[at + 1])
+
+
+def test_other_sentences_keep_what_the_template_says_of_the_class() -> None:
+    drawn = {each for draw in range(40) for each in BY_FORM["other sentence"].texts(TEXTS, 1, draw).templates}
+    phrases = ("a {}", "the {}, a type of thing")
+    sentences = phrasing.STRINGS["sentences"]
+    assert drawn == {sentence.replace("{}", phrase) for sentence in sentences for phrase in phrases}
+
+
+def test_a_thing_is_named_behind_each_class_or_before_all() -> None:
+    beside, things, joins = (phrasing.STRINGS[kind] for kind in ("beside", "things", "joins"))
+    expected = {f"car {each.replace('{}', thing)}" for each in beside for thing in things}
+    drawn = [BY_FORM["thing behind"].texts(ENDING, 1, draw) for draw in range(20)]
+    assert {each.templates for each in drawn} == {ENDING.templates}
+    assert {each.written[NAMES.index("car")] for each in drawn} <= expected
+    behind = [name.removeprefix(clean) for each in drawn for clean, name in zip(NAMES, each.written, strict=True)]
+    assert len(set(behind)) > 20, "each class has a draw of its own"
+    undecided = {BY_FORM["thing in front"].texts(TEXTS, 1, draw).templates for draw in range(20)}
+    assert undecided <= {
+        (f"a photo of {thing} {join} a {{}}.", f"a blurry photo of {thing} {join} the {{}}, a type of thing!")
+        for thing in things
+        for join in joins
+    }
+
+
+def test_around_is_in_front_and_behind() -> None:
+    for draw in range(20):
+        changed = BY_FORM["around"].texts(ENDING, 1, draw)
+        assert all(
+            text.endswith(clean) and text != clean
+            for text, clean in zip(changed.templates, ENDING.templates, strict=True)
+        )
+        assert all(
+            text.startswith(clean) and text != clean for text, clean in zip(changed.written, NAMES, strict=True)
+        )
+
+
+@pytest.mark.parametrize("form", ["thing behind", "clause behind", "unrelated behind"])
+def test_what_follows_a_template_that_goes_on_stands_at_its_end(form: str) -> None:
+    changed = BY_FORM[form].texts(TEXTS, 1)
+    assert changed.written == NAMES
+    added = changed.templates[0].removeprefix(TEMPLATES[0][:-1]).removesuffix(".")
+    assert added
+    assert changed.templates[1] == f"{TEMPLATES[1][:-1]}{added}!"
+    mixed = BY_FORM[form].texts(replace(ENDING, ensemble=TEMPLATES), 1)
+    assert mixed.written == NAMES, "names carry it only where every text ends with them"
+    assert mixed.ensemble == changed.templates
+    assert mixed.templates[0].removeprefix(ENDING.templates[0][:-1]) == f"{added}."
+
+
+@form_ids
+def test_forms_name_no_class(form: TextFamily) -> None:
+    others = ("bucket", "ladder rung", "it is getting late", "imagine", "further back", "to be honest", "on top of")
+    for draw in range(30):
+        texts = form.texts(ClassTexts((*others, "siamese cat"), ("an icon of {}.",)), 1, draw).texts
+        assert not re.search(rf"\b(ladder|{'|'.join(others)})\b", texts[-1])
+
+
+def test_data_that_leave_no_string_are_refused() -> None:
+    things = ClassTexts(tuple(thing.split()[-1] for thing in phrasing.STRINGS["things"]))
+    with pytest.raises(
+        ValueError, match=r"each of the 10 things for phrasing names one of the classes: leave the group"
+    ):
+        BY_FORM["thing behind"].texts(things, 1)
+
+
+def test_no_string_of_the_forms_is_in_training_or_in_other_families() -> None:
+    trained = {*rephrase.SENTENCES, *rephrase.ENDINGS, *rephrase.THINGS, *rephrase.BESIDE, *PARAPHRASES}
+    trained |= {f"{noun} of {{}}." for noun in PHOTO_NOUNS}
+    measured = {each for strings in text_module.WORDS.values() for each in strings}
+    ours, others = (
+        [re.sub(r"[^\w{}]+", " ", each).strip() for each in strings] for strings in (HELD_OUT, trained | measured)
+    )
+    assert len(set(ours)) == len(ours)
+    assert not set(ours) & set(others)
+    assert not re.search(r"^(from|import) .*(perturb|rephrase)", Path(phrasing.__file__).read_text(), re.MULTILINE)
+
+
+def test_the_groups_of_forms() -> None:
+    assert phrasing_families() == FORMS
+    assert [form.name for form in phrasing_families(SYNONYMS)] == [*(form.name for form in FORMS), "synonyms"]
+    assert ({form.kind for form in FORMS}, {form.kind for form in UNDECIDED_FORMS}) == ({"phrasing"}, {"undecided"})
+    assert not set(BY_FORM) & set(BY_NAME)
+
+
+def test_the_embedded_clip_reads_the_class_in_every_form() -> None:
+    """Its context holds 32 tokens: what stands in front must not push the name out."""
+    tokenizer = CLIPProcessor.from_pretrained(TINY_CLIP).tokenizer
+    name = "arrow down right circle"
+    for form in BY_FORM.values():
+        for draw in range(40):
+            for template in ("an icon of {}.", "a photo of the digit {}."):
+                (text,) = form.texts(ClassTexts((name,), (template,)), 1, draw).texts
+                ids = tokenizer(text, truncation=True)["input_ids"]
+                assert name in tokenizer.decode(ids)
 
 
 # --- images

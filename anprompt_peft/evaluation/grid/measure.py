@@ -10,16 +10,26 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ...method.class_texts import composed
 from ..backbone import Backbone
 from ..metrics import harmonic_mean
 from ..predictions import Predictions, predict_part
-from ..robustness import IMAGE_FAMILIES, measure_robustness, text_families
-from ..robustness.curves import Family
-from ..task import Fitted, Task
+from ..robustness import (
+    IMAGE_FAMILIES,
+    PHRASING,
+    UNDECIDED,
+    UNDECIDED_FORMS,
+    measure_robustness,
+    phrasing_families,
+    text_families,
+)
+from ..robustness.curves import Family, at_greatest
+from ..task import Fitted, Part, Task
 from .cells import Cell
 
 BASE_AND_NEW = ("base", "new")
@@ -29,6 +39,8 @@ METRICS: Mapping[str, Callable[[Predictions], float]] = {
     "ECE": attrgetter("ece"),
     "adaptive ECE": attrgetter("adaptive_ece"),
 }
+PHRASING_METRICS = {PHRASING: "accuracy under phrasing", UNDECIDED: "accuracy, class undecided"}
+H_UNDER_PHRASING = "H under phrasing"
 
 
 def measure(cell: Cell, backbone: Backbone, task: Task) -> tuple[dict[str, Any], dict[str, Predictions]]:
@@ -42,6 +54,8 @@ def measure(cell: Cell, backbone: Backbone, task: Task) -> tuple[dict[str, Any],
     if tuple(found) == BASE_AND_NEW:
         base, new = (np.array(each.accuracy) for each in found.values())
         rows.append(_row(" and ".join(BASE_AND_NEW), "H", float(harmonic_mean(base, new))))
+    perturbed = list(perturbed_rows(cell, fitted, task))
+    rows += phrased_rows(cell.setup.robustness, task.parts, perturbed)
     parts = [
         {"name": part.name, "images": len(part.images), "classes": list(part.classes.names)} for part in task.parts
     ]
@@ -50,7 +64,7 @@ def measure(cell: Cell, backbone: Backbone, task: Task) -> tuple[dict[str, Any],
         "fit_seconds": seconds,
         "learnable_parameters": sum(tensor.numel() for tensor in tensors.values()) or None,
         "rows": rows,
-        "robustness": list(perturbed_rows(cell, fitted, task)),
+        "robustness": perturbed,
     }, found
 
 
@@ -72,20 +86,53 @@ def optimized_tensors() -> Iterator[dict[int, Tensor]]:
 def perturbed_rows(cell: Cell, fitted: Fitted, task: Task) -> Iterator[dict[str, Any]]:
     """Yield the tidy figures under the perturbations that a cell asks for. Their draws depend on the seed alone."""
     for part in task.parts if cell.setup.robustness else ():
-        chosen = choose_families(cell.setup.robustness, part.synonyms)
+        chosen = choose_families(cell.setup.robustness, part.synonyms, synonyms_in_all(task.parts))
         for record in measure_robustness({cell.name: fitted}, part, chosen, cell.seed, progress=False).records:
             row = asdict(record)
             del row["method"]
             yield row
 
 
-def choose_families(names: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None) -> list[Family]:
-    """Return families of perturbations by their names; `text` and `image` stand for all of a kind."""
-    groups: dict[str, list[Any]] = {"text": list(text_families(synonyms)), "image": list(IMAGE_FAMILIES)}
-    families = groups | {each.name: [each] for group in groups.values() for each in group}
+def phrased_rows(
+    asked: Sequence[str], parts: Sequence[Part], perturbed: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the accuracies of parts under the groups `phrasing` and `undecided` that are asked for, and H under the
+    former: each form weighs the same, by the mean of its draws at its greatest strength."""
+    for group in (each for each in PHRASING_METRICS if each in asked):
+        forms = [family.name for family in choose_families([group], parts[0].synonyms, synonyms_in_all(parts))]
+        by_form = at_greatest(pd.DataFrame(perturbed), ["part", "family"])
+        accuracies = {part.name: float(by_form[part.name][forms].mean()) for part in parts}
+        yield from (_row(name, PHRASING_METRICS[group], value) for name, value in accuracies.items())
+        if group == PHRASING and tuple(accuracies) == BASE_AND_NEW:
+            base, new = map(np.array, accuracies.values())
+            yield _row(" and ".join(BASE_AND_NEW), H_UNDER_PHRASING, float(harmonic_mean(base, new)))
+
+
+def choose_families(
+    names: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None, synonyms_are_a_form: bool = True
+) -> list[Family]:
+    """Return families of perturbations by their names, each once.
+
+    `text` and `image` stand for all of a kind, `phrasing` for the forms that leave the class decided, synonyms among
+    them if there are any, and `undecided` for those that do not.
+    """
+    phrasing = phrasing_families(synonyms if synonyms_are_a_form else None)
+    groups: dict[str, Sequence[Family]] = {
+        "text": text_families(synonyms),
+        "image": IMAGE_FAMILIES,
+        PHRASING: phrasing,
+        UNDECIDED: UNDECIDED_FORMS,
+    }
+    families = {**groups, **{each.name: [each] for group in groups.values() for each in group}}
     if unknown := [name for name in names if name not in families]:
         raise ValueError(f"robustness={unknown} must be of {', '.join(families)}.")
-    return list(dict.fromkeys(family for name in names for family in families[name]))
+    return list({family.name: family for name in names for family in families[name]}.values())
+
+
+def synonyms_in_all(parts: Sequence[Part]) -> bool:
+    """Whether classes of every part have synonyms; only then are these a form of phrasing, the same for all parts."""
+    known = ({composed(name) for name, others in part.synonyms.items() if others} for part in parts)
+    return all(each.intersection(part.classes.names) for each, part in zip(known, parts, strict=True))
 
 
 def _row(part: str, metric: str, value: float) -> dict[str, Any]:

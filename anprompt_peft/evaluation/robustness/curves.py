@@ -211,6 +211,18 @@ def areas(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     return levels.groupby(by, sort=False).agg(area_below)
 
 
+def at_greatest(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:
+    """Return the mean accuracy of the draws of the greatest strength, by some columns.
+
+    Args:
+        rows (`pd.DataFrame`): as for [`areas`].
+        by (`Sequence[str]`): columns.
+    """
+    accuracies = rows[rows["metric"] == "accuracy"]
+    greatest = accuracies.groupby(by)["strength"].transform("max")
+    return accuracies[accuracies["strength"] == greatest].groupby(by, sort=False)["value"].agg(mean)
+
+
 def area_below(accuracies: pd.Series) -> float:
     """Return the area below accuracies, indexed by at least two increasing strengths, divided by their range."""
     strengths = accuracies.index.get_level_values("strength").to_numpy(float)

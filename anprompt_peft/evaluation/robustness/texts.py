@@ -2,7 +2,7 @@
 
 Perturbations of one kind belong together: `typing` (character errors), `form` (case, punctuation, dropped words),
 `meaning` (other words for the same thing: paraphrases, synonyms, descriptions, longer texts), `distraction` (words
-about other things), and `control` (words without meaning).
+about other things), and `control` (words without meaning). Whole phrases are in `phrasing.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class TextFamily:
 
     Args:
         name (`str`): for records and headings.
-        kind (`str`): `typing`, `form`, `meaning`, `distraction` or `control`.
+        kind (`str`): `typing`, `form`, `meaning`, `distraction`, `control`, `phrasing` or `undecided`.
         strengths (`tuple[float, ...]`): increasing, above 0; what they count is `unit`.
         unit (`str`): what a strength is, for the axis of a plot.
         draws (`int`): how often each strength is drawn.
@@ -72,8 +72,8 @@ class TextFamily:
         changed = self.change(classes, strength, random.Random(source))
         if not classes.ensemble:
             return changed
-        ensemble = self.change(classes.in_ensemble(), strength, random.Random(source)).templates
-        return replace(changed, ensemble=ensemble)
+        swapped = replace(classes, templates=classes.ensemble, ensemble=classes.templates)
+        return replace(changed, ensemble=self.change(swapped, strength, random.Random(source)).templates)
 
     def perturbed(self, part: Part, strength: float, draw: int = 0, seed: int = 0) -> Part:
         """Return the part with perturbed texts and the same images; see [`texts`]."""
@@ -169,20 +169,20 @@ def paraphrase(classes: ClassTexts, strength: float, rng: random.Random) -> Clas
     """Put what each template says of the class, "a {}, a type of pet", into another sentence."""
     frames = rng.sample(FRAMES, len(FRAMES))
     templates = tuple(
-        frames[at % len(frames)].replace("{}", _noun_phrase(template)) for at, template in enumerate(classes.templates)
+        frames[at % len(frames)].replace("{}", noun_phrase(template)) for at, template in enumerate(classes.templates)
     )
     return replace(classes, templates=templates)
 
 
 def lengthen(template: str, count: float, rng: random.Random) -> str:
     """Add clauses that are true of most images to the end."""
-    return _extended(template, ", ".join(rng.sample(CLAUSES, int(count))))
+    return with_end(template, f", {', '.join(rng.sample(CLAUSES, int(count)))}")
 
 
 def add_random_words(template: str, count: float, rng: random.Random) -> str:
     """Add words of random letters, the same for all classes, as WaffleCLIP (Roth et al., 2023) does."""
     words = ("".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 7))) for _ in range(int(count)))
-    return _extended(template, f"which has {', '.join(words)}")
+    return with_end(template, f", which has {', '.join(words)}")
 
 
 def distract(classes: ClassTexts, count: float, rng: random.Random) -> ClassTexts:
@@ -239,6 +239,19 @@ def description_family(descriptions: Mapping[str, Sequence[str]]) -> TextFamily:
     return TextFamily("descriptions", "meaning", (1, 2), "descriptions added", change)
 
 
+def noun_phrase(template: str) -> str:
+    """Return the template from the last article before `{}` on, without its last punctuation."""
+    before, after = template.split("{}")
+    articles = list(re.finditer(r"\b(a|an|the) ", before, re.IGNORECASE))
+    return f"{before[articles[-1].start() :] if articles else ''}{{}}{after.rstrip(' .!?')}"
+
+
+def with_end(template: str, addition: str) -> str:
+    """Return the template with an addition before its last punctuation."""
+    text = template.rstrip(" .!?")
+    return f"{text}{addition}{template[len(text) :]}"
+
+
 def _speller(rate: float, rng: random.Random) -> Callable[[str], str]:
     from textnoisr.noise import CharNoiseAugmenter  # reports import this module too, and need no scipy
 
@@ -270,16 +283,3 @@ def _with_entries(classes: ClassTexts, entries: Mapping[str, Sequence[str]], wha
     if not known:
         raise ValueError(f"none of the classes {list(classes.names)} has {what}, only {list(entries)} have.")
     return known
-
-
-def _noun_phrase(template: str) -> str:
-    """Return the template from the last article before `{}` on, without its last punctuation."""
-    before, after = template.split("{}")
-    articles = list(re.finditer(r"\b(a|an|the) ", before, re.IGNORECASE))
-    return f"{before[articles[-1].start() :] if articles else ''}{{}}{after.rstrip(' .!?')}"
-
-
-def _extended(template: str, clause: str) -> str:
-    """Return the template with a clause before its last punctuation."""
-    text = template.rstrip(" .!?")
-    return f"{text}, {clause}{template[len(text) :]}"
