@@ -272,3 +272,31 @@ def reference_forward(
         + adapter.waloss_weight * out["waloss"]
     )
     return out
+
+
+def anchored_loss(
+    images: Tensor, labels: Tensor, texts: Tensor, delta: Tensor, scale: float, strength: float, weights: Tensor
+) -> Tensor:
+    """What the anchored classifier minimises: D [C, d] beside the texts T [C, d], on images [n, d], labels [n].
+
+    The cross entropy is a mean weighted by the weights [C] of the labels.
+    """
+    losses = torch.stack([
+        -(scale * image @ (texts + delta).T).log_softmax(dim=0)[label] * weights[label]
+        for image, label in zip(images, labels, strict=True)
+    ])  # fmt: skip
+    return losses.sum() / weights[labels].sum() + strength * (delta * delta).sum()
+
+
+def joined(logits: Tensor, learned: Tensor, known: list[int], weight: float) -> Tensor:
+    """Probabilities [B, C]: among the known classes p q^weight, of softmaxes p and q [B, K] over these alone.
+
+    Together they have the probability that the softmax of the logits [B, C] gives them.
+    """
+    whole = logits.softmax(dim=1)
+    result = whole.clone()
+    for row in range(len(logits)):
+        p, q = logits[row, known].softmax(dim=0), learned[row].softmax(dim=0)
+        votes = p * q**weight
+        result[row, known] = whole[row, known].sum() * votes / votes.sum()
+    return result

@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from ...anchored import known_classes, share_among
 from ..backbone import CLIPFeatures
 from ..task import ClassTexts, ImageSet
 
@@ -40,9 +41,7 @@ class LinearProbe:
 class Probe:
     """A linear classifier of the classes it knows by name, and zero-shot CLIP for all others.
 
-    Where both kinds compete, the classes that it knows share among each other the probability that zero-shot CLIP
-    gives to them together: with p of zero-shot CLIP and q of the probe, each a softmax over its classes, class c has
-    `q(c) * sum_k p(k)`, k over the known classes, if it is known, else `p(c)`.
+    Where both kinds compete, [`share_among`] joins them.
     """
 
     backbone: CLIPFeatures
@@ -56,15 +55,7 @@ class Probe:
         How a known class is written does not matter.
         """
         zero_shot = self.backbone.zero_shot_logits(images, classes).cpu()
-        known = torch.tensor([name in self.names for name in classes.names])
-        if not known.any():
-            return zero_shot
-        rows = [self.names.index(name) for name in classes.names if name in self.names]
+        at, rows = known_classes(classes.names, self.names)
         features = self.backbone.image_features(images).double().cpu()
         learned = (features @ self.weight[rows].T + self.bias[rows]).to(zero_shot.dtype)
-        if known.all():
-            return learned
-        logits = zero_shot.log_softmax(dim=-1)
-        share = logits[:, known].logsumexp(dim=-1, keepdim=True)
-        logits[:, known] = share + learned.log_softmax(dim=-1)
-        return logits
+        return share_among(zero_shot, torch.tensor(at), learned)
