@@ -1,4 +1,4 @@
-"""The command `anprompt`: train, evaluate, predict, push, info and benchmark.
+"""The command `anprompt`: train, evaluate, predict, push, info, denoise and benchmark.
 
 It is a package beside `anprompt_peft` and not in it, because importing that one loads torch, transformers and PEFT.
 Help, shell completion, wrong options and `info` answer without them. A command imports its job from the folder `jobs`,
@@ -19,6 +19,7 @@ import typer
 from .benchmark import benchmark
 from .config_file import State
 from .datasets import datasets
+from .denoise import denoise
 from .errors import CLOSED, INTERRUPTED, exit_code, message
 from .evaluate import evaluate
 from .info import info
@@ -31,7 +32,7 @@ from .train import train
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-for command in (train, evaluate, predict, push, info):
+for command in (train, evaluate, predict, push, info, denoise):
     app.command(no_args_is_help=True)(command)
 app.add_typer(datasets, name="datasets")
 app.add_typer(benchmark, name="benchmark")

@@ -1,0 +1,133 @@
+"""Denoisers on disk and on the Hub: saved as stock LoRA adapters, and checked before they are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPConfig, CLIPModel
+
+from ..files import atomic_file, hub_id, read_json, short, to_json
+from .card import write_card
+from .train import PROJECTIONS, TARGETS, Denoising, check_clip
+
+FREE = {
+    "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "inference_mode", "base_model_name_or_path",
+    "revision", "task_type", "auto_mapping", "peft_version",
+}  # fmt: skip
+"""Fields of `LoraConfig` that any LoRA of these matrices may have of its own; the others keep their defaults."""
+
+
+def save_denoiser(model: PeftModel, folder: str | Path, how: Denoising) -> None:
+    """Save a denoiser as a stock LoRA adapter with a model card.
+
+    A base model that is not on the Hub is not named, since nobody else has it.
+
+    Args:
+        model (`PeftModel`): what [`train_denoiser`] returned.
+        folder (`str` or `Path`): created if it does not exist.
+        how (`Denoising`): what it was trained with, for the card.
+    """
+    model.save_pretrained(str(folder))
+    path = Path(folder) / CONFIG_NAME
+    record = read_json(path)
+    record["base_model_name_or_path"] = base_model = hub_id(record["base_model_name_or_path"])
+    with atomic_file(path) as fresh:
+        fresh.write_text(to_json(record), encoding="utf-8")
+    write_card(Path(folder), base_model, how)
+
+
+def load_denoised(clip: CLIPModel, denoiser: str | Path, revision: str | None = None) -> CLIPModel:
+    """Merge a denoiser into a CLIP, and return the CLIP: a plain one, whose text encoder sees through phrasing.
+
+    Args:
+        clip (`CLIPModel`): the CLIP that the denoiser was made for, without adapters; it is changed in place.
+        denoiser (`str` or `Path`): a folder, or an id on the Hub.
+        revision (`str`, *optional*): branch, tag or commit on the Hub.
+
+    Raises:
+        TypeError: if `clip` is no `CLIPModel`, or one with adapters.
+        FileNotFoundError: if there is no such folder or repository.
+        ValueError: if it holds no LoRA adapter of exactly the attention matrices of a text encoder of this size, in
+            safetensors, with finite values.
+    """
+    check_clip(clip)
+    folder = check_denoiser(clip.config, denoiser, revision)
+    model: Any = PeftModel.from_pretrained(clip, str(folder))
+    merged: CLIPModel = model.merge_and_unload()
+    return merged
+
+
+def check_denoiser(config: CLIPConfig, denoiser: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a denoiser, in the Hub's cache if it comes from there, or raise as [`load_denoised`]."""
+    folder = _folder(str(denoiser), revision)
+    rank = _rank(folder)
+    width = config.text_config.hidden_size
+    expected = {
+        f"base_model.model.text_model.encoder.layers.{layer}.self_attn.{name}.lora_{matrix}.weight": shape
+        for layer in range(config.text_config.num_hidden_layers)
+        for name in PROJECTIONS
+        for matrix, shape in (("A", [rank, width]), ("B", [width, rank]))
+    }
+    _check_weights(folder / SAFETENSORS_WEIGHTS_NAME, expected)
+    return folder
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} is for denoisers on the Hub, and {name} is a folder.")
+        missing = [each for each in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME) if not (folder / each).is_file()]
+        if missing:
+            raise ValueError(f"{name} holds no denoiser: there is no {missing[0]} in it.")
+        return folder
+    try:
+        paths = [hf_hub_download(name, each, revision=revision) for each in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME)]
+    except EntryNotFoundError as error:
+        raise ValueError(f"{name} on the Hub holds no denoiser with weights in safetensors: {error}") from error
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise FileNotFoundError(f"There is neither a folder {name} nor such a repository on the Hub.") from error
+    return Path(paths[0]).parent
+
+
+def _rank(folder: Path) -> int:
+    """Return the rank of a plain LoRA adapter of the text encoder's attention; raise `ValueError` for others."""
+    path = folder / CONFIG_NAME
+    if not isinstance(record := read_json(path), dict) or record.get("peft_type") != "LORA":
+        raise ValueError(f"{path} is not the configuration of a LoRA adapter, which a denoiser is.")
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    stock = LoraConfig(target_modules=TARGETS)
+    names = [each.name for each in fields(LoraConfig) if each.name not in FREE]
+    if other := [name for name in names if getattr(config, name) != getattr(stock, name)]:
+        values = ", ".join(f"{name}={short(getattr(config, name))}" for name in other)
+        raise ValueError(f"{path}: a denoiser has no {values}. Make one with `anprompt denoise`.")
+    if type(config.r) is not int or config.r < 1:
+        raise ValueError(f"{path}: r={short(config.r)} must be an integer of at least 1.")
+    return config.r
+
+
+def _check_weights(path: Path, expected: dict[str, list[int]]) -> None:
+    """Raise `ValueError` unless a file holds exactly these tensors, finite ones; its header comes first."""
+    try:
+        with safe_open(path, framework="np") as file:
+            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if wrong := sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name)):
+            shapes = f"{found.get(wrong[0], 'missing')}, and must be {expected.get(wrong[0], 'absent')}"
+            raise ValueError(
+                f"{path} is not a denoiser of this CLIP's text encoder: {short(wrong[0])} is {shapes}. Make one for "
+                "it with `anprompt denoise`."
+            )
+        with safe_open(path, framework="pt") as file:
+            broken = [name for name in expected if not torch.isfinite(file.get_tensor(name)).all()]
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if broken:
+        raise ValueError(f"{path}: {broken[0]} is not finite. Training has failed there; make the denoiser again.")
