@@ -1117,6 +1117,116 @@ def test_areas() -> None:
     }
 
 
+def phrased_record(method: str, seed: int, base: float, new: float, **configuration: Any) -> dict[str, Any]:
+    """A run under phrasing: in the mean base loses 10 points and new 20; in the forms that are listed, 5 and 7."""
+    one = record("dtd", method, seed, base, new, **configuration)
+    accuracies = {"base": base - 10, "new": new - 20}
+    one["rows"] += [
+        {"part": part, "metric": "accuracy under phrasing", "value": value} for part, value in accuracies.items()
+    ]
+    value = 2 * accuracies["base"] * accuracies["new"] / sum(accuracies.values())
+    one["rows"].append({"part": "base and new", "metric": "H under phrasing", "value": value})
+    levels = {"case": (0, 1), "clause behind": (0, 1), "synonyms": (0, 0.5, 1), "thing in front": (0, 1)}
+    one["robustness"] = [
+        {
+            "part": part, "family": family, "strength": strength, "draw": draw, "metric": "accuracy",
+            "value": {"base": base, "new": new}[part] - strength * (2 * draw + (4 if part == "base" else 6)),
+        }
+        for part in ("base", "new")
+        for family, strengths in levels.items()
+        for strength in strengths
+        for draw in range(2 if strength else 1)
+    ]  # fmt: skip
+    return one
+
+
+def test_h_under_phrasing_stands_beside_clean_h() -> None:
+    figures = {"zero-shot": [(60, 70), (62, 70)], "anprompt": [(80, 62), (80, 66)]}
+    made = [
+        phrased_record(method, seed, base, new)
+        for method, pairs in figures.items()
+        for seed, (base, new) in enumerate(pairs, 1)
+    ]
+    (summary,) = summarise(made)
+    tables = {table.title: table for table in make_tables(summary, "zero-shot")}
+    assert tables["dtd"].head[:6] == ("method", "base", "new", "H", "mean H", "H under phrasing")
+    each = [2 * base * new / (base + new) for base, new in ((70, 42), (70, 46))]
+    assert tables["dtd"].rows[1][5] == f"{np.mean(each):.2f} ± {np.std(each):.2f}"
+    assert any(note.startswith("H under phrasing: mean over the seeds") for note in tables["dtd"].notes)
+    before = [2 * base * new / (base + new) for base, new in ((50, 50), (52, 50))]
+    difference = summary.differences("anprompt", "zero-shot")["dtd", "H under phrasing"]
+    assert difference == paired(dict(enumerate(each)), dict(enumerate(before)))
+    assert ("anprompt", "dtd", "H under phrasing") in [row[:3] for row in tables["Differences from zero-shot"].rows]
+    assert "dtd: H under phrasing" in render_benchmark([summary], "zero-shot")
+
+
+def test_losses_of_base_and_new_stand_apart_and_undecided_ones_beside() -> None:
+    (summary,) = summarise([phrased_record("zero-shot", seed, 60, 70) for seed in (1, 2)])
+    tables = {table.title.removeprefix("dtd: "): table for table in make_tables(summary, "zero-shot")}
+    for part, loss, mean_loss in (("base", "5.00", "10.00"), ("new", "7.00", "20.00")):
+        lost, undecided = (tables[f"points lost{what}, {part}"] for what in (" under phrasing", ", class undecided"))
+        assert lost.head == ("method", "mean", "clause behind", "synonyms")
+        assert lost.rows == (("zero-shot", *(f"{each} ± 0.00" for each in (mean_loss, loss, loss))),)
+        assert undecided.head == ("method", "thing in front")
+        assert undecided.rows == (("zero-shot", f"{loss} ± 0.00"),)
+        assert tables[f"robustness, {part}"].head == ("method", "case", "synonyms"), "forms have no area"
+    old = [record("dtd", "zero-shot", 1, 60, 70)]
+    old[0]["robustness"] = [row for row in phrased_record("a", 1, 60, 70)["robustness"] if row["family"] == "synonyms"]
+    (summary,) = summarise(old)
+    assert not [table.title for table in make_tables(summary, "zero-shot") if "lost" in table.title]
+
+
+PAIRS = {
+    "zero-shot": {1: (60, 70), 2: (70, 60), 3: (64, 80), 4: (80, 64), 5: (10, 10), 7: (50, 90), 8: (90, 50)},
+    "anprompt": {1: (80, 60), 2: (90, 70), 3: (82, 70), 4: (94, 64), 5: (90, 90), 6: (90, 90), 7: (85, 85)},
+}
+"""By method and seed, (base, new): draws 1 and 2 are whole for both, 3 and 4 for one of them."""
+
+
+def paired_summary(**changes: Any) -> Summary:
+    made = [
+        record(data, method, seed, base, new, **{"halves": "paired", **changes})
+        for data in ("dtd", "pets")
+        for method, runs in PAIRS.items()
+        for seed, (base, new) in runs.items()
+    ]
+    return summarise(made)[0]
+
+
+def test_of_paired_halves_the_draw_is_the_unit() -> None:
+    summary = paired_summary()
+    first, second = (80 - 60 + 90 - 70) / 2, (82 - 64 + 94 - 80) / 2
+    expected = paired({1: first, 2: second}, {1: 0.0, 2: 0.0})
+    assert expected is not None
+    assert (expected.seeds, expected.low is None) == (2, False)
+    assert summary.differences("anprompt", "zero-shot")["dtd", "base"] == expected
+    assert summary.average_differences("anprompt", "zero-shot")["base"] == expected
+    assert paired_summary(halves="random").differences("anprompt", "zero-shot")["dtd", "base"].seeds == 6
+    zero_shot = [65, 72, 10, 70]
+    tables = {table.title: table for table in make_tables(summary, "zero-shot")}
+    assert tables["dtd"].rows[0][1] == f"{np.mean(zero_shot):.2f} ± {np.std(zero_shot):.2f}"
+    assert summary.means.loc[("dtd", "zero-shot"), "base"] == pytest.approx(np.mean(zero_shot))
+
+
+def test_tables_say_that_draws_have_both_orders_and_which_have_one() -> None:
+    tables = {table.title: table for table in make_tables(paired_summary(), "zero-shot")}
+    lone = "Draws with one order only, which do not count in differences: anprompt 4; zero-shot 3."
+    note = tables["dtd"].notes[0]
+    assert "over 4 draws, both orders, in per cent. The two orders of a draw are averaged first." in note
+    assert lone in note
+    assert "means over draws" in tables["average"].notes[0]
+    differences = tables["Differences from zero-shot"]
+    assert differences.head[-1] == "draws"
+    assert {row[-1] for row in differences.rows} == {"2"}
+    assert lone in differences.notes
+    assert "over the draws covers" in differences.notes[0]
+    page = render_benchmark([paired_summary()], "zero-shot")
+    assert "paired over the draws" in page
+    assert lone in page
+    (whole,) = summarise([record("dtd", "zero-shot", seed, 60, 70, halves="paired") for seed in (1, 2)])
+    assert "one order only" not in make_tables(whole, "zero-shot")[0].notes[0]
+
+
 # --- the page
 
 

@@ -12,12 +12,17 @@ import pandas as pd
 from scipy.stats import t as student
 
 from ..metrics import LEVEL
-from ..robustness.curves import areas, mean
+from ..protocols import PAIRED, draw_of
+from ..robustness import FORMS, PHRASING, UNDECIDED, UNDECIDED_FORMS
+from ..robustness.curves import areas, at_greatest, mean
 from .cells import canonical
-from .measure import BASE_AND_NEW
+from .measure import BASE_AND_NEW, H_UNDER_PHRASING, PHRASING_METRICS
 
 H, TARGETS, AVERAGE = "H", "targets", "average"
 ACCURACY, CALIBRATION, ROBUSTNESS = "accuracy", "calibration", "robustness"
+LOST, LOST_UNDECIDED = "points lost under phrasing", "points lost, class undecided"
+MEAN_LOSS = "mean"
+ORDERS = 2  # of a draw of paired halves
 TOLERANCE = 1e-9
 VARYING = ["data", "method", "seed"]
 
@@ -41,7 +46,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of two methods over the same S seeds, in the figure's unit.
+    """The mean difference of two methods over the same S seeds, or draws of paired halves, in the figure's unit.
 
     The 95 % interval is Student's, over the seeds. It covers the choice of shots, halves and random weights, and not
     that of the test images. There is none for one seed, nor where all seeds give the same difference: methods that
@@ -112,17 +117,51 @@ class Summary:
         settings = self.runs.groupby("method")["settings"].nunique()
         return [name for name in self.methods if settings[name] > 1]
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether two seeds are the two orders of one draw of halves, which is then the unit of intervals."""
+        return bool(self.setup.get("halves") == PAIRED)
+
+    @property
+    def unit(self) -> str:
+        """What means and intervals are over: `seeds`, or `draws`, whose two orders are averaged first."""
+        return "draws" if self.has_pairs else "seeds"
+
+    @property
+    def lone_draws(self) -> dict[str, list[int]]:
+        """Draws of paired halves that have one order only on some data set, by method: no interval counts them."""
+        if not self.has_pairs:
+            return {}
+        runs = self.runs.index.to_frame(index=False)
+        orders = runs.assign(draw=runs["seed"].map(draw_of)).groupby(["method", "data", "draw"]).size()
+        lone = orders[orders < ORDERS].index.to_frame(index=False)
+        return {str(method): sorted(set(draws)) for method, draws in lone.groupby("method")["draw"]}
+
+    def by_unit(self, values: pd.DataFrame, whole: bool = False) -> pd.DataFrame:
+        """Return values by [`unit`]: those of the two orders of a draw of paired halves averaged, others as they are.
+
+        Args:
+            values (`pd.DataFrame`): with an index level `seed`.
+            whole (`bool`): leave out draws of which one order is missing.
+        """
+        if not self.has_pairs:
+            return values
+        keys = [values.index.get_level_values(name) for name in values.index.names]
+        groups = values.groupby([key.map(draw_of) if key.name == "seed" else key for key in keys])
+        found = groups.agg(mean)
+        return found[groups.size() == ORDERS] if whole else found
+
     @cached_property
     def accuracies(self) -> pd.DataFrame:
-        """Accuracies in per cent, by data, method and seed: of each part; H for base and new; the mean of the targets
-        of cross-data."""
+        """Accuracies in per cent, by data, method and seed: of each part; H for base and new, also under phrasing; the
+        mean of the targets of cross-data."""
         rows = self.figures[self.figures["table"] == ACCURACY]
         return rows.pivot(index=VARYING, columns="column", values="value")[rows["column"].unique()]
 
     @cached_property
     def means(self) -> pd.DataFrame:
-        """Their means over the seeds, by data and method."""
-        return self.accuracies.groupby(level=["data", "method"]).agg(mean)
+        """Their means over the seeds or draws, by data and method."""
+        return self.by_unit(self.accuracies).groupby(level=["data", "method"]).agg(mean)
 
     def averages(self, method: str) -> pd.DataFrame:
         """Return accuracies averaged over all data sets, by seed, for the seeds that every data set has.
@@ -136,7 +175,7 @@ class Summary:
     def differences(self, method: str, reference: str) -> dict[tuple[str, str], Difference]:
         """Return the paired differences of a method from another, by data set and column, over the seeds of both.
 
-        The difference in H is the mean of the seeds' differences.
+        The difference in H is the mean of the seeds' differences. Of paired halves only whole draws count.
 
         Raises:
             ValueError: if runs of one seed were measured on other images or classes.
@@ -152,7 +191,7 @@ class Summary:
         apart = _of(self.accuracies, method) - _of(self.accuracies, reference)
         return {
             (data, column): each
-            for data, runs in apart.groupby(level="data")
+            for data, runs in self.by_unit(apart, whole=True).groupby(level="data")
             for column, each in _differences(runs).items()
         }
 
@@ -160,7 +199,8 @@ class Summary:
         """Return the paired differences of the averages over all data sets, by column."""
         if len(self.data) < 2 or not {method, reference} <= set(self.complete):
             return {}
-        return _differences(self.averages(method) - self.averages(reference))
+        apart = self.averages(method) - self.averages(reference)
+        return _differences(self.by_unit(apart, whole=True))
 
     def comparisons(self, reference: str) -> Iterator[tuple[str, str, str, Difference]]:
         """Yield method, data set, column and paired difference from a reference, the averages as data set `average`.
@@ -232,7 +272,7 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> Summary:
     return Summary(
         _setup(records[0]),
         frame.assign(images=[canonical(record["parts"]) for record in runs.values()]).set_index(VARYING),
-        pd.concat([pd.DataFrame(figures, columns=[*VARYING, "table", "column", "value"]), _areas(runs)]),
+        pd.concat([pd.DataFrame(figures, columns=[*VARYING, "table", "column", "value"]), *_robustness(runs)]),
         {names[record["configuration"]["data"]]: record["data"]["comparable"] for record in records},
         {names[record["configuration"]["data"]]: record["data"]["note"] for record in records},
         list({canonical(record["provenance"]): record["provenance"] for record in records}.values()),
@@ -244,26 +284,46 @@ def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
     values = {(row["part"], row["metric"]): row["value"] for row in record["rows"]}
     accuracies = {part: value for (part, metric), value in values.items() if metric == "accuracy"}
     if tuple(accuracies) == BASE_AND_NEW:
-        accuracies[H] = values[" and ".join(BASE_AND_NEW), H]
+        both = " and ".join(BASE_AND_NEW)
+        accuracies |= {name: values[both, name] for name in (H, H_UNDER_PHRASING) if (both, name) in values}
     elif len(accuracies) > 1:
         accuracies[TARGETS] = float(np.mean(list(accuracies.values())[1:]))
     yield from ((ACCURACY, column, value) for column, value in accuracies.items())
     for (part, metric), value in values.items():
         if metric.endswith("ECE"):
             yield CALIBRATION, f"{part} {metric}", value
+        if metric == PHRASING_METRICS[PHRASING]:
+            yield f"{LOST}, {part}", MEAN_LOSS, values[part, "accuracy"] - value
 
 
-def _areas(runs: Mapping[tuple[str, str, int, str], Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the areas below the accuracies under perturbations, with the part in the name of the table."""
-    rows = [
-        {"data": data, "method": method, "seed": seed, **row}
+def _robustness(runs: Mapping[tuple[str, str, int, str], Mapping[str, Any]]) -> Iterator[pd.DataFrame]:
+    """Yield the areas below the accuracies under perturbations, and what each form of phrasing costs, in points.
+
+    The part stands in the name of the table.
+    """
+    rows = pd.DataFrame(
+        {"data": data, "method": method, "seed": seed, **row, "phrased": _phrased(record)}
         for (data, method, seed, _), record in runs.items()
         for row in record["robustness"]
-    ]
-    if not rows:
-        return pd.DataFrame()
-    found = areas(pd.DataFrame(rows), [*VARYING, "part", "family"]).reset_index()
-    return found.assign(table=f"{ROBUSTNESS}, " + found.pop("part")).rename(columns={"family": "column"})
+    )
+    if rows.empty:
+        return
+    by, forms = [*VARYING, "part", "family"], {form.name: PHRASING for form in FORMS}
+    forms |= {form.name: UNDECIDED for form in UNDECIDED_FORMS}
+    if len(graded := rows[~rows["family"].isin(forms)]):
+        found = areas(graded, by).reset_index()
+        yield found.assign(table=f"{ROBUSTNESS}, " + found.pop("part")).rename(columns={"family": "column"})
+    phrased = rows[rows["family"].isin(forms) | (rows["phrased"] & (rows["family"] == "synonyms"))]
+    if len(phrased):
+        lost = (at_greatest(phrased[phrased["strength"] == 0], by) - at_greatest(phrased, by)).reset_index()
+        undecided = lost["family"].map(forms) == UNDECIDED
+        tables = undecided.map({True: LOST_UNDECIDED, False: LOST}) + ", " + lost.pop("part")
+        yield lost.assign(table=tables).rename(columns={"family": "column"})
+
+
+def _phrased(record: Mapping[str, Any]) -> bool:
+    """Whether a run was measured under the whole group `phrasing`, of which synonyms are then a form."""
+    return any(row["metric"] == PHRASING_METRICS[PHRASING] for row in record["rows"])
 
 
 def _names(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:

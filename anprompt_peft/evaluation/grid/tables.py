@@ -9,10 +9,23 @@ import pandas as pd
 
 from ...text import plain_markdown
 from ..metrics import harmonic_mean
+from ..protocols import draw_of
 from ..robustness.curves import mean
-from .measure import BASE_AND_NEW
+from .measure import BASE_AND_NEW, H_UNDER_PHRASING
 from .published import Published, published_for
-from .summary import ACCURACY, AVERAGE, CALIBRATION, ROBUSTNESS, Difference, H, Mean, Summary
+from .summary import (
+    ACCURACY,
+    AVERAGE,
+    CALIBRATION,
+    LOST,
+    LOST_UNDECIDED,
+    MEAN_LOSS,
+    ROBUSTNESS,
+    Difference,
+    H,
+    Mean,
+    Summary,
+)
 
 MEAN_H = "mean H"
 MISSING = "-"
@@ -22,6 +35,14 @@ CALIBRATION_NOTE = (
 AREA_NOTE = (
     "Area below accuracy over the strength of each perturbation, divided by the greatest strength: a mean accuracy in "
     "per cent. The accuracies themselves are in results.jsonl."
+)
+LOST_NOTE = (
+    f"Points of accuracy lost against the clean texts: of each form the mean over its draws. {MEAN_LOSS}: over the "
+    "forms, each of the same weight."
+)
+UNDECIDED_NOTE = (
+    "Points of accuracy lost where another thing is named before the class: the text leaves open which is meant, so "
+    "no method can be asked to lose nothing. In no mean, and not in H under phrasing."
 )
 
 
@@ -70,7 +91,12 @@ def make_tables(summary: Summary, reference: str) -> list[Table]:
     tables = [accuracy_table(summary, data) for data in summary.data]
     if len(summary.data) > 1:
         tables.append(average_table(summary))
-    kinds = {CALIBRATION: CALIBRATION_NOTE, ROBUSTNESS: AREA_NOTE}
+    kinds = {
+        CALIBRATION: CALIBRATION_NOTE,
+        ROBUSTNESS: AREA_NOTE,
+        LOST: LOST_NOTE,
+        LOST_UNDECIDED: UNDECIDED_NOTE,
+    }
     tables += [
         Table.of(f"{data}: {name}", _cells(summary, rows), note)
         for kind, note in kinds.items()
@@ -87,7 +113,7 @@ def accuracy_table(summary: Summary, data: str) -> Table:
     """Return the accuracies of all methods on one data set: means and deviations over the seeds, in per cent."""
     rows = summary.figures[(summary.figures["data"] == data) & (summary.figures["table"] == ACCURACY)]
     cells = _with_both_h(_cells(summary, rows.sort_values("seed", kind="stable")), summary.means.loc[data])
-    notes = [_seeds_note(summary.runs.loc[data].groupby("method").size()[cells.index]), *_h_notes(cells)]
+    notes = [_seeds_note(summary, data, cells.index), *_h_notes(summary, cells)]
     if summary.notes[data] or not summary.comparable[data]:
         notes.append(_data_note(summary, data))
     if len(summary.data) == 1:
@@ -100,7 +126,7 @@ def average_table(summary: Summary) -> Table:
     averages = summary.means.groupby(level="method").agg(mean).loc[summary.complete]
     averages = averages.dropna(axis="columns", how="any" if summary.complete else "all")
     cells = _with_both_h(averages.map("{:.2f}".format), averages)
-    notes = [f"Means over {len(summary.data)} data sets of the means over seeds.", *_h_notes(cells)]
+    notes = [f"Means over {len(summary.data)} data sets of the means over {summary.unit}.", *_h_notes(summary, cells)]
     if left_out := [name for name in summary.methods if name not in summary.complete]:
         notes.append(f"Not on every data set, and left out: {', '.join(left_out)}.")
     if summary.adjusted:
@@ -118,20 +144,20 @@ def difference_table(summary: Summary, reference: str) -> Table:
     ]
     return Table(
         f"Differences from {reference}",
-        ("method", "data", "accuracy", "difference", "95 % interval", "seeds"),
+        ("method", "data", "accuracy", "difference", "95 % interval", summary.unit),
         tuple(rows),
-        (comparisons_note([each for *_, each in compared]),),
+        (comparisons_note([each for *_, each in compared], summary.unit), *_pairs_notes(summary)),
         words=3,
     )
 
 
-def comparisons_note(shown: Sequence[Difference]) -> str:
-    """Say what the intervals of differences cover, and how many there are."""
+def comparisons_note(shown: Sequence[Difference], unit: str = "seeds") -> str:
+    """Say what the intervals of differences cover, and how many there are; `unit` is that of [`Summary.unit`]."""
     intervals = [each for each in shown if each.low is not None]
     return (
-        "Points, paired: the same data, seeds, shots and images. Student's t-interval over the seeds covers the "
-        "choice of shots, halves and random weights, not that of test images; there is none for one seed, or where "
-        "all seeds give the same difference. "
+        "Points, paired: the same data, seeds, shots and images. "
+        f"Student's t-interval over the {unit} covers the choice of shots, halves and random weights, not that of "
+        f"test images; there is none for one {unit.removesuffix('s')}, or where all {unit} give the same difference. "
         f"{len(shown)} comparisons, {len(intervals)} with an interval, of which "
         f"{sum(each.excludes_zero for each in intervals)} exclude 0; were all differences 0, about "
         f"{0.05 * len(intervals):.1f} would by chance."
@@ -153,7 +179,8 @@ def title_of(summary: Summary) -> str:
 
 def _cells(summary: Summary, rows: pd.DataFrame) -> pd.DataFrame:
     """Return means and deviations of the rows' values over the seeds as text, by method and column."""
-    cells = rows.groupby(["method", "column"])["value"].agg(lambda values: str(Mean.of(values))).unstack()
+    values = summary.by_unit(rows.set_index(["method", "column", "seed"])[["value"]])["value"]
+    cells = values.groupby(["method", "column"]).agg(lambda values: str(Mean.of(values))).unstack()
     methods = [name for name in summary.methods if name in cells.index]
     return cells.reindex(methods, columns=rows["column"].unique()).fillna(MISSING)
 
@@ -193,20 +220,42 @@ def _figures(published: Published | None) -> str:
     return f"{published.base:.2f} / {published.new:.2f} / {published.H:.2f}" if published else MISSING
 
 
-def _seeds_note(seeds: pd.Series) -> str:
-    fewer = [f"{name} {number}" for name, number in seeds[seeds < seeds.max()].items()]
-    note = f"Means and deviations (ddof 0) over {seeds.max()} seeds, in per cent."
-    return note + (f" Fewer seeds: {', '.join(fewer)}." if fewer else "")
+def _seeds_note(summary: Summary, data: str, methods: pd.Index) -> str:
+    runs = summary.runs.loc[data].index.to_frame(index=False)
+    if summary.has_pairs:
+        runs["seed"] = runs["seed"].map(draw_of)
+    numbers, unit = runs.groupby("method")["seed"].nunique()[methods], summary.unit
+    over = f"{numbers.max()} {unit}{', both orders' if summary.has_pairs else ''}"
+    fewer = [f"{name} {number}" for name, number in numbers[numbers < numbers.max()].items()]
+    notes = [f"Means and deviations (ddof 0) over {over}, in per cent."]
+    notes += [f"Fewer {unit}: {', '.join(fewer)}."] if fewer else []
+    return " ".join([*notes, *_pairs_notes(summary)])
 
 
-def _h_notes(cells: pd.DataFrame) -> list[str]:
+def _pairs_notes(summary: Summary) -> list[str]:
+    """Say of paired halves that a draw's orders are averaged, and which draws lack one."""
+    if not summary.has_pairs:
+        return []
+    lone = "; ".join(f"{method} {', '.join(map(str, draws))}" for method, draws in summary.lone_draws.items())
+    return ["The two orders of a draw are averaged first."] + (
+        [f"Draws with one order only, which do not count in differences: {lone}."] if lone else []
+    )
+
+
+def _h_notes(summary: Summary, cells: pd.DataFrame) -> list[str]:
     if H not in cells:
         return []
     base, new = BASE_AND_NEW
-    return [
+    notes = [
         f"{H}: harmonic mean of the mean {base} and the mean {new}, as in the published tables. {MEAN_H}: mean of the "
         "harmonic means."
     ]
+    if H_UNDER_PHRASING in cells:
+        notes.append(
+            f"{H_UNDER_PHRASING}: mean over the {summary.unit} of the harmonic means of {base} and {new}, each the "
+            "mean accuracy over the forms of phrasing that leave the class decided."
+        )
+    return notes
 
 
 def _data_note(summary: Summary, data: str) -> str:
