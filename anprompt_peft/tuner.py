@@ -21,6 +21,7 @@ from transformers.pipelines import base as pipelines
 
 from .clip import NOT_PREDICTIONS, PromptedCLIPModel
 from .fast.blocks import decomposes
+from .fast.encoders import block
 from .fast.state import State
 from .files import hub_id
 from .method.config import ANPromptConfig
@@ -135,6 +136,7 @@ class ANPromptModel(BaseTuner):
         for module in model.modules():
             if isinstance(module, ANPromptLayer):
                 module.link(head)
+        _update_attention(model)
         _change_class(model, ANPromptCLIPModel)
         if not hasattr(model, "anprompt_state"):
             labels = model.config.id2label, model.config.label2id
@@ -146,6 +148,7 @@ class ANPromptModel(BaseTuner):
         """Return the adapter's own configuration, completed, and what the noise pipeline finds for it."""
         config = given.resolved(model.config)
         config.target_modules = _target_modules(config, model.config)
+        _check_attention(model, config)
         if config.init_noise_prompts:
             config.base_model_name_or_path = _from_anywhere(config.base_model_name_or_path)
         if config.tokenizer is None:
@@ -200,6 +203,7 @@ class ANPromptModel(BaseTuner):
         model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         model.config.id2label, model.config.label2id = model.anprompt_state.base_labels
         del model.config.keys_to_ignore_at_inference
+        _restore_attention(model)
         _change_class(model, CLIPModel)
         del model.anprompt_state
         return model
@@ -320,7 +324,7 @@ def _check_forward(model: CLIPModel) -> None:
             "both encoders at once. Load it on one device: CLIPModel.from_pretrained(name, device_map={'': 0}), or "
             "without device_map and then .to(device)."
         )
-    forward = getattr(model, "_old_forward" if hasattr(model, "_hf_hook") else "forward")
+    forward = _own_forward(model)
     if getattr(forward, "__func__", None) is not type(model).forward:
         raise ValueError(
             f"The forward of this CLIP was replaced by {forward!r}, as accelerator.prepare and torch.compile do, and "
@@ -328,12 +332,47 @@ def _check_forward(model: CLIPModel) -> None:
         )
 
 
-def _change_class(model: CLIPModel, kind: type[CLIPModel]) -> None:
-    """Let a model take on a class, with the forwards that hooks of Accelerate set on the instance."""
+def _own_forward(module: nn.Module) -> Any:
+    """Return a module's forward, behind a hook of Accelerate."""
+    return getattr(module, "_old_forward" if hasattr(module, "_hf_hook") else "forward")
+
+
+def _change_class(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Let a module take on a class, with the forwards that hooks of Accelerate set on the instance."""
     for name in _FORWARDS & vars(model).keys():
         if getattr(vars(model)[name], "__func__", None) is type(model).forward:
             setattr(model, name, MethodType(kind.forward, model))
     model.__class__ = kind
+
+
+def _check_attention(model: CLIPModel, config: ANPromptConfig) -> None:
+    """Raise `TypeError` if an adapter updates the matrices of an attention that somebody has replaced."""
+    family = family_of(model)
+    for tower in ("text", "vision"):
+        layers = getattr(model, f"{tower}_model").encoder.layers if config.updates_attention(tower) else ()
+        for attention in (block(layer).self_attn for layer in layers):
+            known = type(attention) in (family.attention, family.updated_attention)
+            if not known or getattr(_own_forward(attention), "__func__", None) is not type(attention).forward:
+                raise TypeError(
+                    f"{tower}_lora_rank updates the matrices of {family.attention.__name__}, and found "
+                    f"{type(attention).__name__} with the forward {_own_forward(attention)!r} in its place. Adapt the "
+                    f"CLIP as it is loaded, or set {tower}_lora_rank to None."
+                )
+
+
+def _update_attention(model: CLIPModel) -> None:
+    """Let the attention of layers whose matrices adapters update know of updates, in place."""
+    for layer in model.modules():
+        if isinstance(layer, ANPromptLayer) and layer.updates_attention:
+            attention: Any = layer.base_layer.self_attn
+            _change_class(attention, family_of(model).updated_attention)
+
+
+def _restore_attention(model: CLIPModel) -> None:
+    family = family_of(model)
+    for module in model.modules():
+        if isinstance(module, family.updated_attention):
+            _change_class(module, family.attention)
 
 
 def check_shape(name: str, shape: Sequence[int], needed: Sequence[int]) -> None:

@@ -22,7 +22,13 @@ def reference_adapter(model: Any) -> reference.Adapter:
         noise = head.anprompt_noise_map["default"](noise)
     maps: dict[str, reference.Maps] = {"text": {}, "vision": {}}
     updates: dict[int, Tensor] = {}
+    matrices: reference.Matrices = {}
     for layer in model.modules():
+        if isinstance(layer, ANPromptLayer) and "default" in layer.anprompt_lora:
+            lora: Any = layer.anprompt_lora["default"]
+            for name, down, up in zip(("q_proj", "k_proj", "v_proj", "out_proj"), lora.down, lora.up, strict=True):
+                path = f"{layer.tower}_model.encoder.layers.{layer.number - 1}.self_attn.{name}.weight"
+                matrices[path] = up @ down / len(down) ** 0.5
         if isinstance(layer, ANPromptLayer) and "default" in layer.anprompt_update:
             update: Any = layer.anprompt_update["default"]
             updates[layer.number] = update.up @ update.down
@@ -34,8 +40,8 @@ def reference_adapter(model: Any) -> reference.Adapter:
             else:
                 weight, bias = projection.weight, projection.bias
             maps[layer.tower][layer.number] = (weight, bias)
-    prototype: Any = head.anprompt_prototype["default"]
     frozen = head.base_layer.weight
+    prototype: Any = getattr(head.anprompt_prototype, "default", head.base_layer)  # it has none without prompts
     return reference.Adapter(
         tokens=head.anprompt_tokens["default"] if "default" in head.anprompt_tokens else noise[:0],
         noise=noise,
@@ -43,6 +49,7 @@ def reference_adapter(model: Any) -> reference.Adapter:
         vision_maps=maps["vision"],
         prototype=frozen + prototype.up @ prototype.down if isinstance(prototype, LowRank) else prototype.weight,
         text_updates=updates,
+        matrices=matrices,
         integration=config.noise_integration,
         prompt_mixing=config.prompt_mixing,
         alpha=config.alpha,

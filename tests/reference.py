@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel
 
 Maps = dict[int, tuple[Tensor, Tensor]]
+Matrices = dict[str, Tensor]
 Parameters = dict[str, Tensor]
 
 
@@ -31,6 +32,7 @@ class Adapter:
     vision_maps: Maps  # 1-based target layer -> (weight [d_v, r], bias [d_v])
     prototype: Tensor  # W_p [d, d_v]
     text_updates: dict[int, Tensor]  # 1-based layer -> B A [d_t, d_t], added to the identity
+    matrices: Matrices  # by the weight's name in CLIP -> s B A, added to the weight
     integration: str = "concat"
     prompt_mixing: float = 1.0
     alpha: float = 0.7
@@ -41,6 +43,13 @@ class Adapter:
 def normalize(features: Tensor) -> Tensor:
     """x / |x| along the last dimension."""
     return features / (features * features).sum(dim=-1, keepdim=True).sqrt()
+
+
+def weights(clip: CLIPModel, adapter: Adapter | None) -> Parameters:
+    """CLIP's tensors by name, with the adapter's updates of matrices added."""
+    added = {} if adapter is None else adapter.matrices
+    parameters = dict(clip.named_parameters())
+    return {**parameters, **{name: parameters[name] + update for name, update in added.items()}}
 
 
 def prompts(adapter: Adapter) -> Tensor:
@@ -161,7 +170,7 @@ def eot_positions(input_ids: Tensor, eos_token_id: int) -> Tensor:
 
 def encode_text(clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | None, adapter: Adapter | None) -> Tensor:
     """Projected text features [C, d], not normalised, of ids [C, L]; without an adapter, the frozen CLIP's."""
-    parameters, config = dict(clip.named_parameters()), clip.config.text_config
+    parameters, config = weights(clip, adapter), clip.config.text_config
     words = parameters["text_model.embeddings.token_embedding.weight"]
     positions = parameters["text_model.embeddings.position_embedding.weight"]
     hidden = words[input_ids] + positions[: input_ids.shape[1]]
@@ -193,7 +202,7 @@ def embed_image(parameters: Parameters, config: Any, pixel_values: Tensor) -> Te
 
 def encode_image(clip: CLIPModel, pixel_values: Tensor, adapter: Adapter | None) -> tuple[Tensor, Tensor | None]:
     """([B, d] class-token features, [B, d] prototypes or None where no prompts went in), neither normalised."""
-    parameters, config = dict(clip.named_parameters()), clip.config.vision_config
+    parameters, config = weights(clip, adapter), clip.config.vision_config
     hidden, rows = encoder(
         parameters,
         "vision_model.encoder",

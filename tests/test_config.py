@@ -55,6 +55,8 @@ def configs(draw: st.DrawFn) -> ANPromptConfig:
         projection_rank=draw(st.none() | st.integers(1, 64)),
         prototype_rank=draw(st.none() | st.integers(1, 64)),
         text_update_rank=draw(st.none() | st.integers(1, 64)),
+        vision_lora_rank=draw(st.none() | st.integers(1, 64)),
+        text_lora_rank=draw(st.none() | st.integers(1, 64)),
         rephrased_weight=draw(st.floats(0, 1e9)),
         rephrased_texts=draw(st.integers(0, 64)),
         prompt_mixing=draw(st.floats(0, 1)),
@@ -146,7 +148,9 @@ UNFIT: list[tuple[dict[str, Any], str]] = [
     ({"num_noise_tokens": 13}, r"more clusters than there are distinct perturbed features \(12\)"),
     ({"projection_rank": 25}, "projection_rank=25"),
     ({"prototype_rank": 25}, "prototype_rank=25"),
-    ({"text_update_rank": 33}, "text_update_rank=33"),
+    ({"text_update_rank": 33}, "text_update_rank=33 must be an integer, between 1 and 32"),
+    ({"text_lora_rank": 33}, "text_lora_rank=33 must be an integer, between 1 and 32"),
+    ({"vision_lora_rank": 49}, "vision_lora_rank=49 must be an integer, between 1 and 48"),
     ({"template": "a photo of a " + "very " * 60 + "small {}."}, "tokens, more than the 48 of CLIP's context"),
     ({"descriptions": {name: ["long " * 60] for name in CLASSES}}, "more than the 48"),
     ({"tokenizer_name_or_path": None}, "Pass tokenizer_name_or_path"),
@@ -267,6 +271,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "descriptions": None, "noise_scale": 0.1, "noise_draws": 4, "noise_seed": 0, "alpha": 0.7,
         "similarity_weight": 3.0, "waloss_weight": 1.0, "inference_logits": "auto", "frozen_share": 0.5,
         "init_noise_prompts": True, "text_update_rank": 8, "rephrased_weight": 10.0, "rephrased_texts": 16,
+        "vision_lora_rank": None, "text_lora_rank": None,
         "tokenizer_name_or_path": None, "training_facts": None, "class_names": ["cat", "dog"],
     }  # fmt: skip
     config = ANPromptConfig(class_names=["cat", "dog"])

@@ -136,6 +136,8 @@ def test_default(clip: CLIPModel, processor: Any, tmp_path: Path) -> None:
 
 
 VARIANTS: dict[str, tuple[str, LogitsKind, int, dict[str, Any]]] = {
+    "updates": ("sdpa", "ensemble", 20, {"num_virtual_tokens": 0, "num_noise_tokens": 0, "vision_lora_rank": 2}),
+    "updates, eager": ("eager", "fused", 18, {"vision_lora_rank": 2}),
     "mixing": ("eager", "fused", 18, {"prompt_mixing": 0.3, "vision_layers": [2, 3, 5]}),
     "low rank": (
         "sdpa",
@@ -198,7 +200,7 @@ def test_half_precision_in_training(processor: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_without_prompts_it_is_clip(tokenizer: CLIPTokenizer, processor: Any, tmp_path: Path) -> None:
-    model = adapted(num_virtual_tokens=0, num_noise_tokens=0)
+    model = adapted(num_virtual_tokens=0, num_noise_tokens=0, text_update_rank=None)
     export_onnx(model, processor, tmp_path / "model.onnx")
     assert metadata(tmp_path / "model.onnx")["logits"] == "class"
     texts = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")

@@ -36,7 +36,7 @@ def name_of(adapter: Path) -> str:
 
 
 def distance(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours.keys() & theirs.keys())
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=name_of)
@@ -57,7 +57,7 @@ def test_every_stored_value_counts(adapter: Path) -> None:
     expected = load_file(adapter / EXPECTED)
     silent = []
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if "anprompt_" in name and not SKIPPED & set(name.split(".")):
+        if "anprompt_" in name and tensor.numel() and not SKIPPED & set(name.split(".")):
             before = tensor.detach().clone()
             tensor.data += 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).double()
             model.eval()
@@ -74,7 +74,8 @@ def test_no_two_answer_alike(folder: Path) -> None:
     for (first, ours), (second, theirs) in itertools.combinations(stored.items(), 2):
         assert distance(ours, theirs) > 1000 * FAR, (first, second)
     for ours in stored.values():
-        assert (ours["trained.logits"] - ours["trained.logits_class"]).abs().max() > 1000 * FAR
+        alike = (ours["trained.logits"] - ours["trained.logits_class"]).abs().max() <= 1000 * FAR
+        assert alike == ("trained.logits_prototype" not in ours)
 
 
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
@@ -91,7 +92,7 @@ def test_fields_that_are_not_there_have_the_default_of_their_format(version: int
 def test_every_format_has_adapters() -> None:
     formats = {json.loads((adapter / CONFIG).read_text())["format_version"] for adapter in ADAPTERS}
     assert formats == set(range(1, FORMAT_VERSION + 1))
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 300_000
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 420_000
 
 
 def test_stored_adapters_are_not_replaced() -> None:

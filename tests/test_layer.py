@@ -122,7 +122,7 @@ def test_maps_are_made_only_where_they_are_needed(tokenizer: CLIPTokenizer) -> N
             name.split("visual_projection.anprompt_")[1].split(".")[0] for name in names if "_projection.a" in name
         }
 
-    own = {"tokens", "prototype"}
+    own, bare = {"tokens", "prototype"}, {"num_virtual_tokens": 0, "num_noise_tokens": 0}
     assert parts() == own
     assert parts(latent_dim=24, noise_map="learned") == own
     assert parts(latent_dim=40) == own
@@ -130,7 +130,7 @@ def test_maps_are_made_only_where_they_are_needed(tokenizer: CLIPTokenizer) -> N
     assert parts(latent_dim=40, noise_map="learned", num_noise_tokens=0) == own
     assert parts(projection_rank=2) == own | {"text_map", "vision_map"}
     assert parts(num_virtual_tokens=0) == {"prototype"}
-    assert parts(num_virtual_tokens=0, num_noise_tokens=0, projection_rank=2) == set()
+    assert parts(**bare, projection_rank=2, vision_lora_rank=2, text_lora_rank=2) == set()
 
 
 def test_a_learned_map_takes_the_noise_prompts_as_they_are(tokenizer: CLIPTokenizer) -> None:

@@ -15,6 +15,7 @@ from anprompt_peft.fast.savings import Savings
 from helpers import CLASSES, LABELS, adapted, assert_exact, count_calls, logits, make_clip, scatter, trainable
 from oracle import reference_adapter, reference_outputs
 
+NO_PROMPTS: dict[str, Any] = {"num_virtual_tokens": 0, "num_noise_tokens": 0, "text_update_rank": None}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "add": {"noise_integration": "add", "num_virtual_tokens": 3, "num_noise_tokens": 3},
@@ -25,6 +26,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "every layer": {"text_layers": 4, "vision_layers": 5},
     "text updates": {"text_update_rank": 3},
     "text updates with gaps": {"text_update_rank": 2, "text_layers": [1, 3]},
+    "attention updates": {"vision_lora_rank": 2, "text_lora_rank": 3},
+    "attention updates of images": {"vision_lora_rank": 3, "text_update_rank": None, "vision_layers": [2, 4]},
+    "attention updates alone": {**NO_PROMPTS, "vision_lora_rank": 2, "text_lora_rank": 3},
+    "attention updates of images alone": {**NO_PROMPTS, "vision_lora_rank": 2},
+    "all updates alone": {**NO_PROMPTS, "vision_lora_rank": 2, "text_lora_rank": 3, "text_update_rank": 2},
+    "text updates alone": {**NO_PROMPTS, "text_update_rank": 3},
     "low rank": {"projection_rank": 2, "prototype_rank": 3},
     "latent dim, fixed map": {"latent_dim": 10},
     "latent dim, learned map": {"latent_dim": 40, "noise_map": "learned"},
@@ -64,6 +71,7 @@ def reference_clip(model: Any) -> CLIPModel:
 WAYS = [
     *((variant, attention, Savings()) for variant in VARIANTS for attention in ("sdpa", "eager")),
     *((variant, "sdpa", Savings.none()) for variant in ("default", "layers differ, with gaps", "low rank")),
+    *((variant, way, Savings.none()) for variant in VARIANTS if "updates" in variant for way in ("sdpa", "eager")),
 ]
 
 
@@ -89,13 +97,13 @@ def test_classes_and_losses(
     expected = reference_outputs(
         plain, adapter, pixels.double(), tokens, LABELS, head.anprompt_perturbed_features["default"], len(templates)
     )
-    for name in ("logits_class", "logits_prototype", "logits_fused", "loss"):
+    prompted = settings.get("num_virtual_tokens") != 0 or settings.get("num_noise_tokens") != 0
+    for name in ("logits_class", "logits_fused", "loss", *(["logits_prototype"] if prompted else [])):
         assert_exact(output[name], expected[name])
     for name, term in output.loss_terms.items():
         assert_exact(term, expected[name].detach())
-    assert set(output.loss_terms) == {
-        "cross_entropy_class", "cross_entropy_prototype", "similarity_image", "similarity_text", "waloss"
-    }  # fmt: skip
+    of_prototypes = {"cross_entropy_prototype", "waloss"} if prompted else set()
+    assert set(output.loss_terms) == {"cross_entropy_class", "similarity_image", "similarity_text", *of_prototypes}
 
     weights = trainable(model)
     ours = torch.autograd.grad(output.loss, list(weights.values()))
@@ -107,7 +115,10 @@ def test_classes_and_losses(
 
 @pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("variant", ["default", "layers differ, with gaps", "the last layer only"])
+@pytest.mark.parametrize(
+    "variant",
+    ["default", "layers differ, with gaps", "the last layer only", "attention updates", "all updates alone"],
+)
 def test_clip_form(variant: str, attention: str, padded: bool, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
     model = adapted(make_clip(attention, torch.float64), **VARIANTS[variant])
     texts = ["a cat", "a photo of one red bird and a very small dog."] if padded else ["a red cat", "a red dog"]
@@ -137,7 +148,7 @@ def test_no_prompts_is_clip_bit_for_bit(tokenizer: CLIPTokenizer, pixels: Tensor
     tokens = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = clip(**tokens, pixel_values=pixels)
-    model = adapted(clip, num_virtual_tokens=0, num_noise_tokens=0)
+    model = adapted(clip, **NO_PROMPTS)
     assert not trainable(model)
     with torch.no_grad():
         output = model(pixel_values=pixels, labels=LABELS)

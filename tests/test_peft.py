@@ -49,6 +49,12 @@ ANPROMPT = PeftType["ANPROMPT"]
 OTHER: dict[str, Any] = {"text_layers": [1, 3], "vision_layers": [4], "num_virtual_tokens": 2, "num_noise_tokens": 1}
 
 
+UPDATES: dict[str, Any] = {
+    "num_virtual_tokens": 0, "num_noise_tokens": 0, "text_update_rank": None, "vision_lora_rank": 2,
+    "text_lora_rank": 1,
+}  # fmt: skip
+
+
 def test_registration_is_idempotent() -> None:
     assert registration.peft_type() is ANPROMPT
     assert PeftType("ANPROMPT") is ANPROMPT is getattr(PeftType, "ANPROMPT")  # noqa: B009
@@ -542,9 +548,14 @@ def test_copies_are_independent(way: str, pixels: Tensor) -> None:
     assert torch.equal(logits(model, pixels), before)
 
 
+@pytest.mark.parametrize(
+    "savings", [Savings(), Savings(text_chunk=1), Savings.none()], ids=["fast", "chunks", "plain"]
+)
+@pytest.mark.parametrize("settings", [{}, UPDATES], ids=["prompts", "updates"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing(reentrant: bool, pixels: Tensor) -> None:
-    model = adapted(dtype=torch.float64).train()
+def test_gradient_checkpointing(reentrant: bool, settings: dict[str, Any], savings: Savings, pixels: Tensor) -> None:
+    model = adapted(dtype=torch.float64, **settings).train()
+    model.set_savings(savings)
     loss = model(pixel_values=pixels.double(), labels=LABELS).loss
     expected = torch.autograd.grad(loss, list(trainable(model).values()))
     calls = 0
@@ -570,13 +581,15 @@ RANKS = {
     "noise_map": "learned",
     "projection_rank": 2,
     "text_update_rank": 3,
+    "vision_lora_rank": 2,
+    "text_lora_rank": 3,
     "prototype_rank": 2,
     "prompt_mixing": 0.9,
 }
 
 
 @pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["fast", "plain"])
-@pytest.mark.parametrize("parts", [{}, RANKS], ids=["full", "ranks"])
+@pytest.mark.parametrize("parts", [{}, RANKS, UPDATES], ids=["full", "ranks", "updates"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_base(dtype: torch.dtype, parts: dict[str, Any], savings: Savings, pixels: Tensor) -> None:
     """The adapter trains in float32 on a half precision base, or follows it when PEFT is told so."""
@@ -594,8 +607,11 @@ def test_half_precision_base(dtype: torch.dtype, parts: dict[str, Any], savings:
         assert all(weight.grad.isfinite().all() for weight in trainable(model).values())
 
 
-def test_autocast(pixels: Tensor) -> None:
-    model = adapted()
+@pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["fast", "plain"])
+@pytest.mark.parametrize("parts", [{}, RANKS, UPDATES], ids=["full", "ranks", "updates"])
+def test_autocast(parts: dict[str, Any], savings: Savings, pixels: Tensor) -> None:
+    model = adapted(**parts)
+    model.set_savings(savings)
     exact = model(pixel_values=pixels, labels=LABELS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(pixel_values=pixels, labels=LABELS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,11 @@ from anprompt_peft import ANPromptConfig
 from anprompt_peft.fast import text
 from helpers import CLASSES, LABELS, adapted, logits, make_clip, scatter, trainable
 
-CONFIGURATIONS = {"default": ANPromptConfig, "paper": ANPromptConfig.paper}
+CONFIGURATIONS: dict[str, Callable[..., ANPromptConfig]] = {
+    "default": ANPromptConfig,
+    "paper": ANPromptConfig.paper,
+    "updates": partial(ANPromptConfig, num_virtual_tokens=0, num_noise_tokens=0, vision_lora_rank=2, text_lora_rank=2),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +55,8 @@ def step(run: Any, model: Any, pixels: Tensor, **plan: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("configuration", "backend"), [("default", "eager"), ("paper", "eager"), ("default", "aot_eager")]
+    ("configuration", "backend"),
+    [("default", "eager"), ("paper", "eager"), ("updates", "eager"), ("default", "aot_eager")],
 )
 def test_a_compiled_model_is_one_graph(
     configuration: str, backend: str, small: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor

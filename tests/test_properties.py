@@ -66,6 +66,7 @@ def test_padding_by_a_longer_class_changes_no_other(words: int, place: int, mode
             {},
             {"projection_rank": 2, "text_update_rank": 3, "prototype_rank": 2},
             {"latent_dim": 8, "noise_map": "learned"},
+            {"vision_lora_rank": 2, "text_lora_rank": 3},
         ]
     ),
     name=st.sampled_from(["two", "other adapter", "default2"]),

@@ -100,6 +100,7 @@ def make_adapter(
         vision_maps=maps(vision_layers, VISION_WIDTH),
         prototype=normal(JOINT, VISION_WIDTH),
         text_updates={},
+        matrices={},
     )
 
 

@@ -51,6 +51,8 @@ def adapters(draw: st.DrawFn) -> dict[str, Any]:
         "prompt_mixing": draw(st.sampled_from([1.0, 0.6, 0.0])),
         "projection_rank": draw(st.sampled_from([None, 2])),
         "text_update_rank": draw(st.sampled_from([None, 2])),
+        "vision_lora_rank": draw(st.sampled_from([None, 2])),
+        "text_lora_rank": draw(st.sampled_from([None, 1])),
     }
 
 
@@ -299,9 +301,9 @@ def test_few_rows_ask_without_keys_and_values(count: int, is_worth_it: bool) -> 
     layer = make_clip().double().vision_model.encoder.layers[0]
     hidden = torch.randn(2, 9, layer.embed_dim, dtype=torch.float64)
     with FlopCounterMode(display=False) as unfolded:
-        expected = attend(layer, *queries_keys_values(layer, hidden, slice(0, count)))
+        expected = attend(layer, *queries_keys_values(layer, hidden, (), slice(0, count)))
     with FlopCounterMode(display=False) as counted:
-        torch.testing.assert_close(attend_first(layer, hidden, count), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(attend_first(layer, hidden, count, ()), expected, rtol=0, atol=1e-12)
     share = counted.get_total_flops() / unfolded.get_total_flops()
     assert share < 0.6 if is_worth_it else share == 1
 

@@ -162,6 +162,7 @@ def _answers(model: Any) -> list[Tensor]:
         {"num_noise_tokens": 0, "latent_dim": 7, "noise_map": "learned"},
         {"num_virtual_tokens": 0, "template": ["a {}", "the {}", "{}"]},
         {"num_virtual_tokens": 0, "num_noise_tokens": 0},
+        {"num_virtual_tokens": 0, "num_noise_tokens": 0, "vision_lora_rank": 3, "text_lora_rank": 2},
     ],
     ids=str,
 )
@@ -384,7 +385,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"inference_mode": "yes"}, "inference_mode="),
     ({"auto_mapping": "transformers"}, "auto_mapping="),
     ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS' does not apply"),
-    ({"format_version": 4}, "format_version=4: a newer version .* Upgrade it: pip install"),
+    ({"format_version": 5}, "format_version=5: a newer version .* Upgrade it: pip install"),
     ({"format_version": "1"}, "format_version='1' must be an integer"),
     ({"format_version": True}, "format_version=True must be an integer, at least 1"),
     ({"peft_type": None}, "peft_type=None is not a method"),
@@ -446,7 +447,7 @@ def test_fields_of_a_newer_version_are_ignored_with_one_warning(sound: Path, bro
 
 def test_the_saved_format_has_a_version_and_adapters_without_one_load(sound: Path, broken: Path) -> None:
     fields = json.loads((sound / CONFIG).read_text())
-    assert fields.pop("format_version") == 3
+    assert fields.pop("format_version") == 4
     assert PeftModel.from_pretrained(make_clip(), sound).peft_config["default"].frozen_share == 0.5
     own = ANPromptConfig(**fields | {"text_update_rank": None, "init_noise_prompts": True})
     get_peft_model(make_clip(), own).save_pretrained(str(broken))
@@ -458,7 +459,21 @@ def test_the_saved_format_has_a_version_and_adapters_without_one_load(sound: Pat
         assert loaded.frozen_share == share, "it answers as it did"
         assert loaded.text_update_rank is None
         assert loaded.rephrased_weight == 0, "and trains as it did"
-    assert ANPromptConfig(**ANPromptConfig(class_names=CLASSES).to_dict()).format_version == 3
+    assert ANPromptConfig(**ANPromptConfig(class_names=CLASSES).to_dict()).format_version == 4
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_adapters_without_prompts_of_former_formats_have_no_updates(
+    version: int, broken: Path, pixels: Tensor
+) -> None:
+    """Whatever their configuration says: there were none without prompts."""
+    expected = adapted(num_virtual_tokens=0, num_noise_tokens=0, text_update_rank=None)
+    expected.save_pretrained(str(broken))
+    fields = json.loads((broken / CONFIG).read_text()) | {"text_update_rank": 8, "format_version": version}
+    (broken / CONFIG).write_text(json.dumps(fields))
+    loaded: Any = PeftModel.from_pretrained(make_clip(), broken).eval()
+    assert loaded.peft_config["default"].text_update_rank is None
+    assert torch.equal(logits(loaded, pixels), logits(expected, pixels))
 
 
 def test_another_method_is_left_to_peft(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from ..method.updates import Updates, project, recorded
 
 T = TypeVar("T")
 KeysValues = tuple[Tensor, Tensor]
@@ -24,8 +26,13 @@ QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
 NewPrompts = list[Tensor | None]
 """For each layer the prompts `[p, d]` that come in there, `None` where those before stay."""
 
-Updates = list[Callable[[Tensor], Tensor]]
-"""For each layer what an adapter makes of the hidden states `[..., d]` that enter it."""
+
+class Changes(NamedTuple):
+    """What an adapter changes within a layer, besides prompts."""
+
+    entering: Callable[[Tensor], Tensor]  # makes of the hidden states that enter, `[..., d]`, those that take part
+    updates: Updates  # of the attention's matrices
+
 
 QUICK_GELU_SLOPE = 1.702
 ALL = slice(None)
@@ -34,26 +41,27 @@ PROBE_STD = 0.1
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
-def keys_values(layer: CLIPEncoderLayer, hidden: Tensor) -> KeysValues:
+def keys_values(layer: CLIPEncoderLayer, hidden: Tensor, updates: Updates) -> KeysValues:
     """Return keys and values, each `[..., L, h, e]`, of what enters the layer, `[..., L, d]`."""
     normed = layer.layer_norm1(hidden)
-    return _heads(layer, layer.self_attn.k_proj(normed)), _heads(layer, layer.self_attn.v_proj(normed))
+    return _in_heads(layer, "k_proj", normed, updates), _in_heads(layer, "v_proj", normed, updates)
 
 
-def queries_keys_values(layer: CLIPEncoderLayer, hidden: Tensor, queried: Tensor | slice = ALL) -> QueriesKeysValues:
+def queries_keys_values(
+    layer: CLIPEncoderLayer, hidden: Tensor, updates: Updates, queried: Tensor | slice = ALL
+) -> QueriesKeysValues:
     """Return queries, keys and values of positions `[..., L, d]`, the queries only of the query positions."""
     normed = layer.layer_norm1(hidden)
-    attention = layer.self_attn
     return (
-        _heads(layer, attention.q_proj(normed[..., queried, :])),
-        _heads(layer, attention.k_proj(normed)),
-        _heads(layer, attention.v_proj(normed)),
+        _in_heads(layer, "q_proj", normed[..., queried, :], updates),
+        _in_heads(layer, "k_proj", normed, updates),
+        _in_heads(layer, "v_proj", normed, updates),
     )
 
 
-def queries_of(layer: CLIPEncoderLayer, hidden: Tensor) -> Tensor:
+def queries_of(layer: CLIPEncoderLayer, hidden: Tensor, updates: Updates) -> Tensor:
     """Return the queries `[..., L, h, e]` of positions `[..., L, d]`."""
-    return _heads(layer, layer.self_attn.q_proj(layer.layer_norm1(hidden)))
+    return _in_heads(layer, "q_proj", layer.layer_norm1(hidden), updates)
 
 
 def attend(
@@ -104,35 +112,42 @@ def attend_shared(
     return mixed.transpose(1, 2).flatten(2)  # B, M, d
 
 
-def attend_first(layer: CLIPEncoderLayer, hidden: Tensor, count: int) -> Tensor:
+def attend_first(layer: CLIPEncoderLayer, hidden: Tensor, count: int, updates: Updates) -> Tensor:
     """Return attention's mixture `[B, count, d]` of the first `count` rows over all rows.
 
     Keys and values of all rows are not formed where queries are so few that this takes fewer operations:
     `q (W_k x + b_k)` is `(q W_k) x` and a number that softmax takes away again, and the mixture of `W_v x + b_v` is
-    `W_v` of the mixture of `x`, and `b_v`.
+    `W_v` of the mixture of `x`, and `b_v`; updates of both matrices alike.
     """
     attention, length = layer.self_attn, hidden.shape[1]
     heads, width = attention.num_heads, attention.head_dim
     fewer = count * (length + width) < length * width
     if not fewer or not _are_plain(attention.k_proj, attention.v_proj):
-        return attend(layer, *queries_keys_values(layer, hidden, slice(0, count)))
+        return attend(layer, *queries_keys_values(layer, hidden, updates, slice(0, count)))
     rows = layer.layer_norm1(hidden)
-    queries = _heads(layer, attention.q_proj(rows[:, :count])) * attention.scale  # B, M, h, e
-    key_weight = attention.k_proj.weight.unflatten(0, (heads, width))  # h, e, d
-    value_weight = attention.v_proj.weight.unflatten(0, (heads, width))
-    queries = torch.einsum("bmhe,hed->bhmd", queries, key_weight).flatten(1, 2)  # B, h * M, d
-    weights = (queries @ rows.mT).softmax(dim=-1).to(rows.dtype)  # B, h * M, L
+    queries = _in_heads(layer, "q_proj", rows[:, :count], updates) * attention.scale  # B, M, h, e
+    key_weight, value_weight = attention.k_proj.weight, attention.v_proj.weight
+    by_head = partial(torch.unflatten, dim=0, sizes=(heads, width))  # h * e, ... -> h, e, ...
+    folded = torch.einsum("bmhe,hed->bhmd", queries, by_head(key_weight))
+    for each in updates:
+        down, up = each.of("k_proj", rows.dtype)
+        folded = folded + torch.einsum("bmhe,her->bhmr", queries, by_head(up)) @ down
+    weights = (folded.flatten(1, 2) @ rows.mT).softmax(dim=-1).to(rows.dtype)  # B, h * M, L
     mixed = (weights @ rows).unflatten(1, (heads, count))  # B, h, M, d
-    return torch.einsum("bhmd,hed->bmhe", mixed, value_weight).flatten(2) + attention.v_proj.bias  # B, M, d
+    values = torch.einsum("bhmd,hed->bmhe", mixed, by_head(value_weight))
+    for each in updates:
+        down, up = each.of("v_proj", rows.dtype)
+        values = values + torch.einsum("bhmr,her->bmhe", mixed @ down.t(), by_head(up))
+    return values.flatten(2) + attention.v_proj.bias  # B, M, d
 
 
-def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor) -> Tensor:
+def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, updates: Updates) -> Tensor:
     """Return what leaves the layer `[..., d]`: attention's mixture and the MLP added to what entered it.
 
     QuickGELU `x * sigmoid(1.702 x)` is the equal `silu(1.702 x) / 1.702`, whose scalings the products before and after
     it do, and which keeps one tensor for the backward pass, not two.
     """
-    hidden = hidden + layer.self_attn.out_proj(mixed)
+    hidden = hidden + project(layer.self_attn, "out_proj", mixed, updates)
     normed, mlp = layer.layer_norm2(hidden), layer.mlp
     apart = type(mlp.activation_fn) is QuickGELUActivation
     if not apart or is_hooked(mlp, mlp.activation_fn) or not _are_plain(mlp.fc1, mlp.fc2):
@@ -155,11 +170,13 @@ def is_hooked(*modules: nn.Module) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
-def checkpointed(layer: CLIPEncoderLayer, run: Callable[..., T], *tensors: Tensor) -> T:
-    """Return `run(*tensors)`, which is computed again in the backward pass if the layer is to be checkpointed."""
+def checkpointed(
+    layer: CLIPEncoderLayer, updates: Updates, run: Callable[..., T], hidden: Tensor, *tensors: Tensor
+) -> T:
+    """Return `run(hidden, *tensors)`, computed again in the backward pass if the layer is to be checkpointed."""
     if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
-        return layer._gradient_checkpointing_func(run, *tensors)
-    return run(*tensors)
+        return layer._gradient_checkpointing_func(run, recorded(hidden, updates), *tensors)
+    return run(hidden, *tensors)
 
 
 @torch.no_grad()
@@ -178,7 +195,7 @@ def decomposes(layer: CLIPEncoderLayer) -> bool:
         for causal in (False, True):
             try:
                 expected = _call(layer, hidden, causal)
-                ours = checkpointed(layer, partial(_run_parts, layer, causal=causal), hidden)
+                ours = checkpointed(layer, (), partial(_run_parts, layer, causal=causal), hidden)
             except (AttributeError, TypeError, RuntimeError, ValueError):
                 return False
             if ours.shape != expected.shape or not torch.allclose(ours, expected, rtol=tolerance, atol=tolerance):
@@ -198,10 +215,11 @@ def _call(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
 
 
 def _run_parts(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
-    return finish(layer, hidden, attend(layer, *queries_keys_values(layer, hidden), causal=causal))
+    return finish(layer, hidden, attend(layer, *queries_keys_values(layer, hidden, ()), causal=causal), ())
 
 
-def _heads(layer: CLIPEncoderLayer, projected: Tensor) -> Tensor:
+def _in_heads(layer: CLIPEncoderLayer, name: str, normed: Tensor, updates: Updates) -> Tensor:
+    projected = project(layer.self_attn, name, normed, updates)
     return projected.unflatten(-1, (layer.self_attn.num_heads, layer.self_attn.head_dim))
 
 

@@ -18,7 +18,7 @@ from ..method.config import ANPromptConfig
 from ..method.families import embed_images, image_norms, project_images, project_texts
 from ..method.features import Pass
 from ..method.layer import ANPromptLayer
-from .blocks import NewPrompts, QueriesKeysValues, Updates, is_hooked, queries_keys_values, run_whole
+from .blocks import Changes, NewPrompts, QueriesKeysValues, is_hooked, queries_keys_values, run_whole
 from .plan import Plan, Texts
 from .text import TextPrefix, run_text
 from .vision import run_vision
@@ -38,17 +38,20 @@ def encode_images(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate
         return _encode_whole_images(clip, plan, pixel_values, interpolate)
     layers = _prompted(clip, "vision", plan.config)
     blocks = [block(layer) for layer in layers]
+    updates = [layer.attention_updates(plan.adapter) for layer in layers]
     frozen = of_hidden = None
     if plan.image_work is not None:
         hidden, frozen = plan.image_work
     else:
         hidden = image_prefix(clip, plan, pixel_values, interpolate)  # B, L, d_v
         if plan.with_frozen:
-            of_hidden = queries_keys_values(blocks[0], hidden) if len(blocks) > 1 else None
+            shares = len(blocks) > 1 and len(updates[0]) == 0
+            of_hidden = queries_keys_values(blocks[0], hidden, ()) if shares else None
             frozen = frozen_image_features(clip, plan, hidden, of_hidden)  # B, d
     prompts = _prompts(layers, plan, hidden.dtype)
-    output, prompts_out = run_vision(blocks, hidden, prompts, plan.config.prompt_mixing, of_hidden)
-    return ImageFeatures(project_images(clip, output), prompts_out, frozen)  # B, d; B, p, d_v; B, d
+    output, prompts_out = run_vision(blocks, hidden, prompts, updates, plan.config.prompt_mixing, of_hidden)
+    there = prompts_out if plan.config.num_prompts else None
+    return ImageFeatures(project_images(clip, output), there, frozen)  # B, d; B, p, d_v; B, d
 
 
 def image_prefix(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> Tensor:
@@ -67,7 +70,8 @@ def frozen_image_features(
 ) -> Tensor:
     """Return CLIP's own features `[B, d]` of what [`image_prefix`] gave."""
     blocks = [block(layer) for layer in _prompted(clip, "vision", plan.config)]
-    output, _ = run_vision(blocks, hidden, [None] * len(blocks), 1.0, of_hidden)
+    count = len(blocks)
+    output, _ = run_vision(blocks, hidden, [None] * count, [()] * count, 1.0, of_hidden)
     return project_images(clip, output)
 
 
@@ -102,7 +106,7 @@ def runs_decomposed(clip: CLIPModel, config: ANPromptConfig) -> bool:
     """Whether a pass with prompts can run with the layers decomposed, without dropout, hooks and offloading."""
     dropout = clip.config.text_config.attention_dropout or clip.config.vision_config.attention_dropout
     return (
-        config.num_prompts > 0
+        config.trains
         and not (clip.training and dropout)
         and not hasattr(clip, "hf_device_map")
         and not any(_is_hooked(tower) for tower in (clip.text_model, clip.vision_model))
@@ -136,16 +140,20 @@ def _encode_whole_images(clip: CLIPModel, plan: Plan, pixel_values: Tensor, inte
 
 def _encode_prefix(clip: CLIPModel, plan: Plan, prefix: TextPrefix, recompute: bool) -> Tensor:
     layers = _prompted(clip, "text", plan.config)
-    updates: Updates = [partial(layer.update, adapter_name=plan.adapter) for layer in layers]
+    changes = [
+        Changes(partial(layer.update, adapter_name=plan.adapter), layer.attention_updates(plan.adapter))
+        for layer in layers
+    ]
     prompts = _prompts(layers, plan, prefix.chunks[0].hidden.dtype)
-    output = run_text([block(layer) for layer in layers], prefix, prompts, updates, recompute)  # n, d_t
+    output = run_text([block(layer) for layer in layers], prefix, prompts, changes, recompute)  # n, d_t
     return project_texts(clip, output)  # n, d
 
 
 def _prompts(layers: list[ANPromptLayer], plan: Plan, dtype: torch.dtype) -> NewPrompts:
     return [
-        layer.project(plan.adapter).to(dtype) if layer.number in layer.target_layers(plan.config) else None
+        layer.project(plan.adapter).to(dtype) if layer.number in targets else None
         for layer in layers
+        for targets in [layer.target_layers(plan.config) if plan.config.num_prompts else []]
     ]
 
 

@@ -210,7 +210,7 @@ def _draw_rephrased(clip: CLIPModel, plan: Plan, clean: Tensor) -> tuple[Texts |
     Their token ids stay on the host, where their encoding is planned: no step then waits for the device.
     """
     config = plan.config
-    wanted = config.rephrased_weight and config.rephrased_texts and config.num_prompts
+    wanted = config.rephrased_weight and config.rephrased_texts and config.is_trained("text")
     if not (clip.training and wanted):
         return None, None
     classes, rng = plan.classes, random.Random(int(torch.randint(2**62, ())))

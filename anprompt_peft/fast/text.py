@@ -14,9 +14,9 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from .blocks import (
     ALL,
+    Changes,
     KeysValues,
     NewPrompts,
-    Updates,
     attend,
     attend_shared,
     checkpointed,
@@ -85,14 +85,14 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, size: int | Non
 
 
 def run_text(
-    layers: list[CLIPEncoderLayer], prefix: TextPrefix, prompts: NewPrompts, updates: Updates, recompute: bool
+    layers: list[CLIPEncoderLayer], prefix: TextPrefix, prompts: NewPrompts, changes: list[Changes], recompute: bool
 ) -> Tensor:
     """Return what leaves the last layer at the ends of texts, `[n, d]`; chunks may be computed again backwards."""
     if prefix.shared is None:
-        run: Callable[[Chunk], Tensor] = partial(_run_whole_rows, layers, prompts, updates)
+        run: Callable[[Chunk], Tensor] = partial(_run_whole_rows, layers, prompts, changes)
     else:
-        shared = list(_shared_keys(layers, prefix.shared, prompts, updates))
-        run = partial(_run_packed, layers, shared, updates)
+        shared = list(_shared_keys(layers, prefix.shared, prompts, changes))
+        run = partial(_run_packed, layers, shared, changes)
     if recompute and torch.is_grad_enabled():
         outputs = [checkpoint(run, chunk, use_reentrant=False) for chunk in prefix.chunks]
     else:
@@ -132,7 +132,7 @@ def _groups(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
 
 
 def _shared_keys(
-    layers: list[CLIPEncoderLayer], prefix: Tensor, prompts: NewPrompts, updates: Updates
+    layers: list[CLIPEncoderLayer], prefix: Tensor, prompts: NewPrompts, changes: list[Changes]
 ) -> Iterator[KeysValues]:
     """Yield for each layer the keys and values `[1, s + p, h, e]` of all that precedes own tokens."""
     inserted = prefix[:, :0]
@@ -140,23 +140,26 @@ def _shared_keys(
         new = prompts[at]
         inserted = inserted if new is None else new[None]
         count = inserted.shape[1]
-        hidden = updates[at](torch.cat([prefix[:, :1], inserted, prefix[:, 1:]], dim=1))  # 1, s + p, d
+        entering, updates = changes[at]
+        hidden = entering(torch.cat([prefix[:, :1], inserted, prefix[:, 1:]], dim=1))  # 1, s + p, d
         if at == len(layers) - 1:
-            yield keys_values(layer, hidden)
+            yield keys_values(layer, hidden, updates)
             return
         positions = torch.arange(hidden.shape[1], device=hidden.device)
         unread = prompts[at + 1] is not None
         queried = torch.cat([positions[:1], positions[1 + count :]]) if unread else positions
-        queries, keys, values = queries_keys_values(layer, hidden, queried)
+        queries, keys, values = queries_keys_values(layer, hidden, updates, queried)
         yield keys, values
         mixed = attend(layer, queries, keys, values, queried[:, None] >= positions)  # 1, M, d
-        hidden = finish(layer, hidden[:, queried], mixed)
+        hidden = finish(layer, hidden[:, queried], mixed, updates)
         skipped = 0 if unread else count
         prefix = torch.cat([hidden[:, :1], hidden[:, 1 + skipped :]], dim=1)
         inserted = hidden[:, 1 : 1 + skipped]
 
 
-def _run_whole_rows(layers: list[CLIPEncoderLayer], prompts: NewPrompts, updates: Updates, chunk: Chunk) -> Tensor:
+def _run_whole_rows(
+    layers: list[CLIPEncoderLayer], prompts: NewPrompts, changes: list[Changes], chunk: Chunk
+) -> Tensor:
     hidden, count = chunk.hidden, 0
     for at, layer in enumerate(layers):
         new, is_last = prompts[at], at == len(layers) - 1
@@ -164,46 +167,50 @@ def _run_whole_rows(layers: list[CLIPEncoderLayer], prompts: NewPrompts, updates
             inserted = new.expand(hidden.shape[0], -1, -1)
             hidden = torch.cat([hidden[:, :1], inserted, hidden[:, 1 + count :]], dim=1)  # R, L + p, d
             count = new.shape[0]
-        step = partial(_run_rows, layer, updates[at], chunk.ends + count if is_last else None)
-        hidden = checkpointed(layer, step, hidden)
+        step = partial(_run_rows, layer, changes[at], chunk.ends + count if is_last else None)
+        hidden = checkpointed(layer, changes[at].updates, step, hidden)
     return hidden
 
 
-def _run_rows(
-    layer: CLIPEncoderLayer, update: Callable[[Tensor], Tensor], ends: Tensor | None, hidden: Tensor
-) -> Tensor:
+def _run_rows(layer: CLIPEncoderLayer, changes: Changes, ends: Tensor | None, hidden: Tensor) -> Tensor:
     """Return what leaves a layer, `[R, L, d]`, or `[R, d]` at the rows' ends."""
-    hidden = update(hidden)
+    entering, updates = changes
+    hidden = entering(hidden)
     if ends is None:
-        return finish(layer, hidden, attend(layer, *queries_keys_values(layer, hidden), causal=True))
+        mixed = attend(layer, *queries_keys_values(layer, hidden, updates), causal=True)
+        return finish(layer, hidden, mixed, updates)
     queried = hidden[torch.arange(len(hidden), device=hidden.device), ends][:, None]  # R, 1, d
     visible = torch.arange(hidden.shape[1], device=hidden.device) <= ends[:, None]  # R, L
-    mixed = attend(layer, queries_of(layer, queried), *keys_values(layer, hidden), visible[:, None, None])
-    return finish(layer, queried, mixed)[:, 0]
+    queries = queries_of(layer, queried, updates)
+    mixed = attend(layer, queries, *keys_values(layer, hidden, updates), visible[:, None, None])
+    return finish(layer, queried, mixed, updates)[:, 0]
 
 
-def _run_packed(layers: list[CLIPEncoderLayer], shared: list[KeysValues], updates: Updates, chunk: Chunk) -> Tensor:
+def _run_packed(
+    layers: list[CLIPEncoderLayer], shared: list[KeysValues], changes: list[Changes], chunk: Chunk
+) -> Tensor:
     hidden = chunk.hidden
     for at, (layer, keys_and_values) in enumerate(zip(layers, shared, strict=True)):
-        step = partial(_run_layer, layer, chunk, updates[at], at == len(layers) - 1)
-        hidden = checkpointed(layer, step, hidden, *keys_and_values)
+        step = partial(_run_layer, layer, chunk, changes[at], at == len(layers) - 1)
+        hidden = checkpointed(layer, changes[at].updates, step, hidden, *keys_and_values)
     return hidden
 
 
 def _run_layer(
     layer: CLIPEncoderLayer,
     chunk: Chunk,
-    update: Callable[[Tensor], Tensor],
+    changes: Changes,
     ends_only: bool,
     hidden: Tensor,
     shared_keys: Tensor,
     shared_values: Tensor,
 ) -> Tensor:
-    hidden, queried = update(hidden), chunk.ends if ends_only else ALL
-    queries, keys, values = queries_keys_values(layer, hidden, queried)  # T, h, e; queries R, h, e at the ends
+    entering, updates = changes
+    hidden, queried = entering(hidden), chunk.ends if ends_only else ALL
+    queries, keys, values = queries_keys_values(layer, hidden, updates, queried)  # T, h, e; R, h, e at the ends
     shared = shared_keys, shared_values
     mixed = [_attend_bucket(layer, queries, keys, values, shared, bucket, ends_only) for bucket in chunk.buckets]
-    return finish(layer, hidden[queried], torch.cat(mixed))
+    return finish(layer, hidden[queried], torch.cat(mixed), updates)
 
 
 def _attend_bucket(

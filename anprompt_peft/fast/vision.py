@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
+from ..method.updates import Updates
 from .blocks import (
     ALL,
     NewPrompts,
@@ -24,6 +25,7 @@ def run_vision(
     layers: list[CLIPEncoderLayer],
     hidden: Tensor,  # [B, L, d], images as they enter the first of the layers
     prompts: NewPrompts,  # all None for CLIP without prompts
+    updates: list[Updates],  # of each layer's attention
     mixing: float,  # share of new prompts where they replace others
     of_hidden: QueriesKeysValues | None = None,  # of the first of two or more layers
 ) -> tuple[Tensor, Tensor]:
@@ -32,39 +34,40 @@ def run_vision(
     for at, layer in enumerate(layers):
         inserted = _insert(prompts[at], inserted, mixing)
         if at == len(layers) - 1:
-            step = partial(_run_last, layer)
+            step = partial(_run_last, layer, updates[at])
         else:
             unread = prompts[at + 1] is not None and mixing == 1
-            step = partial(_run_layer, layer, None if at else of_hidden, unread=unread)
-        hidden, inserted = checkpointed(layer, step, hidden, inserted)
+            step = partial(_run_layer, layer, updates[at], None if at else of_hidden, unread=unread)
+        hidden, inserted = checkpointed(layer, updates[at], step, hidden, inserted)
     return hidden[:, 0], inserted
 
 
 def _run_layer(
     layer: CLIPEncoderLayer,
+    updates: Updates,
     of_hidden: QueriesKeysValues | None,
     hidden: Tensor,
     inserted: Tensor,
     unread: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return what leaves a layer at `hidden`, and at the prompts unless they are unread."""
-    queries, keys, values = of_hidden or queries_keys_values(layer, hidden)
+    queries, keys, values = of_hidden or queries_keys_values(layer, hidden, updates)
     if inserted.shape[1]:
-        of_prompts = queries_keys_values(layer, inserted, slice(0, 0) if unread else ALL)
+        of_prompts = queries_keys_values(layer, inserted, updates, slice(0, 0) if unread else ALL)
         queries, keys, values = (
             _with_prompts(each, more) for each, more in zip((queries, keys, values), of_prompts, strict=True)
         )  # B, L + p, h, e; queries B, L, h, e if the prompts are unread
     tokens = hidden.shape[1]
     queried = hidden if unread else _with_prompts(hidden, inserted)  # B, L or L + p, d
-    hidden = finish(layer, queried, attend(layer, queries, keys, values))
+    hidden = finish(layer, queried, attend(layer, queries, keys, values), updates)
     return hidden[:, :tokens], hidden[:, tokens:]
 
 
-def _run_last(layer: CLIPEncoderLayer, hidden: Tensor, inserted: Tensor) -> tuple[Tensor, Tensor]:
+def _run_last(layer: CLIPEncoderLayer, updates: Updates, hidden: Tensor, inserted: Tensor) -> tuple[Tensor, Tensor]:
     """Return what leaves a layer at the class token, `[B, 1, d]`, and at the prompts."""
     queried = _with_prompts(hidden[:, :1], inserted)  # B, 1 + p, d
-    mixed = attend_first(layer, torch.cat([queried, hidden[:, 1:]], dim=1), queried.shape[1])
-    hidden = finish(layer, queried, mixed)
+    mixed = attend_first(layer, torch.cat([queried, hidden[:, 1:]], dim=1), queried.shape[1], updates)
+    hidden = finish(layer, queried, mixed, updates)
     return hidden[:, :1], hidden[:, 1:]
 
 

@@ -24,7 +24,8 @@ InferenceLogits = Literal["auto", LogitsKind]
 
 DEFAULT_DEPTH, FINITE = 7 / 12, sys.float_info.max
 PAPER = {"similarity_weight": 0.5, "frozen_share": 0.0, "text_update_rank": None, "rephrased_weight": 0.0}
-FORMAT_VERSION = 3  # of a saved configuration: grows when an older version of this package would load it wrongly
+FORMAT_VERSION = 4  # of a saved configuration: grows when an older version of this package would load it wrongly
+LAST_WITHOUT_UPDATES_ALONE = 3  # the last format in which an adapter without prompts has no updates, whatever it says
 
 
 def _field(default: Any, text: str, **checks: Any) -> Any:
@@ -49,7 +50,8 @@ class ANPromptConfig(PeftConfig):
             or a tokenizer object (its `name_or_path` is what is saved). Defaults to the base model's `name_or_path`.
         num_virtual_tokens (`int`): Number N of learnable prompt tokens. Default 5.
         num_noise_tokens (`int`): Number K of noise prompts (KMeans centroids of the perturbed class features); frozen.
-            Default 4. With 0 the method is MMRL; with `num_virtual_tokens=0` as well the adapted model is plain CLIP.
+            Default 4. With 0 the method is MMRL; with `num_virtual_tokens=0` as well there are no prompts, and without
+            updates (the three ranks below) the adapted model is plain CLIP.
         latent_dim (`int`, *optional*): Width r of the latent space in which tokens and noise prompts live. Defaults to
             CLIP's projection dim.
         text_layers (`int` or `list[int]`, *optional*): Text encoder layers that receive prompts: a list of 1-based
@@ -65,6 +67,9 @@ class ANPromptConfig(PeftConfig):
             trained update of this rank (MMRL++ uses 64). By default a full copy of the visual projection is trained.
         text_update_rank (`int`, *optional*): Rank of a trained update `h + B A h` of the hidden states that enter each
             layer of the text encoder, those without prompts too. Default 8; `None` has none.
+        vision_lora_rank (`int`, *optional*): Rank of trained updates `W x + B A x / sqrt(rank)` of the four attention
+            matrices of each layer of the vision encoder, as LoRA has them; `None`, the default, has none.
+        text_lora_rank (`int`, *optional*): The same for the text encoder.
         prompt_mixing (`float`): Share beta of the new prompts when a vision layer replaces the ones before it; `1 -
             beta` of the previous layer's output stays. Default 1.0, plain replacement.
         noise_source (`str` or `list[str]`, *optional*): What perturbs the class texts: `text` (typos, dropped words,
@@ -108,6 +113,8 @@ class ANPromptConfig(PeftConfig):
     projection_rank: int | None = _field(None, "Rank of residuals of a shared map.", least=1)
     prototype_rank: int | None = _field(None, "Rank of the update of the visual projection.", least=1)
     text_update_rank: int | None = _field(8, "Rank of the text layers' updates.", least=1, formerly={1: None, 2: None})
+    vision_lora_rank: int | None = _field(None, "Rank of updates of the vision layers' attention.", least=1)
+    text_lora_rank: int | None = _field(None, "Rank of updates of the text layers' attention.", least=1)
     prompt_mixing: float = _field(1.0, "Share of new prompts where they replace others.", least=0, most=1)
     noise_source: NoiseSource | list[NoiseSource] | None = _field(None, "What perturbs.")
     descriptions: dict[str, list[str]] | None = _field(
@@ -157,6 +164,8 @@ class ANPromptConfig(PeftConfig):
             _check("descriptions", self.descriptions, TYPES["descriptions"])
         self._check_prompts()
         self._check_noise()
+        if format_version <= LAST_WITHOUT_UPDATES_ALONE and self.num_prompts == 0:
+            self.text_update_rank = None
 
     def _check_prompts(self) -> None:
         if self.noise_integration == "add" and self.num_virtual_tokens != self.num_noise_tokens:
@@ -218,19 +227,38 @@ class ANPromptConfig(PeftConfig):
             return self.num_virtual_tokens
         return self.num_virtual_tokens + self.num_noise_tokens
 
+    def is_updated(self, tower: str) -> bool:
+        """Return whether all layers of the `"text"` or `"vision"` encoder have trained updates."""
+        ranks = (self.text_update_rank, self.text_lora_rank) if tower == "text" else (self.vision_lora_rank,)
+        return any(rank is not None for rank in ranks)
+
+    def updates_attention(self, tower: str) -> bool:
+        """Return whether the attention matrices of all layers of an encoder have updates."""
+        return (self.text_lora_rank if tower == "text" else self.vision_lora_rank) is not None
+
+    def is_trained(self, tower: str) -> bool:
+        """Return whether an encoder has prompts or updates."""
+        return self.num_prompts > 0 or self.is_updated(tower)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return self.is_trained("text") or self.is_trained("vision")
+
     def first_layer(self, tower: str) -> int:
-        """Return the 1-based number of the first layer that changes in the `"text"` or `"vision"` encoder."""
+        """Return the 1-based number of the first layer of an encoder that may change."""
         layers = self.text_layers if tower == "text" else self.vision_layers
         assert isinstance(layers, list)
-        return 1 if tower == "text" and self.text_update_rank is not None else layers[0]
+        return 1 if self.is_updated(tower) else layers[0]
 
     def logits_for(self, names: Iterable[str]) -> LogitsKind:
         """Return which logits answer for classes of some names, as `inference_logits` says."""
         kind: InferenceLogits = self.inference_logits
         if kind == "auto":
             kind = "fused" if set(map(as_read, names)) <= set(map(as_read, self.class_names)) else "ensemble"
-        plain = self.num_prompts == 0 or (kind == "ensemble" and self.frozen_share == 0)
-        return "class" if plain else kind
+        plain = not self.trains or (kind == "ensemble" and self.frozen_share == 0)
+        same = kind == "fused" and self.num_prompts == 0
+        return "class" if plain or same else kind
 
     def resolved(self, clip_config: CLIPConfig) -> ANPromptConfig:
         """Return a copy that shares no list with this object, completed by [`resolve`] for a backbone."""
@@ -256,8 +284,8 @@ class ANPromptConfig(PeftConfig):
         widths = (clip_config.text_config.hidden_size, clip_config.vision_config.hidden_size)
         if self.projection_rank is not None:
             _check("projection_rank", self.projection_rank, int, 1, min(self.latent_dim, *widths))
-        if self.text_update_rank is not None:
-            _check("text_update_rank", self.text_update_rank, int, 1, widths[0])
+        for name, width in (("text_update_rank", 0), ("text_lora_rank", 0), ("vision_lora_rank", 1)):
+            _check(name, getattr(self, name), TYPES[name], 1, widths[width])
         if self.prototype_rank is not None:
             _check("prototype_rank", self.prototype_rank, int, 1, min(clip_config.projection_dim, widths[1]))
         self.noise_source = self.noise_sources

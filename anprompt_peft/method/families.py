@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import CLIPModel, PreTrainedModel
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
+
+from .updates import UpdatedAttention
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Family:
 
     model: type[PreTrainedModel]
     layer: type[nn.Module]
+    attention: type[nn.Module]  # a layer's `self_attn`
+    updated_attention: type[nn.Module]  # what it becomes where adapters update its matrices
     image_head: str  # of the model, from the vision encoder's width to the joint one; it holds the adapters
     text_head: str
     image_norms: tuple[str, str]  # of the vision encoder, in front of the layers and behind them
@@ -29,6 +33,8 @@ class Family:
 CLIP = Family(
     CLIPModel,
     CLIPEncoderLayer,
+    CLIPAttention,
+    UpdatedAttention,
     image_head="visual_projection",
     text_head="text_projection",
     image_norms=("pre_layrnorm", "post_layernorm"),

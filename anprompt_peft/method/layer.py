@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from .config import ANPromptConfig
 from .features import Pass
 from .noise import Fitted
+from .updates import TrainedUpdate, Updates, recorded
 
 TOKEN_STD = 0.02
 LOW_RANK_STD = 0.02
@@ -191,7 +192,7 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
     them after the last layer of the encoder. In between, the attention mask grows with the sequence.
     """
 
-    adapter_layer_names = ("anprompt_projection", "anprompt_update")
+    adapter_layer_names = ("anprompt_projection", "anprompt_update", "anprompt_lora")
 
     def __init__(self, base_layer: nn.Module, tower: str, number: int, width: int, is_last: bool) -> None:
         super().__init__()
@@ -202,6 +203,7 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         self.is_last = is_last
         self.anprompt_projection = nn.ModuleDict()
         self.anprompt_update = nn.ModuleDict()
+        self.anprompt_lora = nn.ModuleDict()
         self._head: tuple[ANPromptHead, ...] = ()
 
     def link(self, head: ANPromptHead) -> None:
@@ -209,7 +211,7 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         self._head = (head,)
 
     def update_layer(self, adapter_name: str, config: ANPromptConfig, inference_mode: bool = False) -> None:
-        """Create the adapter's prompt projection, if this is one of its target layers, and its update."""
+        """Create the adapter's prompt projection, if this is one of its target layers, and its updates."""
         if self.number in self.target_layers(config) and config.num_prompts:
             latent = _latent_dim(config)
             self.anprompt_projection[adapter_name] = (
@@ -217,8 +219,11 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
                 if config.projection_rank is None
                 else LowRank(latent, self.width, config.projection_rank)
             )
-        if self.tower == "text" and config.num_prompts and config.text_update_rank is not None:
+        if self.tower == "text" and config.text_update_rank is not None:
             self.anprompt_update[adapter_name] = LowRank(self.width, self.width, config.text_update_rank)
+        rank = config.text_lora_rank if self.tower == "text" else config.vision_lora_rank
+        if rank is not None:
+            self.anprompt_lora[adapter_name] = TrainedUpdate(self.width, rank)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -243,14 +248,17 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         head = self._head[0]
         context = prompt_context or Pass(head.adapter, head.active_config)
         adapter, config = context.adapter, context.config
-        if config is None or config.num_prompts == 0:
+        if config is None:
             return self.base_layer(hidden_states, attention_mask, **kwargs)
         hidden_states = self.update(self._put_prompts(hidden_states, adapter, config), adapter)
-        if self.number < self.target_layers(config)[0]:
-            return self.base_layer(hidden_states, attention_mask, **kwargs)
-        count = config.num_prompts
-        hidden_states = self.base_layer(hidden_states, grow_mask(attention_mask, count), **kwargs)
-        if not self.is_last:
+        if updates := self.attention_updates(adapter):
+            kwargs["updates"] = updates
+            if self.base_layer.gradient_checkpointing and self.base_layer.training:
+                hidden_states = recorded(hidden_states, updates)
+        count = config.num_prompts if self.number >= self.target_layers(config)[0] else 0
+        mask = grow_mask(attention_mask, count) if count else attention_mask
+        hidden_states = self.base_layer(hidden_states, mask, **kwargs)
+        if not (self.is_last and count):
             return hidden_states
         start, prompts, rest = hidden_states.split([1, count, hidden_states.shape[1] - 1 - count], dim=1)
         if self.tower == "vision":
@@ -259,7 +267,7 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
 
     def _put_prompts(self, hidden_states: Tensor, adapter_name: str, config: ANPromptConfig) -> Tensor:
         layers = self.target_layers(config)
-        if self.number not in layers:
+        if self.number not in layers or config.num_prompts == 0:
             return hidden_states
         prompts = self.project(adapter_name).to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
         if self.number == layers[0]:
@@ -276,6 +284,17 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
             return hidden_states
         update: Any = self.anprompt_update[adapter_name]
         return hidden_states + update(hidden_states.to(update.up.dtype)).to(hidden_states.dtype)
+
+    @property
+    def updates_attention(self) -> bool:
+        """Whether any adapter updates the matrices of the layer's attention."""
+        return len(self.anprompt_lora) > 0
+
+    def attention_updates(self, adapter_name: str) -> Updates:
+        """Return an adapter's updates of the layer's attention, if it has any here."""
+        if adapter_name not in self.anprompt_lora:
+            return ()
+        return (self.anprompt_lora[adapter_name](),)
 
     def project(self, adapter_name: str) -> Tensor:
         """Return this layer's prompts of an adapter, `[n, width]`."""

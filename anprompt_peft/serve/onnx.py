@@ -159,8 +159,10 @@ def preprocessing(processor: Any, pixel_shape: tuple[int, int, int]) -> dict[str
 
 
 def _checked(clip: ANPromptCLIPModel, wanted: LogitsKind | None) -> LogitsKind | None:
-    prompted = not clip.head.disable_adapters and clip.active_config.num_prompts > 0
-    there = get_args(LogitsKind) if prompted else ("fused", "class")
+    config = clip.active_config
+    there: tuple[str, ...] = ("fused", "class")
+    if not clip.head.disable_adapters and config.trains:
+        there = tuple(kind for kind in get_args(LogitsKind) if config.num_prompts or kind != "prototype")
     if wanted is not None and wanted not in there:
         raise ValueError(f"logits={wanted!r} is not one of those the model has: {list(there)}.")
     return wanted

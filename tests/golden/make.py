@@ -41,6 +41,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-updates": {"text_update_rank": None, "rephrased_weight": 0.0},
     "add": {"noise_integration": "add", "num_virtual_tokens": 3, "num_noise_tokens": 3},
     "templates": {"template": ["a photo of a {}.", "the drawing of one {}.", "{}"]},
+    "attention-updates": {"vision_lora_rank": 2, "text_lora_rank": 1},
+    "updates-alone": {
+        "num_virtual_tokens": 0,
+        "num_noise_tokens": 0,
+        "text_update_rank": 2,
+        "vision_lora_rank": 2,
+        "text_lora_rank": 1,
+    },
     "prompt-mixing": {"prompt_mixing": 0.6, "alpha": 0.4, "vision_layers": [1, 2, 3], "text_layers": [2]},
 }
 
@@ -129,7 +137,8 @@ def outputs(model: Any) -> dict[str, Tensor]:
         model.set_classes(classes)
         answer = model(pixel_values=pixels)
         for kind in ("logits", "logits_class", "logits_prototype", "logits_fused"):
-            found[f"{name}.{kind}"] = answer[kind].contiguous()
+            if kind in answer:  # there are no prototypes without prompts
+                found[f"{name}.{kind}"] = answer[kind].contiguous()
     return found
 
 
