@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from typing import Any
 
-import pytest
 import torch
-from torch import Tensor
 
 from anprompt_peft.evaluation.peers import Batch, Recipe, make_method
+from anprompt_peft.evaluation.peers.equipped import Equipped
 from anprompt_peft.evaluation.peers.lora import LoRA
-from anprompt_peft.evaluation.task import ClassTexts, ImageSet
+from anprompt_peft.evaluation.task import ClassTexts
 from anprompt_peft.method.rephrase import draw_rephrased, vocabulary
 from helpers import assert_exact
 from peers import BACKBONE, BASE, image_set
@@ -39,19 +39,16 @@ def test_lora_on_rephrased_texts() -> None:
     assert torch.isfinite(fitted.fit(BACKBONE, SHOTS, BASE, 0).logits(SHOTS, BASE)).all()
 
 
-class Fixed:
-    """A method whose logits are all 1."""
-
-    def fit(self, *_: Any) -> Any:
-        return self
-
-    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
-        return torch.ones(len(images), len(classes.names), dtype=torch.float64)
-
-
-def test_half_frozen_changes_other_classes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trials.make_method", lambda name: {"fixed": Fixed()}[name])
-    fitted = HalfFrozen("fixed", share=0.25).fit(BACKBONE, SHOTS, BASE, 0)
-    assert (fitted.logits(SHOTS, BASE) == 1).all()
+def test_half_frozen_is_equipped_under_its_former_settings() -> None:
+    """Also for a method of this folder, which the wrapper finds by name."""
+    settings = {"recipe": {"learning_rate": 0.01, "steps": 2}, "steps_per_shot": None, "templates": []}
     new = ClassTexts(("cat", "bird"))
-    assert_exact(fitted.logits(SHOTS, new), 0.75 + 0.25 * BACKBONE.zero_shot_logits(SHOTS, new))
+    former = HalfFrozen("lora", settings, share=0.25)
+    assert asdict(former) == {"of": "lora", "settings": settings, "share": 0.25}
+    ours = Equipped("lora", settings, frozen_share=0.25)
+    one, other = (method.fit(BACKBONE, SHOTS, BASE, 0).logits(SHOTS, new) for method in (former, ours))
+    assert torch.equal(one, other)
+    rephrased = {**settings, "rank": 2, "alpha": 1.0, "dropout": 0.0, "targets": ["q_proj"], "text_chunk": 8}
+    alone, equipped = make_method("trials:NoisyLoRA", **rephrased), Equipped("trials:NoisyLoRA", rephrased, 1.0)
+    assert equipped.method == alone
+    assert_exact(equipped.fit(BACKBONE, SHOTS, BASE, 0).logits(SHOTS, new), BACKBONE.zero_shot_logits(SHOTS, new))

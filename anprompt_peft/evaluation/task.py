@@ -130,7 +130,10 @@ class Task:
 
 
 class Fitted(Protocol):
-    """A method after it has learned from the shots."""
+    """A method after it has learned from the shots.
+
+    If the data chose some of its settings, `chosen` holds them as JSON values by name, for the record of a cell.
+    """
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return the logits of n images for any C classes, learned or not: at least float32 `[n, C]`, on the CPU.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anprompt_peft.evaluation.backbone import Backbone
-from anprompt_peft.evaluation.peers import make_method
+from anprompt_peft.evaluation.peers.equipped import Equipped
 from anprompt_peft.evaluation.peers.lora import LoRA
 from anprompt_peft.evaluation.peers.training import LossOfBatch
 from anprompt_peft.evaluation.task import ClassTexts, Fitted, ImageSet
@@ -49,12 +49,12 @@ class NoisyLoRA(LoRA):
 
 @dataclass(frozen=True)
 class HalfFrozen:
-    """Another method, averaged with the frozen CLIP for classes that it was not trained on.
+    """[`Equipped`] with a share alone, under the name and the settings that the keys of older cells have.
 
     Args:
         of (`str`): the method's name.
         settings (`Mapping`): its settings.
-        share (`float`): of the frozen CLIP's logits.
+        share (`float`): of the frozen CLIP's logits, for classes that the method was not trained on.
     """
 
     of: str
@@ -62,21 +62,4 @@ class HalfFrozen:
     share: float = 0.5
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Fitted:
-        fitted = make_method(self.of, **self.settings).fit(backbone, shots, classes, seed)
-        return Averaged(fitted, backbone, classes, self.share)
-
-
-@dataclass(frozen=True, eq=False)
-class Averaged:
-    """A fitted method beside the frozen CLIP."""
-
-    fitted: Fitted
-    backbone: Backbone
-    trained: ClassTexts
-    share: float
-
-    def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
-        logits = self.fitted.logits(images, classes)
-        if set(classes.names) <= set(self.trained.names):
-            return logits
-        return (1 - self.share) * logits + self.share * self.backbone.zero_shot_logits(images, classes).to(logits)
+        return Equipped(self.of, self.settings, self.share).fit(backbone, shots, classes, seed)

@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from typing import Any
 
-from ..peers.protocol import ADDED, Method
+from ..peers.protocol import Method, settings_of
 from ..peers.registry import class_name
 
 KEY_DIGITS = 20
@@ -101,13 +101,6 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.data}, {self.name}, seed {self.seed}"
-
-
-def settings_of(method: Any) -> dict[str, Any]:
-    """Return a method's settings, without those that were added to it later and stand at their defaults."""
-    added = [each for each in fields(method) if ADDED in each.metadata]
-    unused = {each.name for each in added if getattr(method, each.name) == each.default}
-    return {name: value for name, value in asdict(method).items() if name not in unused}
 
 
 def canonical(value: Any) -> str:

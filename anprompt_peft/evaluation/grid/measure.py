@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from operator import attrgetter
 from time import perf_counter
@@ -11,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ...method.class_texts import composed
 from ..backbone import Backbone
 from ..metrics import harmonic_mean
+from ..peers.training import optimized_tensors
 from ..predictions import Predictions, predict_part
 from ..robustness import (
     IMAGE_FAMILIES,
@@ -65,22 +62,8 @@ def measure(cell: Cell, backbone: Backbone, task: Task) -> tuple[dict[str, Any],
         "learnable_parameters": sum(tensor.numel() for tensor in tensors.values()) or None,
         "rows": rows,
         "robustness": perturbed,
+        **({"chosen": dict(chosen)} if (chosen := getattr(fitted, "chosen", None)) else {}),
     }, found
-
-
-@contextmanager
-def optimized_tensors() -> Iterator[dict[int, Tensor]]:
-    """Give all tensors that torch's optimizers change in a block, by their ids."""
-    tensors: dict[int, Tensor] = {}
-
-    def collect(optimizer: Optimizer, *_: Any) -> None:
-        tensors.update((id(each), each) for group in optimizer.param_groups for each in group["params"])
-
-    handle = register_optimizer_step_pre_hook(collect)
-    try:
-        yield tensors
-    finally:
-        handle.remove()
 
 
 def perturbed_rows(cell: Cell, fitted: Fitted, task: Task) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import asdict, field, fields
 from typing import Any, Protocol
 
 from ..backbone import Backbone
@@ -13,7 +13,8 @@ class Method(Protocol):
     """A way to adapt CLIP. An implementation is a frozen dataclass whose fields are its settings.
 
     One that computes something else from the same settings than before has a `revision`, a number that is part of a
-    cell's key unless it is 0.
+    cell's key unless it is 0. One that is made of another method has `for_data(name)`, which returns it with that
+    method's settings for a data set filled in.
     """
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Fitted:
@@ -33,3 +34,10 @@ ADDED = "added"
 def added(default: Any) -> Any:
     """Return a setting that a method did not have at first: at its default it is not part of a cell's key."""
     return field(default=default, metadata={ADDED: True})
+
+
+def settings_of(method: Any) -> dict[str, Any]:
+    """Return a method's settings, without those that were added to it later and stand at their defaults."""
+    added = [each for each in fields(method) if ADDED in each.metadata]
+    unused = {each.name for each in added if getattr(method, each.name) == each.default}
+    return {name: value for name, value in asdict(method).items() if name not in unused}

@@ -91,7 +91,8 @@ def make_method(name: str, data: str = "", /, **settings: Any) -> Method:
             both = isinstance(value, Mapping) and isinstance(values[key], Mapping)
             values[key] = {**values[key], **value} if both else value
     hints = get_type_hints(kind)
-    return kind(**{key: _typed(value, hints[key]) for key, value in values.items() if key in given})
+    made = kind(**{key: _typed(value, hints[key]) for key, value in values.items() if key in given})
+    return made.for_data(data) if hasattr(made, "for_data") else made
 
 
 def _typed(value: Any, hint: Any) -> Any:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.checkpoint import checkpoint
 
 from ..backbone import Backbone
@@ -143,6 +145,8 @@ class Batch:
         return backbone.image_features(self.shots)[self.rows.to(backbone.device)]
 
 
+_KEPT: ContextVar[bool] = ContextVar("kept", default=True)
+
 LossOfBatch = Callable[[Batch], Tensor]
 """Returns a batch's loss, a scalar with a gradient."""
 
@@ -153,6 +157,32 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def thrown_away() -> Iterator[None]:
+    """Train in a block what only serves to choose: it does not count among the parameters that a method learns."""
+    before = _KEPT.set(False)
+    try:
+        yield
+    finally:
+        _KEPT.reset(before)
+
+
+@contextmanager
+def optimized_tensors() -> Iterator[dict[int, Tensor]]:
+    """Give all tensors that torch's optimizers change in a block and that are not [`thrown_away`], by their ids."""
+    tensors: dict[int, Tensor] = {}
+
+    def collect(optimizer: Optimizer, *_: Any) -> None:
+        if _KEPT.get():
+            tensors.update((id(each), each) for group in optimizer.param_groups for each in group["params"])
+
+    handle = register_optimizer_step_pre_hook(collect)
+    try:
+        yield tensors
+    finally:
+        handle.remove()
 
 
 def train(
