@@ -82,7 +82,10 @@ def test_figures_are_those_of_a_plain_reckoning() -> None:
     """Random logits, two cuts: each image counts once, with the mean over its cuts."""
     folds, rng = class_folds(NAMES, seed=2, cuts=2), np.random.default_rng(0)
     of_class = rng.integers(5, size=60)
-    answers, judged = [], {share: ([[] for _ in range(60)], [[] for _ in range(60)]) for share in SHARES}
+    answers = []
+    judged: dict[float, tuple[list[list[float]], list[list[float]]]] = {
+        share: ([[] for _ in range(60)], [[] for _ in range(60)]) for share in SHARES
+    }
     for fold in folds:
         numbers = [NAMES.index(name) for name in fold.held_out]
         rows = [row for row in range(60) if of_class[row] in numbers]
@@ -97,12 +100,17 @@ def test_figures_are_those_of_a_plain_reckoning() -> None:
                 surprise[rows[at]].append(math.log(sum(math.exp(each) for each in logits)) - logits[label])
         answers.append(HeldOut(*map(torch.tensor, (rows, labels)), torch.tensor(adapted), torch.tensor(frozen)))
     choice = choose_share(folds, answers, seed=2)
-    right = {share: np.array([np.mean(each) for each in both[0]]) for share, both in judged.items()}
-    best = max(SHARES, key=lambda share: right[share].mean())
+    accurate = {share: np.array([np.mean(each) for each in both[0]]) for share, both in judged.items()}
+    best = max(SHARES, key=lambda share: accurate[share].mean())
     for each in choice.candidates:
-        surprise = np.mean([np.mean(every) for every in judged[each.share][1]])
-        behind = right[best] - right[each.share]
-        expected = (100 * right[each.share].mean(), surprise, 100 * behind.mean(), 100 * behind.std(ddof=1) / 60**0.5)
+        entropy = np.mean([np.mean(every) for every in judged[each.share][1]])
+        behind = accurate[best] - accurate[each.share]
+        expected = (
+            100 * accurate[each.share].mean(),
+            entropy,
+            100 * behind.mean(),
+            100 * behind.std(ddof=1) / 60**0.5,
+        )
         assert (each.accuracy, each.cross_entropy, each.behind, each.error) == pytest.approx(expected, abs=1e-4)
     assert [each.share for each in choice.candidates] == list(SHARES)
     assert choice.images == 60

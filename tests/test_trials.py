@@ -41,7 +41,7 @@ def test_lora_on_rephrased_texts() -> None:
 
 def test_half_frozen_is_equipped_under_its_former_settings() -> None:
     """Also for a method of this folder, which the wrapper finds by name."""
-    settings = {"recipe": {"learning_rate": 0.01, "steps": 2}, "steps_per_shot": None, "templates": []}
+    settings: dict[str, Any] = {"recipe": {"learning_rate": 0.01, "steps": 2}, "steps_per_shot": None, "templates": []}
     new = ClassTexts(("cat", "bird"))
     former = HalfFrozen("lora", settings, share=0.25)
     assert asdict(former) == {"of": "lora", "settings": settings, "share": 0.25}
