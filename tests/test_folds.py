@@ -98,7 +98,7 @@ def test_figures_are_those_of_a_plain_reckoning() -> None:
                 right, surprise = judged[share]
                 right[rows[at]].append(float(logits.argmax() == label))
                 surprise[rows[at]].append(math.log(sum(math.exp(each) for each in logits)) - logits[label])
-        answers.append(HeldOut(*map(torch.tensor, (rows, labels)), torch.tensor(adapted), torch.tensor(frozen)))
+        answers.append(HeldOut(torch.tensor(rows), torch.tensor(labels), torch.tensor(adapted), torch.tensor(frozen)))
     choice = choose_share(folds, answers, seed=2)
     accurate = {share: np.array([np.mean(each) for each in both[0]]) for share, both in judged.items()}
     best = max(SHARES, key=lambda share: accurate[share].mean())
