@@ -57,7 +57,9 @@ class BenchmarkOptions(RunOptions):
         metavar="NAME",
     )
     robustness: list[str] | None = option(
-        "Measure under perturbations as well: text, image, or the name of a family; repeat it.", DATA, metavar="NAME"
+        "Measure under perturbations as well: text, image, phrasing, undecided, or a family; repeat it.",
+        DATA,
+        metavar="NAME",
     )
     seeds: list[str] | None = option("Seed, or a range such as 1-3; repeat it. Default: 1-3.", TRAINING, metavar="N")
     model: str = option("CLIP to adapt: its id on the Hub, or a folder.", default=CLIP)

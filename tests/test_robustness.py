@@ -27,6 +27,7 @@ import chromium
 from anprompt_cli import main
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.data import ClipTransform, RGBImage
+from anprompt_peft.denoising import grammar
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.robustness import (
     FORMS,
@@ -402,6 +403,7 @@ def test_data_that_leave_no_string_are_refused() -> None:
 def test_no_string_of_the_forms_is_in_training_or_in_other_families() -> None:
     trained = {*rephrase.SENTENCES, *rephrase.ENDINGS, *rephrase.THINGS, *rephrase.BESIDE, *PARAPHRASES}
     trained |= {f"{noun} of {{}}." for noun in PHOTO_NOUNS}
+    trained |= {each for strings in grammar.FORMS.values() for each in strings}
     measured = {each for strings in text_module.WORDS.values() for each in strings}
     ours, others = (
         [re.sub(r"[^\w{}]+", " ", each).strip() for each in strings] for strings in (HELD_OUT, trained | measured)

@@ -28,7 +28,8 @@ class Setup:
         sampling (`str`): how shots are drawn: `"coop"` or `"seeded"`.
         source (`str`): where data sets of the catalog are read from: `"folder"` or `"hub"`.
         targets (`tuple[str, ...]`): data sets to measure on, of the protocol cross-data.
-        robustness (`tuple[str, ...]`): families of perturbations to measure under as well.
+        robustness (`tuple[str, ...]`): perturbations to measure under as well: families, or the groups `text`,
+            `image`, `phrasing` and `undecided`.
 
     Raises:
         ValueError: if `shots` is below 1.

@@ -124,12 +124,13 @@ def _unrelated(kind: str, classes: ClassTexts) -> tuple[str, ...]:
     Raises:
         ValueError: if there are none.
     """
-    names = [_words(name) for name in (*classes.names, *classes.written)]
+    names = {_words(name) for name in (*classes.names, *classes.written)}
     if kind == "things":
         taken = {word for name in names for word in name.split()}
         free = tuple(each for each in STRINGS[kind] if not taken.intersection(each.split()[1:]))
     else:
-        free = tuple(each for each in STRINGS[kind] if not any(f" {name} " in f" {_words(each)} " for name in names))
+        padded = {each: f" {_words(each)} " for each in STRINGS[kind]}
+        free = tuple(each for each, text in padded.items() if not any(f" {name} " in text for name in names))
     if not free:
         raise ValueError(
             f"each of the {len(STRINGS[kind])} {kind} for phrasing names one of the classes: leave the group "
