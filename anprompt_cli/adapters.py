@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from .errors import Failure
 
-METHOD = "ANPROMPT"
+METHOD, DENOISER = "ANPROMPT", "LORA"
+"""Methods of PEFT: this package's own, and that of text denoisers."""
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TIMEOUT = 10.0
 
 
-def locate(adapter: str, revision: str | None = None) -> Path:
+def locate(adapter: str, revision: str | None = None, methods: Collection[str] = (METHOD,)) -> Path:
     """Return the folder of an adapter, which is not a pickle; from the Hub, JSON and safetensors files are fetched."""
     folder = Path(adapter).expanduser()
     if folder.is_dir() and revision is not None:
         raise ValueError(f"--revision {revision} is for adapters on the Hub, and {adapter} is a folder.")
     if not folder.is_dir():
         folder = _fetch(adapter, revision)
-    _check(folder, adapter)
+    _check(folder, adapter, methods)
     return folder
 
 
@@ -28,7 +30,7 @@ def check_folder(folder: Path) -> None:
     """Raise `ValueError` if a folder, or a folder in it, holds an adapter that [`locate`] would not return."""
     for each in (folder, *sorted(folder.glob("*/"))):
         if (each / CONFIG).is_file():
-            _check(each, str(each))
+            _check(each, str(each), (METHOD,))
 
 
 def check_repo(repo: str) -> None:
@@ -78,11 +80,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check(folder: Path, name: str) -> None:
+def _check(folder: Path, name: str, methods: Collection[str]) -> None:
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{name} holds no adapter: there is no {CONFIG} in it.{_sub_folders(folder, name)}")
-    if (method := read_config(folder).get("peft_type")) != METHOD:
-        raise ValueError(f"{name} holds an adapter of the method {method!r}, not {METHOD!r}.")
+    if (method := read_config(folder).get("peft_type")) not in methods:
+        raise ValueError(f"{name} holds an adapter of the method {method!r}, not {' or '.join(map(repr, methods))}.")
     if not (folder / WEIGHTS).is_file():
         pickled = f" {PICKLE} is a pickle, which can run code when it is read." if (folder / PICKLE).exists() else ""
         raise ValueError(f"{name} holds no {WEIGHTS}.{pickled} Save the adapter with save_pretrained.")

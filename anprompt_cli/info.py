@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapters import CONFIG, WEIGHTS, locate, read_config
+from .adapters import CONFIG, DENOISER, METHOD, WEIGHTS, locate, read_config
 from .options import AdapterOptions, command, flag
 from .text import aligned, as_json
 
@@ -33,21 +33,23 @@ class InfoOptions(AdapterOptions):
 
 @command
 def info(options: InfoOptions) -> None:
-    """Show what is in an adapter, without running or loading anything of it.
+    """Show what is in an adapter or a text denoiser, without running or loading anything of it.
 
     * `anprompt info adapter`
     * `anprompt info my-name/my-adapter --revision v1 --json`
 
     Only the JSON configuration and the header of the safetensors file are read. Weights in a pickle are refused.
     """
-    record = describe(locate(options.adapter, options.revision))
-    print(as_json(record) if options.as_json else _text(record))
+    record = describe(locate(options.adapter, options.revision, (METHOD, DENOISER)))
+    rows = _of_denoiser(record) if record["config"].get("peft_type") == DENOISER else _of_adapter(record)
+    sizes = [(name, f"{size:,} bytes") for name, size in record["files"].items()]
+    print(as_json(record) if options.as_json else aligned([*rows, *sizes, *_facts(record)], left=True))
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """Return what the folder of an adapter holds, as JSON values."""
     config = read_config(folder)
-    classes = config.get("class_names")
+    classes = config.get("class_names", [] if config.get("peft_type") == DENOISER else None)
     if not isinstance(classes, list):
         raise ValueError(f"class_names in {folder / CONFIG} must be a list.")
     return {
@@ -77,27 +79,39 @@ def _tensors(path: Path) -> dict[str, Any]:
     return {"parameters": sizes["trained"], "frozen_values": sizes["frozen"], "dtypes": dict(dtypes)}
 
 
-def _text(record: Mapping[str, Any]) -> str:
+def _of_adapter(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     config, classes = record["config"], record["classes"]
     names = ", ".join(map(str, classes[:SHOWN])) + (", ..." if len(classes) > SHOWN else "")
     prompts = f"{config.get('num_virtual_tokens')} learnable, {config.get('num_noise_tokens')} noise"
-    frozen = f"{record['frozen_values']:,} frozen"
-    rows = [
+    return [
         *((label, config[name]) for label, name in OTHERS_CHOICES.items() if config.get(name)),
         (f"classes ({len(classes)})", names),
         ("template", config.get("template")),
         ("prompts per layer", f"{prompts}, {config.get('noise_integration')}"),
         ("text layers", config.get("text_layers")),
         ("vision layers", config.get("vision_layers")),
-        ("parameters", f"{record['parameters']:,} trained, {frozen} ({', '.join(record['dtypes'])})"),
-        *((name, f"{size:,} bytes") for name, size in record["files"].items()),
-        *_facts(config.get("training_facts")),
+        ("parameters", _parameters(record)),
     ]
-    return aligned(rows, left=True)
 
 
-def _facts(facts: Any) -> list[tuple[str, Any]]:
+def _of_denoiser(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    config = record["config"]
+    return [
+        ("method", "LoRA, as a text denoiser is"),
+        *((label, config[name]) for label, name in OTHERS_CHOICES.items() if config.get(name)),
+        ("rank", config.get("r")),
+        ("matrices", config.get("target_modules")),
+        ("parameters", _parameters(record)),
+    ]
+
+
+def _parameters(record: Mapping[str, Any]) -> str:
+    return f"{record['parameters']:,} trained, {record['frozen_values']:,} frozen ({', '.join(record['dtypes'])})"
+
+
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return what the adapter says about its training, where strangers may have written anything."""
+    facts = record["config"].get("training_facts")
     if not isinstance(facts, dict):
         return []
     arguments, metrics = facts.get("arguments"), facts.get("metrics")

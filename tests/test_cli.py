@@ -963,8 +963,10 @@ def test_pickles_other_methods_and_broken_files_are_refused(adapter: Path, digit
     for arguments in (info, predict, ("evaluate", folder, digits), pushed):
         assert "is a pickle, which can run code" in refused(*arguments)
     write_adapter(folder, {**config_of(adapter), "peft_type": "LORA"})
-    for arguments in (info, predict, pushed, ("push", tmp_path, "me/mine")):
+    for arguments in (predict, pushed, ("push", tmp_path, "me/mine")):
         assert "of the method 'LORA', not 'ANPROMPT'" in refused(*arguments)
+    write_adapter(folder, {**config_of(adapter), "peft_type": "VERA"})
+    assert "of the method 'VERA', not 'ANPROMPT' or 'LORA'" in refused(*info)
     write_adapter(folder, config_of(adapter))
     (folder / WEIGHTS).write_bytes((adapter / WEIGHTS).read_bytes()[:900])
     assert "is not a whole safetensors file" in refused(*info)

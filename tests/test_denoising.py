@@ -350,6 +350,15 @@ def test_the_command_writes_what_the_function_does(
     assert all(torch.equal(own[name], theirs[name]) for name in own)
 
 
+def test_info_says_what_it_is(denoiser: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line(["info", str(denoiser)]) == 0
+    output = capsys.readouterr().out
+    assert "LoRA, as a text denoiser is" in output
+    assert re.search(r"^parameters +2,048 trained, 0 frozen \(F32\)$", output, re.MULTILINE)
+    assert command_line(["predict", str(denoiser), str(denoiser / "README.md")]) == 2
+    assert "an adapter of the method 'LORA', not 'ANPROMPT'" in capsys.readouterr().err
+
+
 def test_wrong_options_are_refused(
     clip_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], denoiser: Path
 ) -> None:

@@ -70,6 +70,7 @@ NOT_RUN = {
     r"(PYTHONPATH=\S+ )?python examples/speed/.*": "minutes at the size of ViT-B/16; test_speed.py runs it small",
     r"anprompt benchmark .*--root data .*|.* report tables .*": "it needs the published data sets",
     r"anprompt benchmark (--config [\w-]+\.yaml|report ablations).*": "minutes; test_embedded.py reads the grids",
+    r"anprompt denoise .*": "minutes; test_denoising.py runs it small, and the page the same in Python",
     r"anprompt train .*--resume": "it needs an interrupted run; test_cli.py resumes several",
 }
 # Python blocks that are not run, by page and a text in them, with the reason.
