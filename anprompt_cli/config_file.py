@@ -30,6 +30,7 @@ OWNED = {
         "inference_mode": "training sets it",
         "init_noise_prompts": "training sets it",
         "training_facts": "training sets it",
+        "classifier_strength": "training finds it",
         "peft_type": "it is always ANPROMPT",
         "task_type": "no task class of PEFT fits CLIP",
         "auto_mapping": "training sets it",

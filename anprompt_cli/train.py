@@ -129,6 +129,13 @@ class TrainOptions(RunOptions, DataOptions):
         metavar="NAME",
         fills="training.class_weights",
     )
+    classifier_weight: float | None = number(
+        "Weight of a classifier on frozen image features, fitted after training, beside the adapter for the classes "
+        "trained on. Default: 0, none.",
+        TRAINING,
+        min=0,
+        fills="adapter.classifier_weight",
+    )
     early_stopping: int | None = number(
         "Stop after N epochs without better accuracy on the split validation, and keep the best epoch.", TRAINING
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from inspect import signature
@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import CLIPModel
 from transformers.utils import ModelOutput
 
+from .anchored import fit_anchored
 from .fast.image_cache import DEFAULT_MAX_BYTES, ImageCache
 from .fast.plan import Choice, Plan
-from .fast.planning import config_of, plan_call, plan_classes, trained_classes
-from .fast.run import encode_classes, logit_scale, run
+from .fast.planning import classifier, config_of, plan_call, plan_classes, trained_classes
+from .fast.run import encode_classes, join_classifier, logit_scale, run
 from .fast.savings import Savings
 from .fast.state import State
 from .method.class_texts import (
@@ -32,7 +33,7 @@ from .method.class_texts import (
 )
 from .method.config import ANPromptConfig, LogitsKind
 from .method.families import image_head
-from .method.features import Pass
+from .method.features import Pass, evaluating, unit
 from .method.layer import ANPromptHead
 from .method.losses import Scores, score, total_loss
 
@@ -49,7 +50,8 @@ class ANPromptOutput(ModelOutput):
 
     Attributes:
         loss (`Tensor`, *optional*): scalar, the weighted sum of the loss terms; only with labels.
-        logits (`Tensor`): `[B, C]`, the logits to use: fused while training, else what `inference_logits` says.
+        logits (`Tensor`): `[B, C]`, the logits to use: fused while training, else what `inference_logits` says, with
+            the classifier that [`fit_classifier`] fitted joined to them.
         logits_class (`Tensor`): `[B, C]`, images against prompted class texts.
         logits_prototype (`Tensor`, *optional*): `[B, C]`, prototypes (NRVPP) against prompted class texts.
         logits_fused (`Tensor`): `[B, C]`, `alpha * logits_class + (1 - alpha) * logits_prototype`.
@@ -162,12 +164,12 @@ class PromptedCLIPModel(CLIPModel):
             plan = self.plan(labels, pixel_values, interpolate_pos_encoding)
         self._check_plan(plan)
         labels = _checked_labels(labels, plan, pixel_values)
-        scores, terms = run(self, plan, pixel_values, labels, interpolate_pos_encoding)
+        logits, scores, terms = run(self, plan, pixel_values, labels, interpolate_pos_encoding)
         loss = total_loss(terms) if terms else None
         self._check_training(loss, plan)
         output = ANPromptOutput(
             loss=loss,
-            logits=getattr(scores, f"logits_{plan.kind}"),
+            logits=logits,
             loss_terms={name: term.value.detach() for name, term in terms.items()} or None,
             **{name: getattr(scores, name) for name in SCORES},
         )
@@ -334,6 +336,90 @@ class PromptedCLIPModel(CLIPModel):
         if not 0 <= factor <= 1:
             raise ValueError(f"label smoothing must lie between 0 and 1, got {factor!r}.")
         self.anprompt_state.label_smoothing = factor
+
+    def fit_classifier(
+        self, batches: Iterable[Mapping[str, Any]], strength: float | None = None, seed: int = 0
+    ) -> float:
+        """Fit the active adapter's anchored classifier, which then joins `logits` in evaluation; return its strength.
+
+        It is [`~anprompt_peft.anchored.fit_anchored`] of the frozen CLIP's features, with the adapter's class weights,
+        if it has any; the adapter keeps and saves it. It takes the place of an earlier one.
+
+        Args:
+            batches (`Iterable`): of `pixel_values` `[B, 3, H, W]` and `labels`, int64 `[B]`, positions in the classes
+                that the adapter was trained on; a `DataLoader`, for example. Images should not be augmented. Those
+                with the label -100 are left out.
+            strength (`float`, *optional*): how strongly it is held to the class texts; by default found by folds.
+            seed (`int`): of the folds.
+
+        Raises:
+            ValueError: if `classifier_weight` is 0, other classes are asked for, or a batch has no labels of these
+                classes.
+        """
+        config, adapter = self.active_config, self.head.adapter
+        self.check_classifier()
+        features, numbers = [], []
+        for batch in batches:
+            if "labels" not in batch or "pixel_values" not in batch:
+                raise ValueError(f"A batch to fit the classifier on needs pixel_values and labels, it has {[*batch]}.")
+            labels = torch.as_tensor(batch["labels"])
+            kept = labels != IGNORED
+            if ((labels[kept] < 0) | (labels[kept] >= len(config.class_names))).any():
+                raise ValueError(
+                    f"labels must lie between 0 and {len(config.class_names) - 1}, or be {IGNORED}, to fit the "
+                    f"classifier, got {labels.tolist()}."
+                )
+            features.append(self.frozen_image_features(batch["pixel_values"])[kept.to(self.device)])
+            numbers.append(labels[kept])
+        if not sum(map(len, numbers)):
+            raise ValueError("The classifier needs at least one image with a label; there is none.")
+        fitted = fit_anchored(
+            torch.cat(features),
+            torch.cat(numbers).to(self.device),
+            self.head.anprompt_clean_features[adapter],
+            logit_scale(self),
+            self.anprompt_state.class_weights.get(adapter),
+            strength,
+            seed,
+        )
+        self.head.set_classifier(adapter, *fitted)
+        return fitted.strength
+
+    def check_classifier(self) -> None:
+        """Raise `ValueError` if [`fit_classifier`] would, whatever the images."""
+        if not self.active_config.classifier_weight:
+            raise ValueError(
+                "classifier_weight=0 leaves the classifier out. Set it first, as "
+                "ANPromptConfig(classifier_weight=0.5, ...) or model.active_config.classifier_weight = 0.5."
+            )
+        if self.anprompt_state.classes is not None:
+            raise ValueError(
+                f"The classifier is one of the classes that the adapter was trained on, and {self.class_names} are "
+                "asked for. Call set_classes(None) first."
+            )
+
+    @torch.no_grad()
+    def frozen_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Return the frozen CLIP's normalised features `[B, d]` of images `[B, 3, H, W]`, in evaluation mode."""
+        with evaluating(self):
+            pixels = pixel_values.to(self.device, self.dtype)
+            return unit(self.get_image_features(pixels, prompt_context=Pass()).pooler_output)
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the active adapter's classifier is fitted and has weight."""
+        return self.head.adapter in self.head.anprompt_classifier and bool(self.active_config.classifier_weight)
+
+    def join_classifier(self, logits: Tensor, names: tuple[str, ...], frozen: Tensor) -> Tensor:
+        """Return logits `[B, C]` of named classes with the active adapter's classifier, if it has one, joined.
+
+        Args:
+            logits (`Tensor`): `[B, C]`.
+            names (`tuple[str, ...]`): C names.
+            frozen (`Tensor`): the frozen CLIP's image features, `[B, d]`.
+        """
+        known = classifier(self, self.head.adapter, names)
+        return logits if known is None else join_classifier(self, self.active_config, known, logits, frozen)
 
     def shard_class_texts(self, shard: bool = True) -> None:
         """Share the encoding of many class texts among the processes of a data-parallel training.

@@ -146,6 +146,11 @@ class ANPromptModel(BaseTuner):
 
     def _prepare(self, given: ANPromptConfig, model: CLIPModel) -> tuple[ANPromptConfig, Fitted | None]:
         """Return the adapter's own configuration, completed, and what the noise pipeline finds for it."""
+        if given.init_noise_prompts and given.classifier_strength is not None:
+            raise ValueError(
+                f"classifier_strength={given.classifier_strength!r} belongs to a classifier that is fitted, and a new "
+                "adapter has none. Leave it None; fit_classifier(batches, strength=...) sets it."
+            )
         config = given.resolved(model.config)
         config.target_modules = _target_modules(config, model.config)
         _check_attention(model, config)

@@ -183,7 +183,9 @@ def test_own_methods_are_found_in_the_current_folder(tmp_path: Path, monkeypatch
 
 
 def test_what_is_unknown_is_named_with_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"method 'co-op' is unknown. Choose one of \['anprompt', .*or module:Class"):
+    with pytest.raises(
+        ValueError, match=r"method 'co-op' is unknown. Choose one of \['anchored-classifier', .*or module:Class"
+    ):
         make_method("co-op")
     with pytest.raises(ValueError, match=r"method 'linear-probe' has no settings \['c'\]. It has \['C', 'max_iterat"):
         make_method("linear-probe", c=1)

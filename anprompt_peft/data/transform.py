@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
+from torch.utils.data import Subset
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from .images import IMAGE, LABEL, MAX_PIXELS, STREAM_BATCH, to_rgb
@@ -80,6 +82,12 @@ class ClipTransform:
             return dataset.map(self, batched=True, batch_size=STREAM_BATCH, remove_columns=columns)
         return dataset.with_transform(self)
 
+    def plain(self) -> ClipTransform:
+        """Return the same transform without augmentation."""
+        same = copy.copy(self)
+        same.augment = False
+        return same
+
     def _crop_centre(self, image: Image.Image) -> Image.Image:
         if "shortest_edge" in self.size:
             height, width = get_size_with_aspect_ratio((image.height, image.width), self.size["shortest_edge"])
@@ -95,6 +103,14 @@ class ClipTransform:
         cropped = image.resize(self.crop, self.resample, box=random_box(*image.size))
         mirrored = torch.rand(()) < 0.5
         return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else cropped
+
+
+def without_augmentation(dataset: Any) -> Any:
+    """Return a data set without the augmentation of its [`ClipTransform`], if it has one; others as they are."""
+    if isinstance(dataset, Subset):
+        return Subset(without_augmentation(dataset.dataset), dataset.indices)
+    transform = dataset.format["format_kwargs"].get("transform") if isinstance(dataset, Dataset) else None
+    return dataset.with_transform(transform.plain()) if isinstance(transform, ClipTransform) else dataset
 
 
 def random_box(width: int, height: int) -> tuple[int, int, int, int]:

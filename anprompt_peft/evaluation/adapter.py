@@ -53,7 +53,15 @@ class FittedAdapter:
             text = self.clip.text_embeds(ClassSet(classes.written, classes.templates, ids))
             kind = "class" if self.zero_shot else self._kind(classes)
             frozen = self.frozen.logits(images, classes).to(text) if kind == "ensemble" else None
-            return getattr(self.clip.score_features(text, image, prototype, frozen), f"logits_{kind}").cpu()
+            logits = getattr(self.clip.score_features(text, image, prototype, frozen), f"logits_{kind}")
+            if not self.zero_shot and self.clip.has_classifier:
+                logits = self.clip.join_classifier(logits, classes.names, self.frozen.image_features(images))
+            return logits.cpu()
+
+    def image_features(self, images: ImageSet) -> Tensor:
+        """Return the normalised features of n images, `[n, d]`."""
+        with self._answering():
+            return self._seen.of(images).chunk(2, dim=-1)[0]
 
     @cached_property
     def frozen(self) -> Any:

@@ -62,13 +62,15 @@ class Plan:
     rephrased: Texts | None = None  # drawn for this call
     rephrased_targets: Tensor | None = None  # [m, d], the features to give them
     image_work: tuple[Tensor, Tensor] | None = None  # cached: images before the first prompts, frozen features [B, d]
+    classifier: tuple[Tensor, Tensor] | None = None  # where in the classes its K are, int64 [K], and its rows [K, d]
     class_weights: Tensor | None = None  # [C], of the cross entropies
     label_smoothing: float = 0.0
 
     @property
     def with_frozen(self) -> bool:
         """Whether the frozen CLIP's image features are needed."""
-        return self.enabled and (self.with_labels or self.kind == "ensemble")
+        asked = self.with_labels or self.kind == "ensemble" or self.classifier is not None
+        return self.enabled and asked
 
     def options(self) -> Pass:
         """Return the options of a pass with the prompts in, if they take part."""

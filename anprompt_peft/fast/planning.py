@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
+from ..anchored import known_classes
 from ..method.class_texts import ClassSet, end_of_text_positions, own_tokenizer, tokenize, trim
 from ..method.config import ANPromptConfig, LogitsKind
 from ..method.families import embed_images, image_head, image_norms, project_images, text_modules
@@ -101,6 +102,24 @@ def clean_text(clip: CLIPModel, classes: ClassSet) -> Tensor:
     return state_of(clip).cached("clean text", fingerprint, lambda: clean_features(clip, classes))
 
 
+def classifier(clip: CLIPModel, adapter: str, names: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
+    """Return which of C classes an adapter's classifier knows, int64 `[K]`, and its rows for them, `[K, d]`.
+
+    `None` if it has no classifier, knows none of them, or its classifier has no weight.
+    """
+    config, fitted = config_of(clip, adapter), image_head(clip).anprompt_classifier
+    if adapter not in fitted or not config.classifier_weight:
+        return None
+    rows: Tensor = fitted[adapter]
+
+    def compute() -> tuple[Tensor, Tensor] | None:
+        at, of = known_classes(names, config.class_names)
+        return (torch.tensor(at, device=rows.device), rows[of]) if at else None
+
+    fingerprint = Fingerprint([rows], names, torch.is_inference_mode_enabled())
+    return state_of(clip).cached("classifier", fingerprint, compute)
+
+
 def class_texts(clip: CLIPModel, plan: Plan, may_shard: bool = False) -> Texts:
     """Return the class texts of a plan, in training perhaps only those that this process encodes."""
     ids = plan.classes.input_ids
@@ -115,7 +134,9 @@ def _decide(clip: CLIPModel, choice: Choice, with_labels: bool, kind: LogitsKind
     if kind is None:
         kind = "class" if not choice.enabled else "fused" if clip.training else config.logits_for(classes.names)
     decomposed = state.decomposes and state.savings.decomposed and choice.enabled and runs_decomposed(clip, config)
-    return Plan(choice.adapter, config, choice.enabled, classes, kind, decomposed, clip.training, with_labels)
+    plan = Plan(choice.adapter, config, choice.enabled, classes, kind, decomposed, clip.training, with_labels)
+    joins = choice.enabled and not clip.training
+    return replace(plan, classifier=classifier(clip, choice.adapter, classes.names) if joins else None)
 
 
 def _cached_features(clip: CLIPModel, plan: Plan) -> Tensor | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import CLIPModel
 
+from ..anchored import join
+from ..method.config import ANPromptConfig
 from ..method.families import image_head, image_norms
 from ..method.features import at_least_float32, ensemble, full_precision, unit
 from ..method.losses import Frozen, Scores, Term, clip_logits, loss_terms, score
@@ -18,8 +20,8 @@ from .sharding import gather_shards
 
 def run(
     clip: CLIPModel, plan: Plan, pixel_values: Tensor, labels: Tensor | None = None, interpolate: bool = False
-) -> tuple[Scores, dict[str, Term]]:
-    """Return the logits of images and, with labels, the loss terms.
+) -> tuple[Tensor, Scores, dict[str, Term]]:
+    """Return the logits `[B, C]` to use, those of every kind and, with labels, the loss terms.
 
     Args:
         clip (`CLIPModel`): the adapted model.
@@ -31,7 +33,19 @@ def run(
     text = encode_classes(clip, plan)  # C, d
     images = encode_images(clip, plan, pixel_values, interpolate)  # B, d; B, p, d_v; B, d
     scores = score_images(clip, plan, images, text)  # B, C
-    return scores, {} if labels is None else _terms(clip, plan, scores, text, images.frozen, labels)
+    logits = getattr(scores, f"logits_{plan.kind}")
+    if plan.classifier is not None and images.frozen is not None:
+        logits = join_classifier(clip, plan.config, plan.classifier, logits, images.frozen)
+    return logits, scores, {} if labels is None else _terms(clip, plan, scores, text, images.frozen, labels)
+
+
+def join_classifier(
+    clip: CLIPModel, config: ANPromptConfig, classifier: tuple[Tensor, Tensor], logits: Tensor, frozen: Tensor
+) -> Tensor:
+    """Return logits `[B, C]` with a classifier's joined, of the frozen CLIP's image features `[B, d]`."""
+    at, rows = classifier
+    with full_precision(logits):
+        return join(logits, at, unit(frozen).to(logits), rows.to(logits), logit_scale(clip), config.classifier_weight)
 
 
 def encode_classes(clip: CLIPModel, plan: Plan) -> Tensor:

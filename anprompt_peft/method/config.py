@@ -91,6 +91,10 @@ class ANPromptConfig(PeftConfig):
             returns as `logits`. `auto` takes `fused` when all asked classes were trained on and `ensemble` otherwise.
         frozen_share (`float`): Share of the frozen CLIP's logits in the `ensemble`; the rest are class logits. With 0
             it is `class`, at no cost; otherwise the frozen encoders run too. Default 0.5.
+        classifier_weight (`float`): Weight of the anchored classifier's log-probabilities beside the method's, for
+            classes trained on, once `fit_classifier` has fitted one. Default 0, which leaves it out.
+        classifier_strength (`float`, *optional*): How strongly the fitted classifier is held to the class texts;
+            `fit_classifier` writes it. `None` where none is fitted, as in every new adapter.
         init_noise_prompts (`bool`): Whether creating the adapter computes its noise prompts. It is `False` in a saved
             adapter's configuration, where they come with the weights.
         training_facts (`dict`, *optional*): What `describe_training` attached: facts for the model card, kept with the
@@ -132,6 +136,8 @@ class ANPromptConfig(PeftConfig):
     rephrased_texts: int = _field(16, "Rephrased class texts of a training step.", least=0, cap=1000)
     inference_logits: InferenceLogits = _field("auto", "Which logits are returned.")
     frozen_share: float = _field(0.5, "Share of the frozen CLIP in the ensemble.", least=0, most=1, formerly={1: 0.0})
+    classifier_weight: float = _field(0.0, "Weight of the anchored classifier, for classes trained on.", least=0)
+    classifier_strength: float | None = _field(None, "Pull of the fitted classifier to the texts.", least=0)
     init_noise_prompts: bool = _field(True, "Compute the noise prompts on creation.")
     training_facts: dict[str, Any] | None = _field(None, "Facts for the model card.")
     format_version: InitVar[int] = FORMAT_VERSION

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ANPromptConfig
-from .features import Pass
+from .features import Pass, at_least_float32
 from .noise import Fitted
 from .updates import TrainedUpdate, Updates, recorded
 
@@ -63,6 +63,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         "anprompt_clean_features",
         "anprompt_perturbed_features",
         "anprompt_class_ids",
+        "anprompt_classifier",
     )
 
     base_layer: nn.Linear
@@ -70,6 +71,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
     anprompt_clean_features: BufferDict
     anprompt_perturbed_features: BufferDict
     anprompt_class_ids: BufferDict
+    anprompt_classifier: BufferDict
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
@@ -126,6 +128,8 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
             getattr(self, name)[adapter_name] = empty(shape, math.nan)
         ids_shape = (num_classes * len(config.templates), context)
         self.anprompt_class_ids[adapter_name] = empty(ids_shape, UNKNOWN_TOKEN, dtype=torch.int64)
+        if config.classifier_strength is not None:
+            self.anprompt_classifier[adapter_name] = at_least_float32(empty((num_classes, dim), math.nan))
 
     def fill(self, adapter_name: str, fitted: Fitted) -> None:
         """Write what the noise pipeline found into the adapter's buffers, mapped to the latent dim if it is fixed."""
@@ -142,6 +146,18 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         self.anprompt_clean_features[adapter_name].copy_(clean)
         self.anprompt_perturbed_features[adapter_name].copy_(perturbed)
         self.anprompt_class_ids[adapter_name].copy_(ids)
+
+    def set_classifier(self, adapter_name: str, rows: Tensor, strength: float) -> None:
+        """Give an adapter the anchored classifier of its C classes, `[C, d]`, in place of an earlier one."""
+        clean = self.anprompt_clean_features[adapter_name]
+        self.anprompt_classifier[adapter_name] = rows.to(at_least_float32(clean))
+        self.configs[adapter_name].classifier_strength = strength
+
+    def forget_classifier(self, adapter_name: str) -> None:
+        """Leave an adapter without a classifier."""
+        if adapter_name in self.anprompt_classifier:
+            del self.anprompt_classifier[adapter_name]
+        self.configs[adapter_name].classifier_strength = None
 
     @property
     def adapter(self) -> str:

@@ -43,6 +43,8 @@ class ImageSide(nn.Module):
 
     text_features: Tensor
     clean_text: Tensor | None
+    classifier_at: Tensor | None
+    classifier_rows: Tensor | None
 
     def __init__(self, clip: ANPromptCLIPModel, logits: LogitsKind | None) -> None:
         super().__init__()
@@ -50,6 +52,9 @@ class ImageSide(nn.Module):
         self.plan = clip.plan(kind=_checked(clip, logits))
         self.register_buffer("text_features", self.plan.text_features)
         self.register_buffer("clean_text", self.plan.clean_text)
+        at, rows = self.plan.classifier or (None, None)
+        self.register_buffer("classifier_at", at)
+        self.register_buffer("classifier_rows", rows)
         del clip.text_model
         delattr(clip, family_of(clip).text_head)
         self.clip = clip
@@ -57,8 +62,10 @@ class ImageSide(nn.Module):
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits `[B, C]` and the normalised image features `[B, d]` of images `[B, 3, H, W]`."""
         plan = replace(self.plan, text_features=self.text_features, clean_text=self.clean_text)
-        scores, _ = run(self.clip, plan, pixel_values)
-        return getattr(scores, f"logits_{plan.kind}"), scores.image_embeds
+        if self.classifier_at is not None and self.classifier_rows is not None:
+            plan = replace(plan, classifier=(self.classifier_at, self.classifier_rows))
+        logits, scores, _ = run(self.clip, plan, pixel_values)
+        return logits, scores.image_embeds
 
 
 @torch.no_grad()
@@ -74,12 +81,13 @@ def export_onnx(
 
     The graph maps `pixel_values`, float32 `[batch, 3, H, W]` with any batch size, to `logits`, float32 `[batch, C]`,
     and `image_embeds`, float32 `[batch, d]`, normalised. It holds no text encoder: the classes are fixed to the
-    current `model.class_names`. A copy is exported, in float32 on the CPU, whatever the model's dtype and device are;
-    the model itself is not changed.
+    current `model.class_names`; the logits have the adapter's classifier in, if it has one. A copy is exported, in
+    float32 on the CPU, whatever the model's dtype and device are; the model itself is not changed.
 
     The file's metadata tell a server in JSON all that it needs: `class_names` in the order of the logits, `templates`,
-    `logits`, `preprocessing` (`size`, `resample` as Pillow numbers it, `crop_size`, `rescale_factor`, `image_mean`,
-    `image_std`, in this order), `base_model` (a Hub id or null) and `versions`.
+    `logits`, `classifier_weight` (0 without a classifier), `preprocessing` (`size`, `resample` as Pillow numbers it,
+    `crop_size`, `rescale_factor`, `image_mean`, `image_std`, in this order), `base_model` (a Hub id or null) and
+    `versions`.
 
     Args:
         model (`PeftModel` or `ANPromptCLIPModel`): the adapted model, with one active adapter.
@@ -116,6 +124,7 @@ def export_onnx(
     pixels = torch.zeros(2, *shape)
     side = ImageSide(copy.deepcopy(clip).float().cpu().eval(), logits)
     record["logits"] = side.plan.kind
+    record["classifier_weight"] = 0.0 if side.classifier_at is None else clip.active_config.classifier_weight
     program = _to_onnx(side, pixels, opset)
     program.model.metadata_props.update({name: json.dumps(value) for name, value in record.items()})
     with atomic_file(path) as fresh:

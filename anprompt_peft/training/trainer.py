@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer import OPTIMIZER_NAME
@@ -24,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ..data.columns import check_same_classes, label_column
 from ..data.images import LABEL
+from ..data.transform import without_augmentation
 from ..extras import missing
 from ..fast.precision import PRECISIONS, choose_precision, restored_precision, set_precision
 from ..fast.sharding import refuse_weight_sharding
@@ -146,8 +147,10 @@ class ANPromptTrainer(Trainer):
     `eval_`. With [`ANPromptTrainingArguments`] it follows their recipe. What it pushes to the Hub has the
     adapter's card, and random transforms draw by seed, epoch and row, so that a resumed run repeats them (unless
     `remove_unused_columns` is on). A run that is resumed when all its steps are done, or that had stopped early, takes
-    no further step. The first loss that is NaN or infinite ends the training before the weights
-    change, and an adapter with such weights is not saved. Anything else is Trainer's own.
+    no further step. Where the adapter's `classifier_weight` is not 0, its classifier is fitted when training has ended
+    and the best weights are loaded, on the training images without [`~anprompt_peft.data.ClipTransform`]'s
+    augmentation; checkpoints and evaluations before are without it. The first loss that is NaN or infinite ends the
+    training before the weights change, and an adapter with such weights is not saved. Anything else is Trainer's own.
 
     Raises:
         ValueError: if the arguments ask for class weights and the training data have no column of labels, or a class
@@ -276,6 +279,14 @@ class ANPromptTrainer(Trainer):
             self._set_loss(adapter)  # another Trainer of this model, or set_adapter, may have come in between
         for dataset in (self.train_dataset, *_datasets(self.eval_dataset)):
             check_same_classes(dataset, adapter.class_names)
+        if adapter.active_config.classifier_weight:
+            adapter.check_classifier()
+            if not _has_rows(self.train_dataset):
+                raise ValueError(
+                    "classifier_weight needs training data of known length, and a stream has none. Train with "
+                    "classifier_weight=0, and call model.fit_classifier(batches) afterwards."
+                )
+            adapter.head.forget_classifier(adapter.head.adapter)  # checkpoints are saved before it is fitted
         folder = Path(self.args.output_dir)
         saves = self.args.should_save and self.args.save_strategy != SaveStrategy.NO
         with lock_folder(folder) if saves else nullcontext():
@@ -289,9 +300,29 @@ class ANPromptTrainer(Trainer):
                     resume_from_checkpoint,
                 )
             result = super().train(resume_from_checkpoint, *args, **kwargs)
+        clip = adapted_clip(self.model)
+        if clip.active_config.classifier_weight and not self._is_interrupted():
+            logger.info("The classifier is held to the texts with strength %g.", self._fit_classifier(clip))
         if isinstance(self.model, PeftModel):
             check_finite(self.model, self.model.active_adapter)
         return result
+
+    def _is_interrupted(self) -> bool:
+        """Whether a callback has received a signal, after which the run is to be resumed."""
+        return any(getattr(each, "received", None) for each in self.callback_handler.callbacks)
+
+    def _fit_classifier(self, clip: ANPromptCLIPModel) -> float:
+        """Fit the classifier on all training images, the same on every process, and return its strength."""
+        rows = self.train_dataset
+        rows = without_augmentation(rows.dataset if isinstance(rows, SeededDataset) else rows)
+        batches: DataLoader[Any] = DataLoader(
+            SeededDataset(rows, self.args.seed),  # other random transforms draw as in the first epoch
+            self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),
+        )
+        return clip.fit_classifier(batches, seed=self.args.seed)
 
     def _newest_checkpoint(self, folder: Path) -> str:
         found, damaged = newest_complete(folder, f"{PREFIX_CHECKPOINT_DIR}-")

@@ -19,11 +19,11 @@ from ..publish.facts import TrainingFacts
 SHOWN = 10
 FIELDS = {each.name: each for each in fields(ANPromptConfig)}
 KNOWN = {*FIELDS, "format_version"}
-CHOSEN = {"alpha", "prompt_mixing", "inference_logits", "frozen_share"}
+CHOSEN = {"alpha", "prompt_mixing", "inference_logits", "frozen_share", "classifier_weight"}
 ANSWERS = (
     "class_names", "templates", "num_virtual_tokens", "num_noise_tokens", "latent_dim", "text_layers", "vision_layers",
     "noise_integration", "noise_map", "projection_rank", "prototype_rank", "text_update_rank",
-    "vision_lora_rank", "text_lora_rank", *sorted(CHOSEN),
+    "vision_lora_rank", "text_lora_rank", "classifier_strength", *sorted(CHOSEN),
 )  # fmt: skip
 """Fields that an adapter's answers depend on; those of `CHOSEN` leave its tensors as they are."""
 

@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "text_lora_rank": 1,
     },
     "prompt-mixing": {"prompt_mixing": 0.6, "alpha": 0.4, "vision_layers": [1, 2, 3], "text_layers": [2]},
+    "classifier": {"classifier_weight": 0.7},
 }
 
 
@@ -113,6 +114,9 @@ def make_adapters(folder: Path, force: bool = False) -> None:
             settings = {"text_layers": 2, "vision_layers": 2, "class_names": TRAINED, **settings}
             adapter = fresh / name
             model = scatter(get_peft_model(load_clip(torch.float32), ANPromptConfig(**settings)), scale=0.3)
+            if settings.get("classifier_weight"):
+                pixels = load_file(CLIP / PIXELS)["pixel_values"]
+                model.fit_classifier([{"pixel_values": pixels, "labels": [0, 2]}])
             model.save_pretrained(str(adapter))
             (adapter / "README.md").unlink()
             save_file(outputs(load(adapter)), adapter / EXPECTED)

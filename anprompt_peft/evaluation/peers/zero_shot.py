@@ -32,6 +32,10 @@ class FrozenCLIP:
     templates: tuple[str, ...] = ()
     alone: bool = False
 
+    def image_features(self, images: ImageSet) -> Tensor:
+        """Return the normalised features of n images, `[n, d]`."""
+        return self.backbone.image_features(images)
+
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return CLIP's logits `[n, C]`."""
         texts = self.templates if self.alone else tuple(dict.fromkeys((*classes.templates, *self.templates)))
