@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from anprompt_peft.anchored import fit_anchored
+from anprompt_peft.denoising import Denoising, load_denoised, save_denoiser, train_denoiser
+from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.grid import Setup, make_cells
 from anprompt_peft.evaluation.grid.measure import measure
 from anprompt_peft.evaluation.peers import METHODS, make_method
@@ -18,7 +22,7 @@ from anprompt_peft.evaluation.peers.equipped import Equipped, share_by_folds
 from anprompt_peft.evaluation.peers.protocol import settings_of
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part, Task
 from anprompt_peft.training.folds import ShareChoice, class_folds
-from helpers import assert_exact
+from helpers import assert_exact, make_clip, tiny_tokenizer
 from peers import BACKBONE, BASE, MIXED, NEW, image_set
 
 PATH = "anprompt_peft.evaluation.peers.equipped:Equipped"
@@ -54,6 +58,95 @@ def test_anprompt_equipped_is_anprompt_with_its_own_share(share: float) -> None:
     own = make_method("anprompt", **{**QUICK, "config": {"frozen_share": share}}).fit(BACKBONE, SHOTS, BASE, 1)
     for classes in (BASE, NEW, MIXED, replace(NEW, written=("a red bird", "drwaing"))):
         assert_exact(worn.logits(IMAGES, classes), own.logits(IMAGES, classes))
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A denoiser of the tiny CLIP."""
+    folder, settings = (
+        tmp_path_factory.mktemp("denoiser"),
+        Denoising(rank=2, steps=3, batch_size=2, learning_rate=0.05),
+    )
+    save_denoiser(train_denoiser(make_clip(), tiny_tokenizer(), settings), folder, settings)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["zero-shot", "lora"])
+def test_a_denoiser_changes_texts_alone(name: str, denoiser: Path) -> None:
+    """The method, the frozen CLIP beside it and the images' features: all as with a CLIP that it is merged into."""
+    before = {key: value.clone() for key, value in BACKBONE.clip.state_dict().items()}
+    settings = PEERS.get(name, {})
+    denoised = Backbone(load_denoised(BACKBONE.copy(), denoiser), BACKBONE.processor)
+    worn = Equipped(name, settings, frozen_share=0.5, denoiser=str(denoiser)).fit(BACKBONE, SHOTS, BASE, 3)
+    plain = make_method(name, **settings).fit(denoised, SHOTS, BASE, 3)
+    assert_exact(worn.logits(IMAGES, BASE), plain.logits(IMAGES, BASE))
+    expected = 0.5 * plain.logits(IMAGES, MIXED) + 0.5 * denoised.zero_shot_logits(IMAGES, MIXED)
+    assert_exact(worn.logits(IMAGES, MIXED), expected)
+    assert worn.frozen.backbone.image_features(IMAGES) is BACKBONE.image_features(IMAGES)
+    moved = worn.frozen.backbone.class_features(BASE) - BACKBONE.class_features(BASE)
+    assert moved.abs().max() > 1e-3
+    assert all(torch.equal(value, before[key]) for key, value in BACKBONE.clip.state_dict().items())
+
+
+@pytest.mark.parametrize("share", [None, 0.25])
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_a_classifier_is_joined_among_the_classes_trained_on(share: float | None, weight: float) -> None:
+    bare = Equipped("lora", PEERS["lora"], share).fit(BACKBONE, SHOTS, BASE, 3)
+    worn = Equipped("lora", PEERS["lora"], share, classifier_weight=weight).fit(BACKBONE, SHOTS, BASE, 3)
+    features, texts = BACKBONE.image_features(SHOTS), BACKBONE.class_features(BASE)
+    fitted = fit_anchored(features, SHOTS.labels, texts, BACKBONE.logit_scale, seed=3)
+    assert worn.chosen == {"classifier_strength": fitted.strength}
+    learned = BACKBONE.logit_scale * BACKBONE.image_features(IMAGES) @ fitted.rows.T
+    misspelt = replace(BASE, written=("kat", "dgo", "small fihs"))
+    for classes in (BASE, misspelt):
+        expected = bare.logits(IMAGES, classes).log_softmax(1) + weight * learned.log_softmax(1)
+        assert_exact(worn.logits(IMAGES, classes), expected)
+    assert torch.equal(worn.logits(IMAGES, NEW), bare.logits(IMAGES, NEW))
+    fish, cat = 1, 2  # in MIXED; in BASE they are 2 and 0
+    p = bare.logits(IMAGES, MIXED).softmax(1)
+    known = bare.logits(IMAGES, MIXED)[:, [fish, cat]].log_softmax(1)
+    among = (known + weight * learned[:, [2, 0]].log_softmax(1)).softmax(1)
+    expected = p.clone()
+    expected[:, [fish, cat]] = among * p[:, [fish, cat]].sum(1, keepdim=True)
+    assert_exact(worn.logits(IMAGES, MIXED).softmax(1), expected)
+
+
+def test_a_classifier_of_a_strength_and_denoised_texts(denoiser: Path) -> None:
+    start = load_denoised(BACKBONE.copy(), denoiser)
+    texts = Backbone(start, BACKBONE.processor).class_features(BASE)
+    worn = Equipped("zero-shot", denoiser=str(denoiser), classifier_weight=1.0, classifier_strength=0.02)
+    rows = fit_anchored(BACKBONE.image_features(SHOTS), SHOTS.labels, texts, BACKBONE.logit_scale, strength=0.02).rows
+    found = worn.fit(BACKBONE, SHOTS, BASE, 0).classifier
+    assert found is not None
+    assert_exact(found.rows, rows)
+
+
+def test_settings_added_later_are_no_part_of_a_key_at_their_defaults() -> None:
+    assert set(settings_of(Equipped("lora"))) == {"of", "settings", "frozen_share"}
+    assert settings_of(Equipped("lora", classifier_weight=0.5))["classifier_weight"] == 0.5
+
+
+def test_a_denoiser_that_is_not_there_ends_a_cell_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method: Any = Recorded()
+    monkeypatch.setattr(module, "make_method", lambda *_, **__: method)
+    with pytest.raises(FileNotFoundError, match="none"):
+        Equipped("any", frozen_share="folds", denoiser=str(tmp_path / "none")).fit(BACKBONE, FOUR_SHOTS, FIVE, 0)
+    assert not method.fits
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"classifier_weight": -1.0}, r"classifier_weight=-1\.0 must be a number of at least 0"),
+        ({"classifier_weight": "1"}, r"classifier_weight='1' must be a number of at least 0"),
+        ({"classifier_strength": 0.0}, r"classifier_strength=0\.0 must be a number above 0, or None"),
+    ],
+)
+def test_values_outside_their_range(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_method(PATH, of="lora", **wrong)
 
 
 FIVE = ClassTexts(("cat", "dog", "small fish", "red bird", "drawing"), written=("cat", "dog", "fish", "bird", "art"))

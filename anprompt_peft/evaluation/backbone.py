@@ -107,3 +107,9 @@ class Backbone(CLIPFeatures):
     def copy(self) -> Any:
         """Return a CLIP of its own for a method that changes it, frozen, in evaluation mode."""
         return copy.deepcopy(self.clip)
+
+    def with_texts_of(self, clip: CLIPModel) -> Backbone:
+        """Return the backbone of a CLIP that differs in its text encoder alone: both share features of images."""
+        other = Backbone(clip, self.processor)
+        other._images, other._unprojected = self._images, self._unprojected
+        return other

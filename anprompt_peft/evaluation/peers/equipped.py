@@ -9,22 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...anchored import Anchored, fit_anchored, join, known_classes
 from ...data import select_classes
-from ...method.class_texts import as_read
+from ...denoising import load_denoised
 from ...method.config import ANPromptConfig, mismatch
 from ...training.folds import FOLDS, Fold, HeldOut, ShareChoice, choose_share, class_folds
 from ..backbone import Backbone
 from ..task import ClassTexts, Fitted, ImageSet
 from .anprompt import ANPrompt
-from .protocol import Method, settings_of
+from .protocol import Method, added, settings_of
 from .registry import make_method
 from .training import Recipe, thrown_away
 from .zero_shot import FrozenCLIP
 
+OFF: Mapping[str, float | None] = {"frozen_share": 0.0, "classifier_weight": 0.0, "denoiser": None}
+"""What ANPrompt's own configuration may have as well, and the values at which it has it not."""
+
 
 @dataclass(frozen=True)
 class Equipped:
-    """Another method with a share of the frozen CLIP in its answers, as ANPrompt has it.
+    """Another method with a denoised text encoder, an anchored classifier and a share of the frozen CLIP.
 
     Args:
         of (`str`): the method, as [`make_method`] takes it.
@@ -32,14 +36,22 @@ class Equipped:
         frozen_share (`float` or `"folds"`, *optional*): share of the frozen CLIP's logits where not all classes were
             trained on, `(1 - share) * method + share * frozen`. `folds` chooses it by [`choose_share`], which takes
             two trainings on half of the classes. Default: the method's logits as they are.
+        denoiser (`str`, *optional*): folder or Hub id of a text denoiser ([`~anprompt_peft.denoising.load_denoised`]).
+            The method starts from the CLIP with it, and so do the frozen CLIP's logits and the classifier.
+        classifier_weight (`float`): of the log-probabilities of an anchored classifier ([`fit_anchored`]) among the
+            classes that were trained on, beside the method's ([`join`]). 0 fits none.
+        classifier_strength (`float`, *optional*): how it is held to the class texts. Default: by folds over the shots.
 
     Raises:
-        ValueError: for an unknown method, a share that is none, or one that ANPrompt has already.
+        ValueError: for an unknown method, a value outside its range, or what ANPrompt's own configuration has already.
     """
 
     of: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     frozen_share: float | str | None = None
+    denoiser: str | None = added(None)
+    classifier_weight: float = added(0.0)
+    classifier_strength: float | None = added(None)
 
     def __post_init__(self) -> None:
         share = self.frozen_share
@@ -48,12 +60,23 @@ class Equipped:
         method = self.method
         if isinstance(method, Equipped):
             raise ValueError(f"of={self.of!r} is equipped itself: name the method that it is made of.")
-        own = method.config.get("frozen_share", ANPromptConfig.frozen_share) if isinstance(method, ANPrompt) else 0
-        if share is not None and own:
-            raise ValueError(
-                f"frozen_share={share!r}: {self.of} has a frozen_share of its own, {own}, and both would add up. Give "
-                "it settings={'config': {'frozen_share': 0.0}}."
-            )
+        if mismatch(self.classifier_weight, float, 0):
+            raise ValueError(f"classifier_weight={self.classifier_weight!r} must be a number of at least 0.")
+        strength = self.classifier_strength
+        if strength is not None and (mismatch(strength, float, 0) or not strength):
+            raise ValueError(f"classifier_strength={strength!r} must be a number above 0, or None.")
+        if isinstance(method, ANPrompt):
+            self._check_own(method.config)
+
+    def _check_own(self, config: Mapping[str, Any]) -> None:
+        """Raise if ANPrompt would have twice what it is given here."""
+        for name, off in OFF.items():
+            own, given = config.get(name, getattr(ANPromptConfig, name, off)), getattr(self, name)
+            if own != off and given != getattr(Equipped, name):
+                raise ValueError(
+                    f"{name}={given!r}: {self.of} has a {name} of its own, {own!r}, and both would add up. Give it "
+                    f"settings={{'config': {{{name!r}: {off}}}}}."
+                )
 
     @property
     def method(self) -> Method:
@@ -66,12 +89,22 @@ class Equipped:
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedEquipped:
         """Choose the share, if the data are to choose it, and fit the method."""
-        share, chosen = self.frozen_share or 0.0, {}
+        start = backbone
+        if self.denoiser is not None:
+            start = backbone.with_texts_of(load_denoised(backbone.copy(), self.denoiser))
+        share, classifier = self.frozen_share or 0.0, None
+        chosen: dict[str, Any] = {}
         if isinstance(share, str):
-            choice = share_by_folds(self.method, backbone, shots, classes, seed)
-            share, chosen = choice.share, {"frozen_share": choice.to_dict()}
-        fitted = self.method.fit(backbone, shots, classes, seed)
-        return FittedEquipped(fitted, FrozenCLIP(backbone), classes.names, share, chosen)
+            choice = share_by_folds(self.method, start, shots, classes, seed)
+            share, chosen["frozen_share"] = choice.share, choice.to_dict()
+        if self.classifier_weight:
+            features, texts = start.image_features(shots), start.class_features(classes)
+            strength, labels = self.classifier_strength, shots.labels
+            classifier = fit_anchored(features, labels, texts, start.logit_scale, strength=strength, seed=seed)
+            chosen["classifier_strength"] = classifier.strength
+        fitted = self.method.fit(start, shots, classes, seed)
+        weight = self.classifier_weight
+        return FittedEquipped(fitted, FrozenCLIP(start), classes.names, share, chosen, classifier, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,13 +116,20 @@ class FittedEquipped:
     trained: tuple[str, ...]  # names of the classes that it was trained on
     share: float
     chosen: Mapping[str, Any]  # by the data, as JSON values: part of a cell's record
+    classifier: Anchored | None = None
+    weight: float = 0.0  # of the classifier
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return the logits `[n, C]`. Names say which classes were trained on, however they are written."""
         logits = self.fitted.logits(images, classes)
-        if {*map(as_read, classes.names)} <= {*map(as_read, self.trained)} or not self.share:
+        known, rows = known_classes(classes.names, self.trained)
+        if self.share and len(known) < len(classes.names):
+            logits = (1 - self.share) * logits + self.share * self.frozen.logits(images, classes).to(logits)
+        if self.classifier is None:
             return logits
-        return (1 - self.share) * logits + self.share * self.frozen.logits(images, classes).to(logits)
+        clip, learned = self.frozen.backbone, self.classifier.rows[rows].cpu()
+        features = clip.image_features(images).cpu().to(learned)
+        return join(logits, torch.tensor(known, dtype=torch.int64), features, learned, clip.logit_scale, self.weight)
 
 
 def share_by_folds(method: Method, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> ShareChoice:
