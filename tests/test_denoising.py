@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import CLIPModel, CLIPTokenizer
 
+import denoised
 from anprompt_cli import main as command_line
 from anprompt_peft.denoising import Denoising, load_denoised, save_denoiser, similarity, train_denoiser
 from anprompt_peft.denoising.grammar import FORMS, KINDS, SLOT, Grammar
@@ -383,3 +384,17 @@ def test_an_interruption_leaves_nothing(clip_folder: Path, tmp_path: Path, monke
     monkeypatch.setattr("anprompt_peft.denoising.loading.write_card", interrupted)
     assert run(clip_folder, "--output", tmp_path / "new", *QUICK) == 130
     assert not list(tmp_path.iterdir())
+
+
+# the embedded one
+
+
+def test_the_embedded_denoiser_helps_on_development_data() -> None:
+    """Phrasing costs 62 % at most of what it does without, and plain ones keep their accuracy within a point."""
+    for table in denoised.measured([None, denoised.DENOISER]).values():
+        (plain, kept), *others = table.values()
+        before, after = (
+            own - sum(each) / len(each) for own, each in zip((plain, kept), zip(*others, strict=True), strict=True)
+        )
+        assert after <= 0.62 * before
+        assert kept >= plain - 1
