@@ -25,7 +25,18 @@ from anprompt_peft.evaluation.task import ClassTexts
 from anprompt_peft.fast import Savings
 from anprompt_peft.serve import predict
 from anprompt_peft.training import ANPromptTrainer
-from helpers import CLASSES, IMAGE_SIZE, LABELS, WEIGHTS, adapted, assert_exact, logits, make_clip, make_trainer
+from helpers import (
+    CLASSES,
+    IMAGE_SIZE,
+    LABELS,
+    WEIGHTS,
+    adapted,
+    assert_exact,
+    logits,
+    make_clip,
+    make_trainer,
+    train_by_command,
+)
 from peers import BACKBONE, BASE, MIXED, NEW, PROCESSOR, image_set
 
 CONFIG, FITTED = "adapter_config.json", "visual_projection.anprompt_classifier"
@@ -376,3 +387,13 @@ def test_what_cannot_be_fitted_ends_training_before_it_starts(data: Dataset, tmp
     with pytest.raises(ValueError, match=r"are asked for\. Call set_classes"):
         make_trainer(tmp_path, data, model).train()
     assert trainer.state.global_step == 0
+
+
+def test_the_command_fits_it_and_records_its_weight(digits: Path, tmp_path: Path) -> None:
+    assert train_by_command(digits, tmp_path / "run", "--classifier-weight", 0.5) == 0
+    config = json.loads((tmp_path / "run" / CONFIG).read_text())
+    assert (config["classifier_weight"], config["classifier_strength"]) == (0.5, 0.03)  # one image of each class
+    assert [name for name in load_file(tmp_path / "run" / WEIGHTS) if name.endswith(FITTED)]
+    record = (tmp_path / "run" / "run.yaml").read_text()
+    assert "classifier_weight: 0.5" in record
+    assert "classifier_strength" not in record

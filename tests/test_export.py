@@ -176,6 +176,7 @@ def test_asked_classes_in_the_metadata(clip: CLIPModel, processor: Any, tmp_path
         "class_names": UNSEEN,
         "templates": ["a photo of a {}.", "the drawing of one {}."],
         "logits": "ensemble",
+        "classifier_weight": 0.0,
         "preprocessing": {
             "size": {"shortest_edge": IMAGE_SIZE},
             "resample": Image.Resampling.BICUBIC,
