@@ -136,7 +136,12 @@ def test_default(clip: CLIPModel, processor: Any, tmp_path: Path) -> None:
 
 
 VARIANTS: dict[str, tuple[str, LogitsKind, int, dict[str, Any]]] = {
-    "updates": ("sdpa", "ensemble", 20, {"num_virtual_tokens": 0, "num_noise_tokens": 0, "vision_lora_rank": 2}),
+    "updates": (
+        "sdpa",
+        "ensemble",
+        20,
+        {"num_virtual_tokens": 0, "num_noise_tokens": 0, "vision_lora_rank": 2, "inference_logits": "ensemble"},
+    ),
     "updates, eager": ("eager", "fused", 18, {"vision_lora_rank": 2}),
     "mixing": ("eager", "fused", 18, {"prompt_mixing": 0.3, "vision_layers": [2, 3, 5]}),
     "low rank": (
