@@ -34,6 +34,7 @@ NOT_MEASURED = (
     "There is no split test or validation, so nothing was measured. --test-share 0.2 holds out a fifth of the images "
     "to measure on."
 )
+FOLDS = "folds"
 LEFTOVERS = (".lock", ".new-", f".{RECORD}-", ".base-new.json-")
 """Beginnings of the names of what a run has in its folder only while it is writing."""
 
@@ -116,6 +117,13 @@ class TrainOptions(RunOptions, DataOptions):
         TRAINING,
         min=0,
         fills="training.warmup_epochs",
+    )
+    frozen_share: str | None = option(
+        "Share (0 to 1) of the frozen CLIP's logits for other classes than those trained on. folds: let the images "
+        "choose it, which takes two more trainings, each on half of the classes. Default: 0.5.",
+        TRAINING,
+        metavar="SHARE",
+        fills="adapter.frozen_share",
     )
     batch_size: int | None = number(
         "Images per step. Default: 4.", TRAINING, fills="training.per_device_train_batch_size"
@@ -209,6 +217,17 @@ def check_folder(options: TrainOptions) -> None:
         raise ValueError(f"--output {output} is not empty. Choose another folder, or continue its run with --resume.")
 
 
+def share_of(text: str) -> float | str:
+    """Return what `--frozen-share` stands for: a number between 0 and 1, or `folds`."""
+    try:
+        share = FOLDS if text == FOLDS else float(text)
+    except ValueError:
+        share = -1.0
+    if share != FOLDS and not 0 <= float(share) <= 1:
+        raise ValueError(f"--frozen-share {text} must be a number between 0 and 1, or {FOLDS}.")
+    return share
+
+
 def _check(options: TrainOptions) -> None:
     """Raise for what can be told before anything is loaded: the folder, the names, and options that exclude others."""
     check_folder(options)
@@ -220,6 +239,8 @@ def _check(options: TrainOptions) -> None:
             f"--image-cache {options.image_cache} needs images that are seen again, and every epoch has new crops. "
             "Add --no-augment, or leave it out."
         )
+    if options.frozen_share is not None:
+        share_of(options.frozen_share)
     if options.push_to_hub:
         check_repo(options.push_to_hub)
     check_data(options.data)

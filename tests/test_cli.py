@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -559,6 +559,50 @@ def test_corrupt_images_stop_the_run_or_are_counted(digits: Path, tmp_path: Path
     assert answer.code == 1
     assert "error: None of the images to train on of these classes can be read: six." in answer.err
     assert not (tmp_path / "lost" / "run.yaml").exists()
+
+
+# the frozen share
+
+
+@pytest.mark.parametrize("text", ["1.5", "-0.1", "fold", "nan", "half"])
+def test_a_frozen_share_that_is_none(text: str, tmp_path: Path) -> None:
+    line = refused("train", tmp_path, "--output", tmp_path / "out", f"--frozen-share={text}")
+    assert line == f"error: --frozen-share {text} must be a number between 0 and 1, or folds."
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_frozen_share_by_number_and_by_folds(
+    digits: Path, whole: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter's weights are those of a training without folds; a run interrupted in them goes on with them."""
+    train(digits, tmp_path / "number", *SMALL, "--frozen-share", 0.25)
+    assert config_of(tmp_path / "number")["frozen_share"] == 0.25
+    assert settings(tmp_path / "number")["adapter"]["frozen_share"] == 0.25
+    real, output = training_job.choose_frozen_share, tmp_path / "folds"
+
+    def broken_off(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training_job, "choose_frozen_share", broken_off)
+    stopped = call(*command(digits, output, *SMALL, "--frozen-share", "folds"))
+    assert (stopped.code, stopped.out) == (130, "")
+    assert stopped.err.endswith("--resume\n")
+    assert not (output / WEIGHTS).exists()
+    assert settings(output)["frozen_share"] == "folds"
+    assert "frozen_share" not in settings(output)["adapter"]
+    monkeypatch.setattr(training_job, "choose_frozen_share", lambda *a, **k: replace(real(*a, **k), share=0.75))
+    answer = done("train", "--output", output, "--resume")
+    assert "Frozen share 0.75: the nearest to the default" in answer.err
+    assert same(weights(output), whole)
+    config = config_of(output)
+    assert config["frozen_share"] == 0.75
+    chosen = config["training_facts"]["arguments"]["frozen_share_by_folds"]
+    assert [each["share"] for each in chosen["candidates"]] == [0, 0.25, 0.5, 0.75, 1]
+    assert (chosen["share"], chosen["seed"], chosen["images"]) == (0.75, 1, 20)
+    assert sorted(chosen["folds"][0]["learned"] + chosen["folds"][0]["held_out"]) == NAMES
+    card = (output / "README.md").read_text()
+    assert "- `frozen_share_by_folds`: `{" in card
+    assert "- `frozen_share`: `0.75`" in card
 
 
 # Ctrl-C and --resume

@@ -60,6 +60,19 @@ def test_anprompt_equipped_is_anprompt_with_its_own_share(share: float) -> None:
         assert_exact(worn.logits(IMAGES, classes), own.logits(IMAGES, classes))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_anprompt_equipped_is_anprompt_with_its_own_classifier(share: float) -> None:
+    settings: dict[str, Any] = {**QUICK, "config": {"frozen_share": 0.0}}
+    worn = Equipped("anprompt", settings, share, classifier_weight=0.7).fit(BACKBONE, SHOTS, BASE, 1)
+    config = {"frozen_share": share, "classifier_weight": 0.7}
+    own = make_method("anprompt", **{**QUICK, "config": config}).fit(BACKBONE, SHOTS, BASE, 1)
+    for classes in (BASE, NEW, MIXED, replace(BASE, written=("kat", "dgo", "small fihs"))):
+        assert_exact(worn.logits(IMAGES, classes), own.logits(IMAGES, classes))
+    both = {**QUICK, "config": {"frozen_share": 0.0, "classifier_weight": 0.7}}
+    with pytest.raises(ValueError, match=r"classifier_weight=0\.5: anprompt has a classifier_weight of its own, 0\.7"):
+        Equipped("anprompt", both, classifier_weight=0.5)
+
+
 @pytest.fixture(scope="module")
 def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A denoiser of the tiny CLIP."""

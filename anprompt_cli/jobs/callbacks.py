@@ -18,10 +18,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Progress(ProgressCallback):
     """Trainer's progress bar, with a name, and with losses on standard error instead of standard output."""
 
+    def __init__(self, name: str = "training") -> None:
+        super().__init__()
+        self.name = name
+
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Open the bar."""
         super().on_train_begin(args, state, control, **kwargs)
-        self.training_bar.set_description("training")
+        self.training_bar.set_description(self.name)
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         """Write a line with the loss, or with what evaluation found."""

@@ -22,14 +22,22 @@ from anprompt_peft.data.inspect import count_by_class
 from anprompt_peft.files import atomic_file, hub_id, sync, sync_folder, to_json
 from anprompt_peft.provenance import provenance
 from anprompt_peft.report import ReportData, read_geometry, write_report
-from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, lock_folder
+from anprompt_peft.training import (
+    FOLDS,
+    ANPromptTrainer,
+    ANPromptTrainingArguments,
+    ShareChoice,
+    choose_frozen_share,
+    lock_folder,
+)
 from anprompt_peft.training.checkpoint import resume_point
+from anprompt_peft.tuner import adapted_clip
 
 from ..config_file import OWNED, RECORD, RESULTS, check_fields, filled
 from ..errors import Interrupted
 from ..records import read_record, to_yaml
 from ..text import short
-from ..train import LEFTOVERS, TrainOptions, check_folder
+from ..train import LEFTOVERS, TrainOptions, check_folder, share_of
 from .callbacks import Interruption, Progress
 from .draw import Images, draw_images
 from .labelled import left_out, names_hint, public_name
@@ -38,6 +46,7 @@ from .models import choose_device, disable_progress_bars, load_clip, precision_f
 from .seen import HOLD_OUT, IMAGES, Seen
 
 REPORT, HALVES = "report.html", "base-new.json"
+SHARE = "frozen_share"
 CHECKPOINTS = {"save_strategy": "epoch", "save_total_limit": 2}  # a power cut may spoil the newer one
 EARLY_STOPPING = {
     "eval_strategy": "epoch",
@@ -87,9 +96,12 @@ def _run(options: TrainOptions, settings: Settings) -> tuple[Measured | None, li
     _train(trainer, resume_point(options.output), options)
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False).eval()
     model.set_image_cache(None)  # images to measure on are seen once
+    choice = _choose_share(settings, options, config, arguments, images) if SHARE in settings else None
+    if choice is not None:
+        adapted_clip(model).active_config.frozen_share = choice.share
     batches = arguments.per_device_eval_batch_size, arguments.dataloader_num_workers
     measured = measure(model, images.measure, processor, *batches, images.train) if images.split else None
-    facts = _facts(options, arguments, images, measured)
+    facts = _facts(options, arguments, images, measured, choice)
     model.describe_training(facts)
     seen = images.seen(chooses=arguments.load_best_model_at_end)
     notes = _notes(options, images, measured, seen)
@@ -125,13 +137,22 @@ def _settings(options: TrainOptions, sections: Mapping[str, Settings]) -> Settin
             continue
         if each.name in places:
             section, name = places[each.name]
-            merged[section][name] = value[0] if name == "template" and len(value) == 1 else value
+            merged[section][name] = _filling(name, value)
         elif isinstance(value, Path) or each.name in ("data", "model"):
             path = Path(value).expanduser()
             settings[each.name] = str(path.resolve() if path.exists() else value)
         else:
             settings[each.name] = value
+    if merged["adapter"].get(SHARE) == FOLDS:
+        settings[SHARE] = merged["adapter"].pop(SHARE)
     return {**settings, **merged}
+
+
+def _filling(name: str, value: Any) -> Any:
+    """Return what an option fills a field with."""
+    if name == SHARE:
+        return share_of(value)
+    return value[0] if name == "template" and len(value) == 1 else value
 
 
 def _arguments(options: TrainOptions, settings: Settings) -> ANPromptTrainingArguments:
@@ -164,7 +185,8 @@ def _begin(options: TrainOptions, settings: Settings, config: ANPromptConfig, im
     """Write down what is about to run, with the defaults filled in, or compare it with the run that is resumed."""
     own = ANPromptTrainingArguments.__annotations__.keys() - OWNED["training"].keys()
     defaults = {each.name: each.default for each in fields(ANPromptTrainingArguments) if each.name in own}
-    choices = [each.name for each in fields(config) if each.name not in OWNED["adapter"]]
+    later = {SHARE} & settings.keys()  # chosen at the end
+    choices = [each.name for each in fields(config) if each.name not in {*OWNED["adapter"], *later}]
     record = {
         **settings,
         "adapter": {name: getattr(config, name) for name in choices},
@@ -211,13 +233,17 @@ def _trainer(
     train: Any = ClipTransform(processor, options.augment).apply(images.train)
     evaluate: Any = ClipTransform(processor).apply(images.evaluate) if images.evaluate is not None else None
     trainer = ANPromptTrainer(model, arguments, train_dataset=train, eval_dataset=evaluate)
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    if not arguments.disable_tqdm:
-        trainer.add_callback(Progress)
+    _show_progress(trainer)
     if options.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(options.early_stopping))
     return trainer
+
+
+def _show_progress(trainer: ANPromptTrainer, name: str = "training") -> None:
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(Progress(name))
 
 
 def _train(trainer: ANPromptTrainer, checkpoint: Path | None, options: TrainOptions) -> None:
@@ -240,6 +266,33 @@ def _train(trainer: ANPromptTrainer, checkpoint: Path | None, options: TrainOpti
 
 
 # after training
+
+
+def _choose_share(
+    settings: Settings,
+    options: TrainOptions,
+    config: ANPromptConfig,
+    arguments: ANPromptTrainingArguments,
+    images: Images,
+) -> ShareChoice:
+    """Let folds over the classes choose the frozen share, and say on standard error which."""
+
+    def prepare(trainer: ANPromptTrainer, number: int, total: int) -> None:
+        _show_progress(trainer, f"frozen share: training {number} of {total}")
+
+    clip, processor = load_clip(settings["model"], config.revision)
+    choice = choose_frozen_share(
+        clip,
+        config,
+        arguments,
+        images.train,
+        processor,
+        augment=options.augment,
+        image_cache=options.image_cache,
+        prepare=prepare,
+    )
+    print(f"Frozen share {choice.share:g}: {choice.reason}.", file=sys.stderr)
+    return choice
 
 
 def _results(record: Mapping[str, Any], images: Images, measured: Measured | None) -> dict[str, Any]:
@@ -277,7 +330,11 @@ def _notes(options: TrainOptions, images: Images, measured: Measured | None, see
 
 
 def _facts(
-    options: TrainOptions, arguments: ANPromptTrainingArguments, images: Images, measured: Measured | None
+    options: TrainOptions,
+    arguments: ANPromptTrainingArguments,
+    images: Images,
+    measured: Measured | None,
+    choice: ShareChoice | None,
 ) -> TrainingFacts:
     data, seed = public_name(options.data), options.seed
     trained_on = f"{len(images.train)} images of {len(images.class_names)} classes"
@@ -310,6 +367,7 @@ def _facts(
             "early_stopping": options.early_stopping,
             "precision": arguments.precision or options.precision,
             "augment": options.augment,
+            **({"frozen_share_by_folds": choice.to_dict()} if choice else {}),
         },
         metrics=metrics,
     )

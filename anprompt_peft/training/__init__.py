@@ -3,6 +3,8 @@
 from ..fast.sharding import refuse_weight_sharding
 from ..publish.non_finite import NonFiniteError, check_finite
 from .checkpoint import clear, keep_adapter_only, newest, save_newest
+from .folds import FOLDS, ShareChoice
+from .frozen_share import choose_frozen_share
 from .lock import lock_folder
 from .metrics import Accuracy, accuracy
 from .recipes import BATCH_SIZE, EPOCHS, LEARNING_RATE, RECIPES, Recipe, warmup_cosine
@@ -15,6 +17,7 @@ RepeatableRows, TellEpoch, alone_in = SeededDataset, SetEpochCallback, lock_fold
 __all__ = [
     "BATCH_SIZE",
     "EPOCHS",
+    "FOLDS",
     "LEARNING_RATE",
     "RECIPES",
     "ANPromptTrainer",
@@ -25,11 +28,13 @@ __all__ = [
     "RepeatableRows",
     "SeededDataset",
     "SetEpochCallback",
+    "ShareChoice",
     "TellEpoch",
     "accuracy",
     "alone_in",
     "balanced_class_weights",
     "check_finite",
+    "choose_frozen_share",
     "clear",
     "keep_adapter_only",
     "lock_folder",

@@ -14,7 +14,7 @@ from ...method.features import normalize
 from ...tuner import adapted_clip
 from ..adapter import FittedAdapter
 from ..backbone import Backbone
-from ..task import ClassTexts, ImageSet
+from ..task import BATCH, ClassTexts, ImageSet
 from .training import LossOfBatch, Recipe, seeded, train
 from .zero_shot import FrozenCLIP
 
@@ -47,6 +47,10 @@ class ANPrompt:
         clip.set_savings(replace(clip.savings, text_chunk=self.text_chunk))
         loss = self.loss_of(model.train(), backbone, classes, seed)
         train([each for each in model.parameters() if each.requires_grad], loss, shots, self.recipe, seed)
+        if clip.active_config.classifier_weight:
+            batches = zip(shots.batches(), shots.labels.split(BATCH), strict=True)
+            seen = ({"pixel_values": each.to(clip.device, clip.dtype), "labels": labels} for each, labels in batches)
+            clip.fit_classifier(seen, seed=seed)
         return FittedAdapter(model.eval(), frozen=FrozenCLIP(backbone))
 
     def adapt(self, backbone: Backbone, classes: ClassTexts, seed: int) -> Any:
