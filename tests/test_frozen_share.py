@@ -94,6 +94,16 @@ def test_steps_and_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert own.max_steps == 6
 
 
+def test_the_configuration_of_a_loaded_adapter_serves_as_well(tmp_path: Path) -> None:
+    made: Any = get_peft_model(make_clip(), config())
+    loaded = made.peft_config["default"]
+    loaded.init_noise_prompts, loaded.inference_mode, loaded.frozen_share = False, True, 0.25
+    own = arguments(tmp_path, num_train_epochs=1)
+    one, other = (choose_frozen_share(make_clip(), each, own, TRAIN, PROCESSOR) for each in (loaded, config()))
+    assert one == other
+    assert (loaded.init_noise_prompts, loaded.inference_mode, loaded.frozen_share) == (False, True, 0.25)
+
+
 def test_three_classes_train_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frozen_share, "get_peft_model", None)
     three = ANPromptConfig(class_names=NAMES[:3], tokenizer_name_or_path=tiny_tokenizer())
