@@ -78,6 +78,7 @@ GOLDEN = Path(__file__).with_name("golden")
 FITTED: list[tuple[str, int]] = []
 ZERO_SHOT = make_method("zero-shot")
 KEYS = {
+    "anchored-classifier": "8253934a0670dc848b6e",
     "anprompt": "003137c1d626c62bf98d",
     "cocoop": "f2c2410e30b514c0883a",
     "coop": "dddb2629d97ee05ede98",
