@@ -1058,7 +1058,7 @@ def parameters() -> dict[str, dict[str, Any]]:
 
 def test_help_states_the_defaults_of_the_fields_that_options_fill() -> None:
     records = {"adapter": ANPromptConfig, "training": ANPromptTrainingArguments}
-    words = {"auto": "the recipe's", "None": "none", "10.0": "10"}
+    words = {"auto": "the recipe's", "None": "none", "10.0": "10", "0.0": "0, none"}
     for option, (section, name) in filled(TrainOptions).items():
         if option != "report_to":  # transformers' own, which changes between versions
             default = str(records[section].__dataclass_fields__[name].default)
