@@ -274,6 +274,7 @@ def test_predictions_have_it_whatever_other_threads_ask_for(pixels: Tensor) -> N
         torch.testing.assert_close(torch.tensor([shares[name] for name in CLASSES]), expected[row])
 
 
+@pytest.mark.slow
 def test_it_is_in_the_onnx_file(tmp_path: Path, pixels: Tensor) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
     from anprompt_peft.serve import export_onnx

@@ -389,6 +389,7 @@ def test_an_interruption_leaves_nothing(clip_folder: Path, tmp_path: Path, monke
 # the embedded one
 
 
+@pytest.mark.slow
 def test_the_embedded_denoiser_helps_on_development_data() -> None:
     """Phrasing costs 62 % at most of what it does without, and plain ones keep their accuracy within a point."""
     for table in denoised.measured([None, denoised.DENOISER]).values():
