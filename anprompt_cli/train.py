@@ -52,6 +52,24 @@ def use_file(context: typer.Context, path: Path | None) -> Path | None:
     return set_defaults(context, path, OWNED, partial(take_sections, options=TrainOptions))
 
 
+def share_of(text: str) -> float | str:
+    """Return what `--frozen-share` stands for: a number between 0 and 1, or `folds`."""
+    try:
+        share = FOLDS if text == FOLDS else float(text)
+    except ValueError:
+        share = -1.0
+    if share != FOLDS and not 0 <= float(share) <= 1:
+        raise ValueError(f"--frozen-share {text} must be a number between 0 and 1, or {FOLDS}.")
+    return share
+
+
+def check_share(text: str | None) -> str | None:
+    """Refuse what is no share as soon as the option is read: its callback."""
+    if text is not None:
+        share_of(text)
+    return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(RunOptions, DataOptions):
     """Options of `anprompt train`."""
@@ -123,6 +141,7 @@ class TrainOptions(RunOptions, DataOptions):
         "choose it, which takes two more trainings, each on half of the classes. Default: 0.5.",
         TRAINING,
         metavar="SHARE",
+        callback=check_share,
         fills="adapter.frozen_share",
     )
     batch_size: int | None = number(
@@ -139,7 +158,7 @@ class TrainOptions(RunOptions, DataOptions):
     )
     classifier_weight: float | None = number(
         "Weight of a classifier on frozen image features, fitted after training, beside the adapter for the classes "
-        "trained on. Default: 0, none.",
+        "trained on; 0 fits none. Default: 0.0.",
         TRAINING,
         min=0,
         fills="adapter.classifier_weight",
@@ -217,17 +236,6 @@ def check_folder(options: TrainOptions) -> None:
         raise ValueError(f"--output {output} is not empty. Choose another folder, or continue its run with --resume.")
 
 
-def share_of(text: str) -> float | str:
-    """Return what `--frozen-share` stands for: a number between 0 and 1, or `folds`."""
-    try:
-        share = FOLDS if text == FOLDS else float(text)
-    except ValueError:
-        share = -1.0
-    if share != FOLDS and not 0 <= float(share) <= 1:
-        raise ValueError(f"--frozen-share {text} must be a number between 0 and 1, or {FOLDS}.")
-    return share
-
-
 def _check(options: TrainOptions) -> None:
     """Raise for what can be told before anything is loaded: the folder, the names, and options that exclude others."""
     check_folder(options)
@@ -239,8 +247,6 @@ def _check(options: TrainOptions) -> None:
             f"--image-cache {options.image_cache} needs images that are seen again, and every epoch has new crops. "
             "Add --no-augment, or leave it out."
         )
-    if options.frozen_share is not None:
-        share_of(options.frozen_share)
     if options.push_to_hub:
         check_repo(options.push_to_hub)
     check_data(options.data)
