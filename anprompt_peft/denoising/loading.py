@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPConfig, CLIPModel
 
 from ..files import atomic_file, hub_id, read_json, short, to_json
+from ..method.updates import MATRICES
 from .card import write_card
-from .train import PROJECTIONS, TARGETS, Denoising, check_clip
+from .train import TARGETS, Denoising, check_clip
 
 FREE = {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "inference_mode", "base_model_name_or_path",
@@ -73,7 +74,7 @@ def check_denoiser(config: CLIPConfig, denoiser: str | Path, revision: str | Non
     expected = {
         f"base_model.model.text_model.encoder.layers.{layer}.self_attn.{name}.lora_{matrix}.weight": shape
         for layer in range(config.text_config.num_hidden_layers)
-        for name in PROJECTIONS
+        for name in MATRICES
         for matrix, shape in (("A", [rank, width]), ("B", [width, rank]))
     }
     _check_weights(folder / SAFETENSORS_WEIGHTS_NAME, expected)

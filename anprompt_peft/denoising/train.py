@@ -18,11 +18,11 @@ from transformers import CLIPModel, PreTrainedTokenizerBase, get_cosine_schedule
 
 from ..method.features import frozen_text_features, unit
 from ..method.rephrase import vocabulary
+from ..method.updates import MATRICES
 from ..publish.non_finite import NonFiniteError
 from .grammar import Grammar
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
-TARGETS = rf"text_model\.encoder\.layers\.\d+\.self_attn\.({'|'.join(PROJECTIONS)})"
+TARGETS = rf"text_model\.encoder\.layers\.\d+\.self_attn\.({'|'.join(MATRICES)})"
 OTHERS = re.compile(r"\.(lora|anprompt)_|\.base_layer\.")
 """Part of the names of weights of an adapter."""
 WARMUP, MAX_NORM = 20, 1.0
