@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...anchored import Anchored, fit_anchored, join, known_classes
+from ...anchored import join, known_classes
 from ...data import select_classes
 from ...denoising import load_denoised
 from ...method.config import ANPromptConfig, mismatch
 from ...training.folds import FOLDS, Fold, HeldOut, ShareChoice, choose_share, class_folds
 from ..backbone import Backbone
 from ..task import ClassTexts, Fitted, ImageSet
+from .anchored import AnchoredClassifier, Classifier
 from .anprompt import ANPrompt
 from .protocol import Method, added, settings_of
 from .registry import make_method
@@ -98,9 +99,7 @@ class Equipped:
             choice = share_by_folds(self.method, start, shots, classes, seed)
             share, chosen["frozen_share"] = choice.share, choice.to_dict()
         if self.classifier_weight:
-            features, texts = start.image_features(shots), start.class_features(classes)
-            strength, labels = self.classifier_strength, shots.labels
-            classifier = fit_anchored(features, labels, texts, start.logit_scale, strength=strength, seed=seed)
+            classifier = AnchoredClassifier(self.classifier_strength).fit(start, shots, classes, seed)
             chosen["classifier_strength"] = classifier.strength
         fitted = self.method.fit(start, shots, classes, seed)
         weight = self.classifier_weight
@@ -116,7 +115,7 @@ class FittedEquipped:
     trained: tuple[str, ...]  # names of the classes that it was trained on
     share: float
     chosen: Mapping[str, Any]  # by the data, as JSON values: part of a cell's record
-    classifier: Anchored | None = None
+    classifier: Classifier | None = None
     weight: float = 0.0  # of the classifier
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
