@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,18 @@ from helpers import CONTEXT, IMAGE_SIZE, make_clip, tiny_tokenizer, train_by_com
 __all__ = ["CONTEXT", "IMAGE_SIZE"]
 
 torch.set_num_threads(1)
+gc.disable()  # nothing that the collection of tests makes is garbage
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects_to_search() -> None:
+    """Hides modules, tests and caches from the garbage collector, which Trainer calls twice in each training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
