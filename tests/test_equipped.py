@@ -251,6 +251,15 @@ def test_settings_are_completed_by_preset_and_data_set() -> None:
     assert make_method(PATH, **asdict(worn)) == worn
 
 
+def test_settings_given_at_a_default_are_not_those_of_the_preset() -> None:
+    """LoRA's preset has one template for all data; without any, it has those of the data, and sees others."""
+    given = {"templates": [], "dropout": 0.0}
+    worn: Any = make_method(PATH, "eurosat", of="lora", settings=given)
+    assert worn.method == make_method("lora", **given)
+    assert worn.method.templates == ()
+    assert make_method(PATH, "eurosat", **asdict(worn)) == worn
+
+
 @pytest.mark.parametrize("share", [1.5, -0.1, "fold", True, float("nan"), "0.5"])
 def test_a_share_that_is_none(share: Any) -> None:
     with pytest.raises(

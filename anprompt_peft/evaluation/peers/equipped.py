@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -85,8 +85,10 @@ class Equipped:
         return make_method(self.of, **self.settings)
 
     def for_data(self, data: str) -> Equipped:
-        """Return the same with all settings of the method for a data set."""
-        return replace(self, settings=settings_of(make_method(self.of, data, **self.settings)))
+        """Return the same with all settings of the method for a data set, those given among them at any value."""
+        made = make_method(self.of, data, **self.settings)
+        given = {name: value for name, value in asdict(made).items() if name in self.settings}
+        return replace(self, settings={**settings_of(made), **given})
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedEquipped:
         """Choose the share, if the data are to choose it, and fit the method."""
