@@ -86,7 +86,7 @@ class Equipped:
 
     def for_data(self, data: str) -> Equipped:
         """Return the same with all settings of the method for a data set, those given among them at any value."""
-        made = make_method(self.of, data, **self.settings)
+        made: Any = make_method(self.of, data, **self.settings)
         given = {name: value for name, value in asdict(made).items() if name in self.settings}
         return replace(self, settings={**settings_of(made), **given})
 
