@@ -31,6 +31,7 @@ OWNED = {
         "init_noise_prompts": "training sets it",
         "training_facts": "training sets it",
         "classifier_strength": "training finds it",
+        "denoiser_rank": "the denoiser has it",
         "peft_type": "it is always ANPROMPT",
         "task_type": "no task class of PEFT fits CLIP",
         "auto_mapping": "training sets it",

@@ -13,7 +13,10 @@ from .adapters import CONFIG, DENOISER, METHOD, WEIGHTS, locate, read_config
 from .options import AdapterOptions, command, flag
 from .text import aligned, as_json
 
-FROZEN = ("anprompt_noise_prompts", "anprompt_class_ids", "anprompt_clean_features", "anprompt_perturbed_features")
+FROZEN = (
+    "anprompt_noise_prompts", "anprompt_class_ids", "anprompt_clean_features", "anprompt_perturbed_features",
+    "anprompt_denoiser_down", "anprompt_denoiser_up",
+)  # fmt: skip
 SHOWN = 10
 OTHERS_CHOICES = {
     "base model": "base_model_name_or_path",
@@ -90,8 +93,14 @@ def _of_adapter(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("prompts per layer", f"{prompts}, {config.get('noise_integration')}"),
         ("text layers", config.get("text_layers")),
         ("vision layers", config.get("vision_layers")),
+        *_denoiser_within(config),
         ("parameters", _parameters(record)),
     ]
+
+
+def _denoiser_within(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    rank, source = config.get("denoiser_rank"), config.get("denoiser")
+    return [] if rank is None else [("text denoiser", f"rank {rank}{f', from {source}' if source else ''}")]
 
 
 def _of_denoiser(record: Mapping[str, Any]) -> list[tuple[str, Any]]:

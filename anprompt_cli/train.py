@@ -163,6 +163,13 @@ class TrainOptions(RunOptions, DataOptions):
         min=0,
         fills="adapter.classifier_weight",
     )
+    denoiser: str | None = option(
+        "Text denoiser of this CLIP, which the adapter starts from and keeps: a folder that `anprompt denoise` wrote, "
+        "or an id on the Hub. Default: none.",
+        TRAINING,
+        metavar="NAME",
+        fills="adapter.denoiser",
+    )
     early_stopping: int | None = number(
         "Stop after N epochs without better accuracy on the split validation, and keep the best epoch.", TRAINING
     )

@@ -147,7 +147,7 @@ class PromptedCLIPModel(CLIPModel):
                 position_ids=position_ids,
                 return_loss=return_loss,
                 interpolate_pos_encoding=interpolate_pos_encoding,
-                prompt_context=Pass(self.head.adapter, self.head.active_config),
+                prompt_context=self.head.active_pass,
                 **kwargs,
                 **({} if return_dict else {"return_dict": False}),
             )

@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 from transformers.pipelines import base as pipelines
 
 from .clip import NOT_PREDICTIONS, PromptedCLIPModel
+from .denoising.loading import read_denoiser
 from .fast.blocks import decomposes
 from .fast.encoders import block
 from .fast.state import State
@@ -30,6 +31,7 @@ from .method.features import evaluating
 from .method.layer import UNKNOWN_TOKEN, ANPromptHead, ANPromptLayer
 from .method.noise import Fitted, fit
 from .method.registration import PREFIX
+from .method.updates import Denoiser
 from .patches import wrap
 from .publish.mixin import PublishMixin
 
@@ -152,6 +154,7 @@ class ANPromptModel(BaseTuner):
                 "adapter has none. Leave it None; fit_classifier(batches, strength=...) sets it."
             )
         config = given.resolved(model.config)
+        denoiser = _read_denoiser(config, model) if config.init_noise_prompts else None
         config.target_modules = _target_modules(config, model.config)
         _check_attention(model, config)
         if config.init_noise_prompts:
@@ -159,7 +162,7 @@ class ANPromptModel(BaseTuner):
         if config.tokenizer is None:
             name = _tokenizer_name(config, getattr(model, "name_or_path", None) or None)
             config.tokenizer_name_or_path = _from_anywhere(name)
-        fitted = fit(model, config) if config.init_noise_prompts else None
+        fitted = fit(model, config, denoiser) if config.init_noise_prompts else None
         config.is_injected = True
         return config, fitted
 
@@ -176,10 +179,7 @@ class ANPromptModel(BaseTuner):
         inference_mode = peft_config.inference_mode
         if current_key == family_of(self.model).image_head:
             head = target if isinstance(target, ANPromptHead) else ANPromptHead(target)
-            text = self.model.config.text_config
-            head.update_layer(
-                adapter_name, peft_config, text.hidden_size, text.max_position_embeddings, inference_mode
-            )
+            head.update_layer(adapter_name, peft_config, self.model.config.text_config, inference_mode)
             new_module: nn.Module = head
         else:
             layer = target if isinstance(target, ANPromptLayer) else self._new_layer(target, current_key)
@@ -358,10 +358,11 @@ def _check_attention(model: CLIPModel, config: ANPromptConfig) -> None:
         for attention in (block(layer).self_attn for layer in layers):
             known = type(attention) in (family.attention, family.updated_attention)
             if not known or getattr(_own_forward(attention), "__func__", None) is not type(attention).forward:
+                field = "denoiser" if tower == "text" and config.text_lora_rank is None else f"{tower}_lora_rank"
                 raise TypeError(
-                    f"{tower}_lora_rank updates the matrices of {family.attention.__name__}, and found "
+                    f"{field} updates the matrices of {family.attention.__name__}, and found "
                     f"{type(attention).__name__} with the forward {_own_forward(attention)!r} in its place. Adapt the "
-                    f"CLIP as it is loaded, or set {tower}_lora_rank to None."
+                    f"CLIP as it is loaded, or set {field} to None."
                 )
 
 
@@ -450,6 +451,21 @@ def _check_incoming(clip: CLIPModel, state_dict: dict[str, Tensor], prefix: str)
             check_shape(name, given.shape, tensor.shape)
 
 
+def _read_denoiser(config: ANPromptConfig, model: CLIPModel) -> Denoiser | None:
+    """Return the denoiser that a new adapter starts from, if it names one; its rank stays in `config`."""
+    if config.denoiser is None:
+        if config.denoiser_rank is not None:
+            raise ValueError(
+                f"denoiser_rank={config.denoiser_rank} belongs to a denoiser, which a new adapter reads: set denoiser "
+                "to its folder or Hub id, or denoiser_rank to None."
+            )
+        return None
+    down, up = read_denoiser(model.config, config.denoiser)
+    config.denoiser = _from_anywhere(config.denoiser)
+    config.denoiser_rank = down.shape[-2]
+    return Denoiser(down.to(model.device, model.dtype), up.to(model.device, model.dtype))
+
+
 def _tokenizer_name(config: ANPromptConfig, base: str | None) -> str | None:
     """Return where the tokenizer comes from: the user's choice, but the base model's for an adapter that is loaded."""
     named = config.tokenizer_name_or_path
@@ -473,7 +489,8 @@ def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:
     """Return the regular expression of the modules to wrap: first changed to last layer of each tower, the head."""
 
     def tower(name: str, depth: int) -> str:
-        numbers = "|".join(str(index) for index in range(config.first_layer(name) - 1, depth))
+        first = 1 if config.updates_attention(name) else config.first_layer(name)
+        numbers = "|".join(str(index) for index in range(first - 1, depth))
         return rf"{name}_model\.encoder\.layers\.(?:{numbers})"
 
     text = tower("text", clip_config.text_config.num_hidden_layers)

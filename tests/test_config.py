@@ -272,7 +272,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "similarity_weight": 3.0, "waloss_weight": 1.0, "inference_logits": "auto", "frozen_share": 0.5,
         "classifier_weight": 0.0, "classifier_strength": None,
         "init_noise_prompts": True, "text_update_rank": 8, "rephrased_weight": 10.0, "rephrased_texts": 16,
-        "vision_lora_rank": None, "text_lora_rank": None,
+        "vision_lora_rank": None, "text_lora_rank": None, "denoiser": None, "denoiser_rank": None,
         "tokenizer_name_or_path": None, "training_facts": None, "class_names": ["cat", "dog"],
     }  # fmt: skip
     config = ANPromptConfig(class_names=["cat", "dog"])

@@ -139,13 +139,20 @@ def _settings(options: TrainOptions, sections: Mapping[str, Settings]) -> Settin
             section, name = places[each.name]
             merged[section][name] = _filling(name, value)
         elif isinstance(value, Path) or each.name in ("data", "model"):
-            path = Path(value).expanduser()
-            settings[each.name] = str(path.resolve() if path.exists() else value)
+            settings[each.name] = _anywhere(value)
         else:
             settings[each.name] = value
+    if denoiser := merged["adapter"].get("denoiser"):
+        merged["adapter"]["denoiser"] = _anywhere(denoiser)
     if merged["adapter"].get(SHARE) == FOLDS:
         settings[SHARE] = merged["adapter"].pop(SHARE)
     return {**settings, **merged}
+
+
+def _anywhere(place: str | Path) -> str:
+    """Return a local path as one that other working directories find, and a Hub id as it is."""
+    path = Path(place).expanduser()
+    return str(path.resolve() if path.exists() else place)
 
 
 def _filling(name: str, value: Any) -> Any:

@@ -12,10 +12,12 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, Reposi
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
 from ..files import atomic_file, hub_id, read_json, short, to_json
-from ..method.updates import MATRICES
+from ..method.config import mismatch
+from ..method.updates import MATRICES, Denoiser
 from .card import write_card
 from .train import TARGETS, Denoising, check_clip
 
@@ -69,16 +71,31 @@ def load_denoised(clip: CLIPModel, denoiser: str | Path, revision: str | None = 
 def check_denoiser(config: CLIPConfig, denoiser: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a denoiser, in the Hub's cache if it comes from there, or raise as [`load_denoised`]."""
     folder = _folder(str(denoiser), revision)
-    rank = _rank(folder)
-    width = config.text_config.hidden_size
-    expected = {
-        f"base_model.model.text_model.encoder.layers.{layer}.self_attn.{name}.lora_{matrix}.weight": shape
-        for layer in range(config.text_config.num_hidden_layers)
-        for name in MATRICES
-        for matrix, shape in (("A", [rank, width]), ("B", [width, rank]))
-    }
+    rank, width = _lora(folder).r, config.text_config.hidden_size
+    shapes = {"A": [rank, width], "B": [width, rank]}
+    expected = {name: shape for matrix, shape in shapes.items() for name in _names(config, matrix)}
     _check_weights(folder / SAFETENSORS_WEIGHTS_NAME, expected)
     return folder
+
+
+def read_denoiser(config: CLIPConfig, denoiser: str | Path, revision: str | None = None) -> Denoiser:
+    """Return a denoiser's tensors, float64, for a text encoder of l layers, or raise as [`load_denoised`]."""
+    folder = check_denoiser(config, denoiser, revision)
+    lora, tensors = _lora(folder), load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    down, up = (
+        torch.stack([tensors[name].double() for name in _names(config, matrix)]).unflatten(0, (-1, len(MATRICES)))
+        for matrix in "AB"
+    )  # l, 4, r, d; l, 4, d, r
+    return Denoiser(down, up * (lora.lora_alpha / (lora.r**0.5 if lora.use_rslora else lora.r)))
+
+
+def _names(config: CLIPConfig, matrix: str) -> list[str]:
+    """Return the names of all tensors A or B of a denoiser in its file, by layer and by matrix of the attention."""
+    return [
+        f"base_model.model.text_model.encoder.layers.{layer}.self_attn.{name}.lora_{matrix}.weight"
+        for layer in range(config.text_config.num_hidden_layers)
+        for name in MATRICES
+    ]
 
 
 def _folder(name: str, revision: str | None) -> Path:
@@ -99,8 +116,8 @@ def _folder(name: str, revision: str | None) -> Path:
     return Path(paths[0]).parent
 
 
-def _rank(folder: Path) -> int:
-    """Return the rank of a plain LoRA adapter of the text encoder's attention; raise `ValueError` for others."""
+def _lora(folder: Path) -> LoraConfig:
+    """Return the configuration of a plain LoRA adapter of the text encoder's attention; `ValueError` for others."""
     path = folder / CONFIG_NAME
     if not isinstance(record := read_json(path), dict) or record.get("peft_type") != "LORA":
         raise ValueError(f"{path} is not the configuration of a LoRA adapter, which a denoiser is.")
@@ -112,7 +129,11 @@ def _rank(folder: Path) -> int:
         raise ValueError(f"{path}: a denoiser has no {values}. Make one with `anprompt denoise`.")
     if type(config.r) is not int or config.r < 1:
         raise ValueError(f"{path}: r={short(config.r)} must be an integer of at least 1.")
-    return config.r
+    if mismatch(config.lora_alpha, float, 0) or mismatch(config.use_rslora, bool):
+        values = f"lora_alpha={short(config.lora_alpha)} and use_rslora={short(config.use_rslora)}"
+        raise ValueError(f"{path}: {values} must be a finite number of at least 0, and true or false.")
+    lora: LoraConfig = config
+    return lora
 
 
 def _check_weights(path: Path, expected: dict[str, list[int]]) -> None:

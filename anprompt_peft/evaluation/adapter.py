@@ -13,6 +13,7 @@ from torch import Tensor
 from ..method.class_texts import ClassSet, own_tokenizer, tokenize
 from ..method.config import LogitsKind
 from ..method.features import evaluating
+from ..method.noise import clean_features
 from ..tuner import adapted_clip
 from .backbone import CachedFeatures
 from .task import ClassTexts, ImageSet
@@ -50,9 +51,10 @@ class FittedAdapter:
         ids = tokenize(classes.texts, self.tokenizer, self.clip.config, truncate=True)
         with self._answering():
             image, prototype = self._seen.of(images).chunk(2, dim=-1)
-            text = self.clip.text_embeds(ClassSet(classes.written, classes.templates, ids))
+            asked = ClassSet(classes.written, classes.templates, ids)
+            text = self.clip.text_embeds(asked)
             kind = "class" if self.zero_shot else self._kind(classes)
-            frozen = self.frozen.logits(images, classes).to(text) if kind == "ensemble" else None
+            frozen = self._frozen_logits(images, classes, asked).to(text) if kind == "ensemble" else None
             logits = getattr(self.clip.score_features(text, image, prototype, frozen), f"logits_{kind}")
             if not self.zero_shot and self.clip.has_classifier:
                 logits = self.clip.join_classifier(logits, classes.names, self.frozen.image_features(images))
@@ -67,6 +69,14 @@ class FittedAdapter:
     def frozen(self) -> Any:
         """The frozen CLIP as a fitted method: the one that was given, else one of its own."""
         return self._given or FittedAdapter(self.model, zero_shot=True)
+
+    def _frozen_logits(self, images: ImageSet, classes: ClassTexts, asked: ClassSet) -> Tensor:
+        """Return the frozen CLIP's logits `[n, C]`, of denoised texts if the adapter has a denoiser."""
+        head = self.clip.head
+        if head.denoiser(head.adapter) is None:
+            return self.frozen.logits(images, classes)
+        text = clean_features(self.clip, asked, head.adapter)
+        return self.clip.score_features(text, self.frozen.image_features(images), None).logits_class
 
     def _kind(self, classes: ClassTexts) -> LogitsKind:
         config = self.clip.active_config

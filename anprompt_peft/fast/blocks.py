@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -158,11 +158,11 @@ def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, updates: Upda
     return hidden + _scaled_linear(mlp.fc2, activated, 1 / QUICK_GELU_SLOPE, mlp.fc2.bias).view_as(hidden)
 
 
-def run_whole(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
+def run_whole(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, updates: Updates = ()) -> Tensor:
     """Return what leaves a layer without prompts, `[B, L, d]`; a layer with hooks is called as it is."""
     if is_hooked(layer, layer.self_attn):
-        return _call(layer, hidden, causal)
-    return _run_parts(layer, hidden, causal)
+        return _call(layer, hidden, causal, updates)
+    return _run_parts(layer, hidden, causal, updates)
 
 
 def is_hooked(*modules: nn.Module) -> bool:
@@ -203,19 +203,21 @@ def decomposes(layer: CLIPEncoderLayer) -> bool:
     return True
 
 
-def _call(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
+def _call(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, updates: Updates = ()) -> Tensor:
     """Call a layer as CLIP's text encoder (causal) or vision encoder does."""
+    given: Any = {"updates": updates} if updates else {}
     if not causal:
-        return layer(hidden, None)
+        return layer(hidden, None, **given)
     mask = None
     if layer.self_attn.config._attn_implementation == "eager":
         length = hidden.shape[1]
         mask = hidden.new_full((length, length), torch.finfo(hidden.dtype).min).triu(1)[None, None]
-    return layer(hidden, mask, is_causal=True)
+    return layer(hidden, mask, is_causal=True, **given)
 
 
-def _run_parts(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool) -> Tensor:
-    return finish(layer, hidden, attend(layer, *queries_keys_values(layer, hidden, ()), causal=causal), ())
+def _run_parts(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, updates: Updates = ()) -> Tensor:
+    mixed = attend(layer, *queries_keys_values(layer, hidden, updates), causal=causal)
+    return finish(layer, hidden, mixed, updates)
 
 
 def _in_heads(layer: CLIPEncoderLayer, name: str, normed: Tensor, updates: Updates) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from ..method.config import ANPromptConfig
-from ..method.families import embed_images, image_norms, project_images, project_texts
+from ..method.families import embed_images, image_head, image_norms, project_images, project_texts
 from ..method.features import Pass
 from ..method.layer import ANPromptLayer
 from .blocks import Changes, NewPrompts, QueriesKeysValues, is_hooked, queries_keys_values, run_whole
@@ -56,7 +56,7 @@ def encode_images(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate
 
 def image_prefix(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> Tensor:
     """Return images as they enter the first layer with prompts, `[B, L, d_v]`."""
-    before = _before(clip, "vision", plan.config)
+    before = [block(layer) for layer in _before(clip, "vision", plan.config)]
     with gradients_if(pixel_values, *weights_of(clip.vision_model.embeddings, image_norms(clip)[0], *before)):
         hidden = embed_images(clip, pixel_values, interpolate)
         for layer in before:
@@ -75,17 +75,18 @@ def frozen_image_features(
     return project_images(clip, output)
 
 
-def text_prefix_states(clip: CLIPModel, config: ANPromptConfig, input_ids: Tensor, size: int | None) -> Tensor:
+def text_prefix_states(clip: CLIPModel, plan: Plan, input_ids: Tensor, size: int | None) -> Tensor:
     """Return texts `[n, L]` as they enter the first layer with prompts, `[n, L, d_t]`, `size` computed at a time."""
-    embeddings, before = clip.text_model.embeddings, _before(clip, "text", config)
+    embeddings, before = clip.text_model.embeddings, _before(clip, "text", plan.config)
+    updates = [layer.denoising(plan.adapter) if isinstance(layer, ANPromptLayer) else () for layer in before]
 
     def run(ids: Tensor) -> Tensor:
         hidden = embeddings(input_ids=ids)
-        for layer in before:
-            hidden = run_whole(layer, hidden, causal=True)
+        for layer, own in zip(before, updates, strict=True):
+            hidden = run_whole(block(layer), hidden, causal=True, updates=own)
         return hidden
 
-    with gradients_if(*weights_of(embeddings, *before)):
+    with gradients_if(*weights_of(embeddings, *map(block, before))):
         return torch.cat([run(ids) for ids in input_ids.split(size or len(input_ids))])
 
 
@@ -97,9 +98,15 @@ def encode_texts(clip: CLIPModel, plan: Plan, texts: Texts) -> Tensor:
     return torch.stack(rows, dim=1).flatten(0, 1)  # T of [n/T, d] -> n, d
 
 
-def text_prefix_weights(clip: CLIPModel, config: ANPromptConfig) -> list[Tensor]:
+def text_prefix_weights(clip: CLIPModel, plan: Plan) -> list[Tensor]:
     """Return the weights that [`text_prefix_states`] depend on."""
-    return weights_of(clip.text_model.embeddings, *_before(clip, "text", config))
+    frozen = weights_of(clip.text_model.embeddings, *map(block, _before(clip, "text", plan.config)))
+    return [*frozen, *denoiser_of(clip, plan.adapter)]
+
+
+def denoiser_of(clip: CLIPModel, adapter: str) -> tuple[Tensor, ...]:
+    """Return the tensors of an adapter's denoiser, if it has one."""
+    return image_head(clip).denoiser(adapter) or ()
 
 
 def runs_decomposed(clip: CLIPModel, config: ANPromptConfig) -> bool:
@@ -157,13 +164,13 @@ def _prompts(layers: list[ANPromptLayer], plan: Plan, dtype: torch.dtype) -> New
     ]
 
 
-def _before(clip: CLIPModel, tower: str, config: ANPromptConfig) -> list[CLIPEncoderLayer]:
-    """Return the layers of an encoder before the first that changes."""
-    return [block(layer) for layer in _layers(clip, tower)[: config.first_layer(tower) - 1]]
+def _before(clip: CLIPModel, tower: str, config: ANPromptConfig) -> list[nn.Module]:
+    """Return the layers of an encoder before the first whose outputs training may change, in wrappers or not."""
+    return _layers(clip, tower)[: config.first_layer(tower) - 1]
 
 
 def _prompted(clip: CLIPModel, tower: str, config: ANPromptConfig) -> list[ANPromptLayer]:
-    """Return the layers of an encoder from the first that changes."""
+    """Return the layers of an encoder from the first whose outputs training may change."""
     return _layers(clip, tower)[config.first_layer(tower) - 1 :]
 
 

@@ -73,5 +73,5 @@ class Plan:
         return self.enabled and asked
 
     def options(self) -> Pass:
-        """Return the options of a pass with the prompts in, if they take part."""
-        return Pass(self.adapter, self.config if self.enabled else None)
+        """Return the options of a pass with the adapter in, if it takes part."""
+        return Pass(self.adapter, self.config) if self.enabled else Pass()

@@ -20,6 +20,7 @@ from ..method.registration import PREFIX
 from ..method.rephrase import draw_rephrased, vocabulary
 from .encoders import (
     block,
+    denoiser_of,
     frozen_image_features,
     image_prefix,
     runs_decomposed,
@@ -54,7 +55,7 @@ def plan_call(
         plan,
         text_features=features,
         texts=class_texts(clip, plan, may_shard=True) if features is None else None,
-        clean_text=clean_text(clip, plan.classes) if plan.kind == "ensemble" else None,
+        clean_text=clean_text(clip, plan.classes, plan.adapter) if plan.kind == "ensemble" else None,
         text_targets=targets,
         rephrased=rephrased,
         rephrased_targets=rephrased_targets,
@@ -94,12 +95,13 @@ def trained_classes(clip: CLIPModel, adapter: str) -> ClassSet:
     return state_of(clip).cached("trained classes", Fingerprint([ids]), compute)
 
 
-def clean_text(clip: CLIPModel, classes: ClassSet) -> Tensor:
-    """Return the frozen CLIP's features w `[C, d]` of classes, computed at most once."""
+def clean_text(clip: CLIPModel, classes: ClassSet, adapter: str) -> Tensor:
+    """Return the frozen CLIP's features w `[C, d]` of classes, by the adapter's denoiser, computed at most once."""
     frozen = [each for name, each in clip.text_model.named_parameters() if PREFIX not in name]
     _, head = text_modules(clip)
-    fingerprint = Fingerprint((*frozen, *head.parameters(), classes.input_ids), *map(hooks, text_modules(clip)))
-    return state_of(clip).cached("clean text", fingerprint, lambda: clean_features(clip, classes))
+    tensors = (*frozen, *head.parameters(), *denoiser_of(clip, adapter), classes.input_ids)
+    fingerprint = Fingerprint(tensors, *map(hooks, text_modules(clip)))
+    return state_of(clip).cached("clean text", fingerprint, lambda: clean_features(clip, classes, adapter))
 
 
 def classifier(clip: CLIPModel, adapter: str, names: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
@@ -150,7 +152,7 @@ def _cached_features(clip: CLIPModel, plan: Plan) -> Tensor | None:
     own = [each for name, each in named if PREFIX in name and adapter in f"{name}."]
     trained = [weight for weight in weights if weight.requires_grad and all(weight is not each for each in own)]
     fingerprint = Fingerprint(
-        (*weights, *head.anprompt_noise_prompts.values(), plan.classes.input_ids),
+        (*weights, *head.anprompt_noise_prompts.values(), *denoiser_of(clip, plan.adapter), plan.classes.input_ids),
         plan.adapter,
         plan.enabled,
         plan.classes.names,
@@ -178,14 +180,14 @@ def _texts(clip: CLIPModel, plan: Plan, input_ids: Tensor, templates: int = 1, s
     if not plan.decomposed:
         return Texts(input_ids.to(clip.device))
     make = _prefixes if source is None else partial(_cached_prefixes, source)
-    return Texts(None, make(clip, plan.config, input_ids, templates), savings.text_chunk is not None)
+    return Texts(None, make(clip, plan, input_ids, templates), savings.text_chunk is not None)
 
 
 def _cached_prefixes(
-    source: Tensor, clip: CLIPModel, config: ANPromptConfig, input_ids: Tensor, templates: int
+    source: Tensor, clip: CLIPModel, plan: Plan, input_ids: Tensor, templates: int
 ) -> tuple[TextPrefix, ...]:
-    weights, state = text_prefix_weights(clip, config), state_of(clip)
-    compute = partial(_prefixes, clip, config, input_ids, templates)
+    weights, state = text_prefix_weights(clip, plan), state_of(clip)
+    compute = partial(_prefixes, clip, plan, input_ids, templates)
     if any(weight.requires_grad for weight in weights):
         return compute()
     fingerprint = Fingerprint(
@@ -201,11 +203,11 @@ def _cached_prefixes(
     return state.cached("text prefixes", fingerprint, compute, keep_if=is_frozen)
 
 
-def _prefixes(clip: CLIPModel, config: ANPromptConfig, input_ids: Tensor, templates: int) -> tuple[TextPrefix, ...]:
+def _prefixes(clip: CLIPModel, plan: Plan, input_ids: Tensor, templates: int) -> tuple[TextPrefix, ...]:
     size = state_of(clip).savings.text_chunk
     prefixes = []
     for ids in (input_ids[at::templates] for at in range(templates)):
-        hidden = text_prefix_states(clip, config, ids.to(clip.device, non_blocking=True), size)  # n / T, L, d_t
+        hidden = text_prefix_states(clip, plan, ids.to(clip.device, non_blocking=True), size)  # n / T, L, d_t
         on_host = ids.cpu()
         prefixes.append(text_prefix(hidden, on_host, end_of_text_positions(on_host, clip.config), size))
     return tuple(prefixes)
@@ -220,7 +222,7 @@ def _text_targets(clip: CLIPModel, choice: Choice, plan: Plan) -> tuple[Tensor, 
     fingerprint = Fingerprint((plan.classes.input_ids, *own))  # an adapter's own features are new with every adapter
 
     def compute() -> tuple[Tensor, Tensor]:
-        return text_targets(clip, plan.classes, plan.config)[:2]
+        return text_targets(clip, plan.classes, plan.config, plan.adapter)[:2]
 
     return state_of(clip).cached(f"text targets of {plan.adapter}", fingerprint, compute)
 
@@ -239,7 +241,7 @@ def _draw_rephrased(clip: CLIPModel, plan: Plan, clean: Tensor) -> tuple[Texts |
     words = state_of(clip).cached("words", Fingerprint((), tokenizer), lambda: vocabulary(tokenizer))
     drawn = draw_rephrased(classes.names, classes.templates, words, config.rephrased_texts, rng)
     input_ids = tokenize([*drawn.texts, *drawn.anchors], tokenizer, clip.config, truncate=True)  # m, L
-    anchors = frozen_text_features(clip, input_ids[len(drawn.texts) :])
+    anchors = frozen_text_features(clip, input_ids[len(drawn.texts) :], plan.adapter)
     rows = torch.tensor(drawn.classes).to(anchors.device, non_blocking=True)
     return _texts(clip, plan, input_ids), torch.cat([clean[rows].to(anchors), anchors])
 

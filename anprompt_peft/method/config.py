@@ -70,6 +70,10 @@ class ANPromptConfig(PeftConfig):
         vision_lora_rank (`int`, *optional*): Rank of trained updates `W x + B A x / sqrt(rank)` of the four attention
             matrices of each layer of the vision encoder, as LoRA has them; `None`, the default, has none.
         text_lora_rank (`int`, *optional*): The same for the text encoder.
+        denoiser (`str`, *optional*): Folder or Hub id of a text denoiser of this CLIP, which a new adapter starts from
+            and keeps: all its texts are read by the denoised text encoder. A saved adapter has it within.
+        denoiser_rank (`int`, *optional*): Rank of the denoiser within, which a new adapter reads from it; `None`
+            without one.
         prompt_mixing (`float`): Share beta of the new prompts when a vision layer replaces the ones before it; `1 -
             beta` of the previous layer's output stays. Default 1.0, plain replacement.
         noise_source (`str` or `list[str]`, *optional*): What perturbs the class texts: `text` (typos, dropped words,
@@ -119,6 +123,8 @@ class ANPromptConfig(PeftConfig):
     text_update_rank: int | None = _field(8, "Rank of the text layers' updates.", least=1, formerly={1: None, 2: None})
     vision_lora_rank: int | None = _field(None, "Rank of updates of the vision layers' attention.", least=1)
     text_lora_rank: int | None = _field(None, "Rank of updates of the text layers' attention.", least=1)
+    denoiser: str | None = _field(None, "Text denoiser to start from: folder or Hub id.")
+    denoiser_rank: int | None = _field(None, "Rank of the denoiser within.", least=1)
     prompt_mixing: float = _field(1.0, "Share of new prompts where they replace others.", least=0, most=1)
     noise_source: NoiseSource | list[NoiseSource] | None = _field(None, "What perturbs.")
     descriptions: dict[str, list[str]] | None = _field(
@@ -166,6 +172,7 @@ class ANPromptConfig(PeftConfig):
         for name in ("text_layers", "vision_layers"):
             given = getattr(self, name)
             _check(name, list(given) if isinstance(given, tuple) else given, TYPES[name])
+        _check("denoiser", self.denoiser, TYPES["denoiser"])
         if not isinstance(self.descriptions, Mapping):
             _check("descriptions", self.descriptions, TYPES["descriptions"])
         self._check_prompts()
@@ -239,8 +246,9 @@ class ANPromptConfig(PeftConfig):
         return any(rank is not None for rank in ranks)
 
     def updates_attention(self, tower: str) -> bool:
-        """Return whether the attention matrices of all layers of an encoder have updates."""
-        return (self.text_lora_rank if tower == "text" else self.vision_lora_rank) is not None
+        """Return whether the attention matrices of all layers of an encoder have updates, trained or a denoiser's."""
+        ranks = (self.text_lora_rank, self.denoiser_rank) if tower == "text" else (self.vision_lora_rank,)
+        return any(rank is not None for rank in ranks)
 
     def is_trained(self, tower: str) -> bool:
         """Return whether an encoder has prompts or updates."""
@@ -252,7 +260,7 @@ class ANPromptConfig(PeftConfig):
         return self.is_trained("text") or self.is_trained("vision")
 
     def first_layer(self, tower: str) -> int:
-        """Return the 1-based number of the first layer of an encoder that may change."""
+        """Return the 1-based number of the first layer of an encoder whose outputs training may change."""
         layers = self.text_layers if tower == "text" else self.vision_layers
         assert isinstance(layers, list)
         return 1 if self.is_updated(tower) else layers[0]
@@ -280,7 +288,8 @@ class ANPromptConfig(PeftConfig):
             clip_config (`CLIPConfig`): the configuration of the CLIP to adapt.
 
         Raises:
-            ValueError: if a layer number lies outside the encoder or a rank exceeds the width it applies to.
+            ValueError: if a layer number lies outside the encoder, a rank exceeds the width it applies to, or the
+                configuration of a saved adapter names a denoiser without its rank.
         """
         self.latent_dim = self.latent_dim or clip_config.projection_dim
         self.text_layers = resolve_layers("text_layers", self.text_layers, clip_config.text_config.num_hidden_layers)
@@ -290,8 +299,13 @@ class ANPromptConfig(PeftConfig):
         widths = (clip_config.text_config.hidden_size, clip_config.vision_config.hidden_size)
         if self.projection_rank is not None:
             _check("projection_rank", self.projection_rank, int, 1, min(self.latent_dim, *widths))
-        for name, width in (("text_update_rank", 0), ("text_lora_rank", 0), ("vision_lora_rank", 1)):
-            _check(name, getattr(self, name), TYPES[name], 1, widths[width])
+        for name in ("text_update_rank", "text_lora_rank", "denoiser_rank", "vision_lora_rank"):
+            _check(name, getattr(self, name), TYPES[name], 1, widths[name == "vision_lora_rank"])
+        if self.denoiser is not None and self.denoiser_rank is None and not self.init_noise_prompts:
+            raise ValueError(
+                f"denoiser={self.denoiser!r} without denoiser_rank: the adapter has lost the denoiser that it was "
+                "trained with. Use its own adapter_config.json, or set denoiser to None for an adapter without one."
+            )
         if self.prototype_rank is not None:
             _check("prototype_rank", self.prototype_rank, int, 1, min(clip_config.projection_dim, widths[1]))
         self.noise_source = self.noise_sources

@@ -25,8 +25,8 @@ class Pass:
     """Options and outputs of one pass through an encoder; it travels through it as the keyword `prompt_context`.
 
     Attributes:
-        adapter (`str`): the adapter whose prompts take part.
-        config (`ANPromptConfig`, *optional*): its configuration; `None` is the frozen CLIP.
+        adapter (`str`): the adapter whose denoiser, prompts and updates take part; empty for CLIP as it is.
+        config (`ANPromptConfig`, *optional*): its configuration; `None` leaves prompts and updates out.
         vision_prompts (`Tensor`, *optional*): `[B, n, d_v]`, the prompts as they left the last vision layer.
     """
 
@@ -36,9 +36,12 @@ class Pass:
 
 
 @torch.no_grad()
-def frozen_text_features(clip: CLIPModel, input_ids: Tensor) -> Tensor:
-    """Return the normalised text features `[n, d]` of tokens `[n, L]` by the frozen CLIP, with adapters or without."""
-    frozen = {"prompt_context": Pass()}
+def frozen_text_features(clip: CLIPModel, input_ids: Tensor, adapter: str = "") -> Tensor:
+    """Return the normalised text features `[n, d]` of tokens `[n, L]` by the frozen CLIP, with adapters or without.
+
+    An `adapter` that has a denoiser denoises them.
+    """
+    frozen = {"prompt_context": Pass(adapter)}
     with evaluating(clip.text_model):
         rows = [
             clip.get_text_features(input_ids=chunk.to(clip.device, non_blocking=True), **frozen).pooler_output

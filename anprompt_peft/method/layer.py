@@ -10,11 +10,12 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPTextConfig
 
 from .config import ANPromptConfig
 from .features import Pass, at_least_float32
 from .noise import Fitted
-from .updates import TrainedUpdate, Updates, recorded
+from .updates import MATRICES, Denoiser, TrainedUpdate, Updates, recorded
 
 TOKEN_STD = 0.02
 LOW_RANK_STD = 0.02
@@ -48,7 +49,8 @@ class OneAdapterLayer(BaseTunerLayer):
 class ANPromptHead(nn.Module, OneAdapterLayer):
     """Wraps CLIP's `visual_projection` (`d_v -> d`) and holds per adapter what its layers share, and which is active.
 
-    Trained are tokens, maps and the prototype projection; noise prompts and what is known of the classes are buffers.
+    Trained are tokens, maps and the prototype projection. Noise prompts, what is known of the classes, and a denoiser
+    are buffers.
     """
 
     adapter_layer_names = (
@@ -64,6 +66,8 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         "anprompt_perturbed_features",
         "anprompt_class_ids",
         "anprompt_classifier",
+        "anprompt_denoiser_down",
+        "anprompt_denoiser_up",
     )
 
     base_layer: nn.Linear
@@ -72,6 +76,8 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
     anprompt_perturbed_features: BufferDict
     anprompt_class_ids: BufferDict
     anprompt_classifier: BufferDict
+    anprompt_denoiser_down: BufferDict
+    anprompt_denoiser_up: BufferDict
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
@@ -86,7 +92,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
             setattr(self, name, BufferDict(persistent=True))
 
     def update_layer(
-        self, adapter_name: str, config: ANPromptConfig, text_width: int, context: int, inference_mode: bool = False
+        self, adapter_name: str, config: ANPromptConfig, text: CLIPTextConfig, inference_mode: bool = False
     ) -> None:
         """Create the parameters and (empty) buffers of an adapter whose configuration is resolved."""
         self.configs[adapter_name] = config
@@ -98,10 +104,10 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
             self.anprompt_noise_map[adapter_name] = nn.Linear(dim, latent)
         if config.num_prompts:
             if config.projection_rank is not None:
-                self.anprompt_text_map[adapter_name] = nn.Linear(latent, text_width)
+                self.anprompt_text_map[adapter_name] = nn.Linear(latent, text.hidden_size)
                 self.anprompt_vision_map[adapter_name] = nn.Linear(latent, vision_width)
             self.anprompt_prototype[adapter_name] = self._new_prototype(config)
-        self._create_buffers(adapter_name, config, context)
+        self._create_buffers(adapter_name, config, text)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -115,7 +121,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
                 projection.weight.copy_(self.base_layer.weight)
         return projection
 
-    def _create_buffers(self, adapter_name: str, config: ANPromptConfig, context: int) -> None:
+    def _create_buffers(self, adapter_name: str, config: ANPromptConfig, text: CLIPTextConfig) -> None:
         dim = self.base_layer.weight.shape[0]
         noise_width = dim if adapter_name in self.anprompt_noise_map else _latent_dim(config)
         num_classes = len(config.class_names)
@@ -126,14 +132,18 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
             ("anprompt_perturbed_features", (num_classes, dim)),
         ):
             getattr(self, name)[adapter_name] = empty(shape, math.nan)
-        ids_shape = (num_classes * len(config.templates), context)
+        if rank := config.denoiser_rank:
+            layers = text.num_hidden_layers, len(MATRICES)
+            self.anprompt_denoiser_down[adapter_name] = empty((*layers, rank, text.hidden_size), math.nan)
+            self.anprompt_denoiser_up[adapter_name] = empty((*layers, text.hidden_size, rank), math.nan)
+        ids_shape = (num_classes * len(config.templates), text.max_position_embeddings)
         self.anprompt_class_ids[adapter_name] = empty(ids_shape, UNKNOWN_TOKEN, dtype=torch.int64)
         if config.classifier_strength is not None:
             self.anprompt_classifier[adapter_name] = at_least_float32(empty((num_classes, dim), math.nan))
 
     def fill(self, adapter_name: str, fitted: Fitted) -> None:
         """Write what the noise pipeline found into the adapter's buffers, mapped to the latent dim if it is fixed."""
-        noise_prompts, clean, perturbed, ids = fitted
+        noise_prompts, clean, perturbed, ids, denoiser = fitted
         config = self.configs[adapter_name]
         width = self.anprompt_noise_prompts[adapter_name].shape[-1]
         if width != noise_prompts.shape[-1]:
@@ -146,6 +156,15 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         self.anprompt_clean_features[adapter_name].copy_(clean)
         self.anprompt_perturbed_features[adapter_name].copy_(perturbed)
         self.anprompt_class_ids[adapter_name].copy_(ids)
+        if denoiser is not None:
+            self.anprompt_denoiser_down[adapter_name].copy_(denoiser.down)
+            self.anprompt_denoiser_up[adapter_name].copy_(denoiser.up)
+
+    def denoiser(self, adapter_name: str) -> Denoiser | None:
+        """Return an adapter's denoiser, if it has one."""
+        if adapter_name not in self.anprompt_denoiser_down:
+            return None
+        return Denoiser(self.anprompt_denoiser_down[adapter_name], self.anprompt_denoiser_up[adapter_name])
 
     def set_classifier(self, adapter_name: str, rows: Tensor, strength: float) -> None:
         """Give an adapter the anchored classifier of its C classes, `[C, d]`, in place of an earlier one."""
@@ -168,6 +187,12 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
     def active_config(self) -> ANPromptConfig | None:
         """Configuration of the adapter that takes part now, `None` if there is none or adapters are disabled."""
         return None if self.disable_adapters else self.configs.get(self.adapter)
+
+    @property
+    def active_pass(self) -> Pass:
+        """Options of a pass with the active adapter, or of CLIP as it is."""
+        config = self.active_config
+        return Pass() if config is None else Pass(self.adapter, config)
 
     def prompts(self, adapter_name: str) -> Tensor:
         """Return the anti-noise prompts A `[n, r]`: tokens and noise prompts, joined by the chosen integration."""
@@ -202,7 +227,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
 
 
 class ANPromptLayer(nn.Module, OneAdapterLayer):
-    """Wraps the encoder layer of a 1-based number, from a tower's first one with prompts (or an update) to its last.
+    """Wraps the encoder layer of a 1-based number, from a tower's first one that an adapter changes to its last.
 
     Inserts the prompts behind BOS/CLS at the first target layer, replaces (or mixes) them at later ones and strips
     them after the last layer of the encoder. In between, the attention mask grows with the sequence.
@@ -262,15 +287,15 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         and `[B, L, width]` again behind the last layer. The mask is that of the sequence without prompts.
         """
         head = self._head[0]
-        context = prompt_context or Pass(head.adapter, head.active_config)
+        context = prompt_context or head.active_pass
         adapter, config = context.adapter, context.config
+        if updates := self.denoising(adapter) if config is None else self.attention_updates(adapter):
+            kwargs["updates"] = updates
         if config is None:
             return self.base_layer(hidden_states, attention_mask, **kwargs)
         hidden_states = self.update(self._put_prompts(hidden_states, adapter, config), adapter)
-        if updates := self.attention_updates(adapter):
-            kwargs["updates"] = updates
-            if self.base_layer.gradient_checkpointing and self.base_layer.training:
-                hidden_states = recorded(hidden_states, updates)
+        if self.base_layer.gradient_checkpointing and self.base_layer.training:
+            hidden_states = recorded(hidden_states, updates)
         count = config.num_prompts if self.number >= self.target_layers(config)[0] else 0
         mask = grow_mask(attention_mask, count) if count else attention_mask
         hidden_states = self.base_layer(hidden_states, mask, **kwargs)
@@ -304,13 +329,17 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
     @property
     def updates_attention(self) -> bool:
         """Whether any adapter updates the matrices of the layer's attention."""
-        return len(self.anprompt_lora) > 0
+        return len(self.anprompt_lora) > 0 or (self.tower == "text" and len(self._head[0].anprompt_denoiser_down) > 0)
 
     def attention_updates(self, adapter_name: str) -> Updates:
-        """Return an adapter's updates of the layer's attention, if it has any here."""
-        if adapter_name not in self.anprompt_lora:
-            return ()
-        return (self.anprompt_lora[adapter_name](),)
+        """Return an adapter's updates of the layer's attention, frozen and trained, if it has any here."""
+        frozen = self.denoising(adapter_name)
+        return (*frozen, self.anprompt_lora[adapter_name]()) if adapter_name in self.anprompt_lora else frozen
+
+    def denoising(self, adapter_name: str) -> Updates:
+        """Return what an adapter's denoiser updates here, if it has one and this is a layer of the text encoder."""
+        denoiser = self._head[0].denoiser(adapter_name) if self.tower == "text" else None
+        return () if denoiser is None else (denoiser.of_layer(self.number),)
 
     def project(self, adapter_name: str) -> Tensor:
         """Return this layer's prompts of an adapter, `[n, width]`."""

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel, PreTrainedTokenizerBase
+from transformers import CLIPModel
 
 from .class_texts import ClassSet, check_descriptions, own_tokenizer, tokenize, tokenize_classes
 from .config import ANPromptConfig
 from .features import ensemble, frozen_text_features, normalize
 from .perturb import perturb_class_text
+from .updates import Denoiser, denoised
 
 KMEANS_RESTARTS = 10
 
@@ -26,16 +27,19 @@ Noise = tuple[Tensor, list[int]]
 
 
 class Fitted(NamedTuple):
-    """What an adapter freezes: noise prompts `[K, d]`, w and u `[C, d]`, and token ids, int64 `[C * T, L]`."""
+    """What an adapter freezes: noise prompts `[K, d]`, w and u `[C, d]`, token ids, int64 `[C * T, L]`, a denoiser."""
 
     noise_prompts: Tensor
     clean: Tensor
     perturbed: Tensor
     input_ids: Tensor
+    denoiser: Denoiser | None = None
 
 
-def fit(clip: CLIPModel, config: ANPromptConfig) -> Fitted:
+def fit(clip: CLIPModel, config: ANPromptConfig, denoiser: Denoiser | None = None) -> Fitted:
     """Compute what an adapter freezes, from the frozen CLIP and the class texts; the tokenizer stays in `config`.
+
+    With a denoiser, in the CLIP's dtype and on its device, all texts are denoised.
 
     A model on the meta device, a tokenizer that does not fit it, a class text that is too long or equal to another's,
     and more noise prompts than distinct perturbed features raise `ValueError`.
@@ -45,21 +49,27 @@ def fit(clip: CLIPModel, config: ANPromptConfig) -> Fitted:
     own_tokenizer(config)
     names, templates = tuple(config.class_names), tuple(config.templates)
     input_ids = tokenize_classes(names, templates, config.tokenizer, clip.config)
-    clean, perturbed, draws = text_targets(clip, ClassSet(names, templates, input_ids, config.tokenizer), config)
-    return Fitted(cluster(draws, config.num_noise_tokens, config.noise_seed), clean, perturbed, input_ids)
+    with denoised(clip.text_model, denoiser):
+        clean, perturbed, draws = text_targets(clip, ClassSet(names, templates, input_ids, config.tokenizer), config)
+    noise_prompts = cluster(draws, config.num_noise_tokens, config.noise_seed)
+    return Fitted(noise_prompts, clean, perturbed, input_ids, denoiser)
 
 
 @torch.no_grad()
-def text_targets(clip: CLIPModel, classes: ClassSet, config: ANPromptConfig) -> tuple[Tensor, Tensor, Tensor]:
+def text_targets(
+    clip: CLIPModel, classes: ClassSet, config: ANPromptConfig, adapter: str = ""
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the method needs from the frozen text encoder about C classes with their tokenizer.
+
+    An `adapter` that has a denoiser denoises them.
 
     These are the clean features w `[C, d]`, the perturbed ones u `[C, d]` (the normalised mean over a class's draws),
     and the draws `normalize(w + noise_scale * n)` `[M, d]`.
     """
-    clean = clean_features(clip, classes)  # C, d
+    clean = clean_features(clip, classes, adapter)  # C, d
     noise, owner = [], []
     for source in config.noise_sources:
-        features, classes_of = _SOURCES[source](clip, classes, clean, config)
+        features, classes_of = _SOURCES[source](clip, classes, clean, config, adapter)
         noise.append(features)
         owner.extend(classes_of)
     owners = torch.tensor(owner, device=clean.device)
@@ -67,9 +77,9 @@ def text_targets(clip: CLIPModel, classes: ClassSet, config: ANPromptConfig) -> 
     return clean, class_means(draws, owners, len(classes.names)), draws
 
 
-def clean_features(clip: CLIPModel, classes: ClassSet) -> Tensor:
-    """Return the frozen CLIP's features w `[C, d]` of classes, normalised, at least float32."""
-    return ensemble(frozen_text_features(clip, classes.input_ids), len(classes.templates))
+def clean_features(clip: CLIPModel, classes: ClassSet, adapter: str = "") -> Tensor:
+    """Return the frozen CLIP's features w `[C, d]` of classes, normalised, at least float32; perhaps denoised."""
+    return ensemble(frozen_text_features(clip, classes.input_ids, adapter), len(classes.templates))
 
 
 def class_means(features: Tensor, owners: Tensor, num_classes: int) -> Tensor:
@@ -96,16 +106,17 @@ def cluster(features: Tensor, num_clusters: int, seed: int) -> Tensor:
     return torch.from_numpy(kmeans.cluster_centers_).to(features)
 
 
-def _text_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig) -> tuple[Tensor, list[int]]:
+def _text_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig, adapter: str) -> Noise:
     texts = [
         perturb_class_text(name, list(classes.templates), random.Random(f"{config.noise_seed}-{name}-{draw}"))
         for name in classes.names
         for draw in range(config.noise_draws)
     ]
-    return _encode(clip, texts, classes.tokenizer, truncate=True), _repeat(len(classes.names), config.noise_draws)
+    input_ids = tokenize(texts, classes.tokenizer, clip.config, truncate=True)
+    return frozen_text_features(clip, input_ids, adapter), _repeat(len(classes.names), config.noise_draws)
 
 
-def _description_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig) -> Noise:
+def _described_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig, adapter: str) -> Noise:
     sentences = check_descriptions(config.descriptions, classes.names)
     texts, owner = [], []
     for index, name in enumerate(classes.names):
@@ -113,10 +124,10 @@ def _description_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config
         chosen = rng.sample(sentences[name], min(config.noise_draws, len(sentences[name])))
         texts.extend(chosen)
         owner.extend([index] * len(chosen))
-    return _encode(clip, texts, classes.tokenizer, truncate=False), owner
+    return frozen_text_features(clip, tokenize(texts, classes.tokenizer, clip.config), adapter), owner
 
 
-def _gaussian_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig) -> Noise:
+def _gaussian_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig, adapter: str) -> Noise:
     draws = []
     for name in classes.names:
         seed = random.Random(f"{config.noise_seed}-{name}-gaussian").getrandbits(63)
@@ -125,12 +136,8 @@ def _gaussian_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: A
     return normalize(torch.cat(draws).to(clean)), _repeat(len(classes.names), config.noise_draws)
 
 
-def _encode(clip: CLIPModel, texts: list[str], tokenizer: PreTrainedTokenizerBase, truncate: bool) -> Tensor:
-    return frozen_text_features(clip, tokenize(texts, tokenizer, clip.config, truncate))
-
-
 def _repeat(num_classes: int, draws: int) -> list[int]:
     return [index for index in range(num_classes) for _ in range(draws)]
 
 
-_SOURCES = {"text": _text_noise, "descriptions": _description_noise, "gaussian": _gaussian_noise}
+_SOURCES = {"text": _text_noise, "descriptions": _described_noise, "gaussian": _gaussian_noise}

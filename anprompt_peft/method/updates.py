@@ -5,6 +5,8 @@ Shapes: L positions, d the encoder's width, r the rank. The matrices stand in th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,9 +30,42 @@ class Update(NamedTuple):
         at = MATRICES.index(name)
         return self.down[at].to(dtype) * self.scale, self.up[at].to(dtype)
 
+    def change(self, name: str, inputs: Tensor) -> Tensor:
+        """Return what is added to what a matrix makes of inputs `[..., d]`."""
+        down, up = self.of(name, inputs.dtype)
+        return F.linear(F.linear(inputs, down), up)  # ..., r -> ..., d
+
 
 Updates = tuple[Update, ...]
 """The updates of one layer, which add up; none leave the attention as it is."""
+
+
+class Denoiser(NamedTuple):
+    """Frozen updates of all l layers of a text encoder, learnt once for a CLIP to see through phrasing."""
+
+    down: Tensor  # A [l, 4, r, d]
+    up: Tensor  # s B [l, 4, d, r]
+
+    def of_layer(self, number: int) -> Update:
+        """Return the updates of the layer of a 1-based number."""
+        return Update(self.down[number - 1], self.up[number - 1], 1.0)
+
+
+@contextmanager
+def denoised(text_encoder: Any, denoiser: Denoiser | None) -> Iterator[None]:
+    """Let a text encoder whose layers hand no updates on answer with a denoiser, if there is one, within a block."""
+    with ExitStack() as stack:
+        for number, layer in enumerate(text_encoder.encoder.layers, 1):
+            attention = getattr(layer, "base_layer", layer).self_attn
+            for name in MATRICES:
+                if denoiser is not None:
+                    hook = partial(_add_change, denoiser.of_layer(number), name)
+                    stack.callback(getattr(attention, name).register_forward_hook(hook).remove)
+        yield
+
+
+def _add_change(update: Update, name: str, module: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> Tensor:
+    return outputs + update.change(name, inputs[0])
 
 
 class TrainedUpdate(nn.Module):
@@ -81,6 +116,5 @@ def project(attention: Any, name: str, inputs: Tensor, updates: Updates) -> Tens
     """Return what a matrix of an attention and its updates make of inputs `[..., d]`."""
     outputs = getattr(attention, name)(inputs)
     for update in updates:
-        down, up = update.of(name, inputs.dtype)
-        outputs = outputs + F.linear(F.linear(inputs, down), up)  # ..., r -> ..., d
+        outputs = outputs + update.change(name, inputs)
     return outputs

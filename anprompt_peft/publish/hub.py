@@ -28,7 +28,7 @@ PROCESSOR = (
 )  # fmt: skip
 
 CONFIGS = (FILES[0], "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
-NAMES = ("name_or_path", "_file")  # how fields end that may name something on this machine
+NAMES = ("name_or_path", "_file", "denoiser")  # how fields end that may name something on this machine
 NO_BASE = (
     "The card names no base model, because it was loaded from a local folder. Others cannot load the adapter without "
     "it: push it too, and load it by its Hub id before saving."

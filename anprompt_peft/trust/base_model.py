@@ -23,7 +23,8 @@ def warn_of_another_clip(clip: CLIPModel, adapter: str) -> None:
     config = head.configs[adapter]
     templates = len(config.templates)
     classes = max(1, TEXTS // templates)
-    found = ensemble(frozen_text_features(clip, head.anprompt_class_ids[adapter][: classes * templates]), templates)
+    texts = head.anprompt_class_ids[adapter][: classes * templates]
+    found = ensemble(frozen_text_features(clip, texts, adapter), templates)
     saved = head.anprompt_clean_features[adapter][:classes].to(found)
     cosine = float(torch.cosine_similarity(found, saved).mean())
     if cosine < (SAME_IF_QUANTISED if _is_quantised(clip) else SAME):

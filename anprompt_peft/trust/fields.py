@@ -23,7 +23,7 @@ CHOSEN = {"alpha", "prompt_mixing", "inference_logits", "frozen_share", "classif
 ANSWERS = (
     "class_names", "templates", "num_virtual_tokens", "num_noise_tokens", "latent_dim", "text_layers", "vision_layers",
     "noise_integration", "noise_map", "projection_rank", "prototype_rank", "text_update_rank",
-    "vision_lora_rank", "text_lora_rank", "classifier_strength", *sorted(CHOSEN),
+    "vision_lora_rank", "text_lora_rank", "denoiser_rank", "classifier_strength", *sorted(CHOSEN),
 )  # fmt: skip
 """Fields that an adapter's answers depend on; those of `CHOSEN` leave its tensors as they are."""
 

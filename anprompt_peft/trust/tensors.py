@@ -40,7 +40,7 @@ def expected_tensors(config: ANPromptConfig, clip_config: CLIPConfig) -> dict[st
     text, vision = clip_config.text_config, clip_config.vision_config
     with torch.device("meta"):
         head = ANPromptHead(nn.Linear(vision.hidden_size, clip_config.projection_dim, bias=False))
-        head.update_layer(ADAPTER, config, text.hidden_size, text.max_position_embeddings)
+        head.update_layer(ADAPTER, config, text)
         modules: dict[str, nn.Module] = {HEAD: head}
         for tower, own in (("text", text), ("vision", vision)):
             for at in range(own.num_hidden_layers):

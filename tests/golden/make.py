@@ -9,18 +9,21 @@ loads them all, and `docs/compatibility.md` says what they promise.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from contextlib import chdir
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from anprompt_peft import ANPromptConfig
+from anprompt_peft.denoising.train import TARGETS
 from anprompt_peft.files import atomic_folder
 from anprompt_peft.method.config import FORMAT_VERSION
 from helpers import scatter
@@ -51,6 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "prompt-mixing": {"prompt_mixing": 0.6, "alpha": 0.4, "vision_layers": [1, 2, 3], "text_layers": [2]},
     "classifier": {"classifier_weight": 0.7},
+    "denoiser": {"denoiser": "a folder of random updates of rank 2, made here"},
 }
 
 
@@ -112,14 +116,30 @@ def make_adapters(folder: Path, force: bool = False) -> None:
     with atomic_folder(folder, replaces="default/adapter_config.json" if force else None) as fresh:
         for name, settings in VARIANTS.items():
             settings = {"text_layers": 2, "vision_layers": 2, "class_names": TRAINED, **settings}
-            adapter = fresh / name
+            adapter, denoiser = fresh / name, fresh / "updates"
+            if settings.get("denoiser"):
+                make_denoiser(denoiser)
+                settings["denoiser"] = str(denoiser)
             model = scatter(get_peft_model(load_clip(torch.float32), ANPromptConfig(**settings)), scale=0.3)
             if settings.get("classifier_weight"):
                 pixels = load_file(CLIP / PIXELS)["pixel_values"]
                 model.fit_classifier([{"pixel_values": pixels, "labels": [0, 2]}])
             model.save_pretrained(str(adapter))
             (adapter / "README.md").unlink()
+            path = adapter / "adapter_config.json"
+            named = dict.fromkeys(("base_model_name_or_path", "tokenizer_name_or_path"), str(CLIP))
+            path.write_text(json.dumps({**json.loads(path.read_text()), **named, "denoiser": None}, indent=2) + "\n")
+            rmtree(denoiser, ignore_errors=True)
             save_file(outputs(load(adapter)), adapter / EXPECTED)
+
+
+def make_denoiser(folder: Path) -> None:
+    """Write random updates in the form of a text denoiser."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=1, use_rslora=True, target_modules=TARGETS, init_lora_weights=False)
+    model = get_peft_model(load_clip(torch.float32), config)
+    config.init_lora_weights = True  # as denoisers have it; it does not matter any more
+    model.save_pretrained(str(folder))
 
 
 def load_clip(dtype: torch.dtype = torch.float64) -> CLIPModel:

@@ -78,6 +78,11 @@ class Equipped:
                     f"{name}={given!r}: {self.of} has a {name} of its own, {own!r}, and both would add up. Give it "
                     f"settings={{'config': {{{name!r}: {off}}}}}."
                 )
+        if config.get("denoiser") is not None and (self.frozen_share is not None or self.classifier_weight):
+            raise ValueError(
+                f"{self.of} has a denoiser of its own, and the frozen CLIP beside it would read texts without it. "
+                f"Move denoiser={config['denoiser']!r} from its config to the settings beside `of`."
+            )
 
     @property
     def method(self) -> Method:
