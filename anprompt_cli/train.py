@@ -158,7 +158,7 @@ class TrainOptions(RunOptions, DataOptions):
     )
     classifier_weight: float | None = number(
         "Weight of a classifier on frozen image features, fitted after training, beside the adapter for the classes "
-        "trained on; 0 fits none. Default: 0.0.",
+        "trained on; 0 fits none. Default: 2.0.",
         TRAINING,
         min=0,
         fills="adapter.classifier_weight",

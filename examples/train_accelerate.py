@@ -95,13 +95,14 @@ def run(accelerator: Accelerator, options: argparse.Namespace) -> dict[str, Any]
     accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device.type}: {settings}")
     accelerator.init_trackers("logs", config=settings)
     set_seed(options.seed)
-    train_loader, test_loader, names = load_data(accelerator, options)
+    train_loader, test_loader, plain_loader, names = load_data(accelerator, options)
     clip = CLIPModel.from_pretrained(options.model).to(accelerator.device)
     adapted = get_peft_model(clip, ANPromptConfig(class_names=names, template=options.template))
     set_precision(adapted, settings["precision"])
     adapted.shard_class_texts()
     progress = Progress(settings)
     model = train(accelerator, adapted, train_loader, progress, options)
+    adapted.fit_classifier(plain_loader, seed=options.seed)  # on all shots, the same on every process
     correct, images = evaluate(accelerator, model, test_loader)
     accelerator.log({"accuracy": correct / images}, step=len(progress.terms))
     accelerator.end_training()
@@ -148,19 +149,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def load_data(accelerator: Accelerator, options: argparse.Namespace) -> tuple[Any, Any, list[str]]:
-    """Return loaders of this process's share of the training and the test images, and the class names."""
+def load_data(accelerator: Accelerator, options: argparse.Namespace) -> tuple[Any, Any, Any, list[str]]:
+    """Return loaders of this process's share of the training and the test images, one of all training images without
+    augmentation, and the class names."""
     with accelerator.main_process_first():
         train_images, test_images = load_image_data(options.data, "train"), load_image_data(options.data, "test")
     processor = CLIPProcessor.from_pretrained(options.model)
-    shots = ClipTransform(processor, augment=True).apply(few_shot(train_images, options.shots, options.seed))
+    drawn, plain = few_shot(train_images, options.shots, options.seed), ClipTransform(processor)
+    shots = ClipTransform(processor, augment=True).apply(drawn)
     reading: Any = {"num_workers": options.workers, "pin_memory": accelerator.device.type == "cuda"}
     # Crops follow from seed, epoch and image, and the order from a generator: a resumed run sees the same batches,
     # and reading them leaves alone the random numbers that the model draws its texts from.
     rows, order = SeededDataset(shots, options.seed), torch.Generator()
     train_loader = DataLoader(rows, options.batch_size, shuffle=True, generator=order, **reading)
-    test_loader = DataLoader(ClipTransform(processor).apply(test_images), 100, **reading)
-    return *accelerator.prepare(train_loader, test_loader), class_names_of(train_images)
+    test_loader, plain_loader = (DataLoader(plain.apply(images), 100, **reading) for images in (test_images, drawn))
+    return *accelerator.prepare(train_loader, test_loader), plain_loader, class_names_of(train_images)
 
 
 def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: Progress, options: Any) -> Any:

@@ -24,7 +24,7 @@ from anprompt_peft.evaluation.peers.zero_shot import FrozenCLIP
 from anprompt_peft.evaluation.task import ClassTexts
 from anprompt_peft.fast import Savings
 from anprompt_peft.serve import predict
-from anprompt_peft.training import ANPromptTrainer
+from anprompt_peft.training import ANPromptTrainer, trainer as trainer_module
 from helpers import (
     CLASSES,
     IMAGE_SIZE,
@@ -378,16 +378,29 @@ def test_an_interrupted_run_fits_nothing(data: Dataset, tmp_path: Path) -> None:
     assert model.active_config.classifier_strength is None
 
 
-def test_what_cannot_be_fitted_ends_training_before_it_starts(data: Dataset, tmp_path: Path) -> None:
+def test_classes_that_were_not_trained_on_end_training_before_it_starts(data: Dataset, tmp_path: Path) -> None:
     model = adapted(scattered=False, classifier_weight=0.7)
-    stream = data.to_iterable_dataset()
-    trainer: ANPromptTrainer = make_trainer(tmp_path, stream, model, max_steps=2, warmup_epochs=None)
-    with pytest.raises(ValueError, match="classifier_weight needs training data of known length"):
-        trainer.train()
     model.set_classes(["cat", "dog", "red bird"])
+    trainer: ANPromptTrainer = make_trainer(tmp_path, data, model)
     with pytest.raises(ValueError, match=r"are asked for\. Call set_classes"):
-        make_trainer(tmp_path, data, model).train()
+        trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("streamed", "reason"), [(True, "A stream of training data may have no end"), (False, "images of 3 classes make")]
+)
+def test_what_cannot_be_fitted_is_said_before_training(
+    streamed: bool, reason: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(trainer_module, "MOST_PAIRS", 1)
+    model = adapted(scattered=False)
+    train_on: Any = data.to_iterable_dataset() if streamed else data
+    make_trainer(tmp_path, train_on, model, max_steps=2, warmup_epochs=None).train()
+    warnings = [each.getMessage() for each in caplog.records if "no classifier will be fitted" in each.getMessage()]
+    assert len(warnings) == 1
+    assert reason in warnings[0]
+    assert model.active_config.classifier_strength is None
 
 
 def test_the_command_fits_it_and_records_its_weight(digits: Path, tmp_path: Path) -> None:

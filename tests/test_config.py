@@ -270,7 +270,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "projection_rank": None, "prototype_rank": None, "prompt_mixing": 1.0, "noise_source": None,
         "descriptions": None, "noise_scale": 0.1, "noise_draws": 4, "noise_seed": 0, "alpha": 0.7,
         "similarity_weight": 3.0, "waloss_weight": 1.0, "inference_logits": "auto", "frozen_share": 0.5,
-        "classifier_weight": 0.0, "classifier_strength": None,
+        "classifier_weight": 2.0, "classifier_strength": None,
         "init_noise_prompts": True, "text_update_rank": 8, "rephrased_weight": 10.0, "rephrased_texts": 16,
         "vision_lora_rank": None, "text_lora_rank": None, "denoiser": None, "denoiser_rank": None,
         "tokenizer_name_or_path": None, "training_facts": None, "class_names": ["cat", "dog"],
@@ -287,6 +287,7 @@ def test_the_papers_configuration_is_that_of_format_1() -> None:
         "frozen_share": 0.0,
         "text_update_rank": None,
         "rephrased_weight": 0.0,
+        "classifier_weight": 0.0,
     }
     expected = ANPromptConfig(class_names=["cat", "dog"], noise_seed=3, **theirs)
     assert paper.to_dict() == expected.to_dict()

@@ -193,11 +193,6 @@ def is_run(command: str) -> bool:
     return not any(re.fullmatch(pattern, command) for pattern in NOT_RUN)
 
 
-def shortened(command: str) -> str:
-    """A training whose length the page leaves to the default of ten epochs takes one."""
-    return f"{command} --epochs 1" if re.match(r"anprompt train (?!.*--(epochs|config))", command) else command
-
-
 def is_program(block: Block) -> re.Match[str] | None:
     """A Python block that begins with a file name is that file."""
     return re.match(r"# (\w+\.py)\n", block.text)
@@ -239,7 +234,7 @@ def test_the_page_runs_as_printed(
                 run += 1
             elif block.language in SHELL:
                 for command in filter(is_run, block.commands):
-                    run_command(shortened(command), folder, {"HF_TOKEN": owner}, hidden, next(logs))
+                    run_command(command, folder, {"HF_TOKEN": owner}, hidden, next(logs))
                     run += 1
     for expected in EXPECTED.get(page, []):
         assert expected in printed

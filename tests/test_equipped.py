@@ -53,16 +53,16 @@ def test_the_share_is_mixed_in_for_other_classes_alone(name: str, share: float |
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 def test_anprompt_equipped_is_anprompt_with_its_own_share(share: float) -> None:
-    settings: dict[str, Any] = {**QUICK, "config": {"frozen_share": 0.0}}
-    worn = Equipped("anprompt", settings, frozen_share=share).fit(BACKBONE, SHOTS, BASE, 1)
-    own = make_method("anprompt", **{**QUICK, "config": {"frozen_share": share}}).fit(BACKBONE, SHOTS, BASE, 1)
+    bare = {"frozen_share": 0.0, "classifier_weight": 0.0}
+    worn = Equipped("anprompt", {**QUICK, "config": bare}, frozen_share=share).fit(BACKBONE, SHOTS, BASE, 1)
+    own = make_method("anprompt", **QUICK, config={**bare, "frozen_share": share}).fit(BACKBONE, SHOTS, BASE, 1)
     for classes in (BASE, NEW, MIXED, replace(NEW, written=("a red bird", "drwaing"))):
         assert_exact(worn.logits(IMAGES, classes), own.logits(IMAGES, classes))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_anprompt_equipped_is_anprompt_with_its_own_classifier(share: float) -> None:
-    settings: dict[str, Any] = {**QUICK, "config": {"frozen_share": 0.0}}
+    settings: dict[str, Any] = {**QUICK, "config": {"frozen_share": 0.0, "classifier_weight": 0.0}}
     worn = Equipped("anprompt", settings, share, classifier_weight=0.7).fit(BACKBONE, SHOTS, BASE, 1)
     config = {"frozen_share": share, "classifier_weight": 0.7}
     own = make_method("anprompt", **{**QUICK, "config": config}).fit(BACKBONE, SHOTS, BASE, 1)
@@ -71,6 +71,8 @@ def test_anprompt_equipped_is_anprompt_with_its_own_classifier(share: float) -> 
     both = {**QUICK, "config": {"frozen_share": 0.0, "classifier_weight": 0.7}}
     with pytest.raises(ValueError, match=r"classifier_weight=0\.5: anprompt has a classifier_weight of its own, 0\.7"):
         Equipped("anprompt", both, classifier_weight=0.5)
+    with pytest.raises(ValueError, match=r"frozen_share=0\.5 would mix in behind the classifier that anprompt has"):
+        Equipped("anprompt", both, frozen_share=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,10 @@ LogitsKind = Literal["fused", "class", "prototype", "ensemble"]
 InferenceLogits = Literal["auto", LogitsKind]
 
 DEFAULT_DEPTH, FINITE = 7 / 12, sys.float_info.max
-PAPER = {"similarity_weight": 0.5, "frozen_share": 0.0, "text_update_rank": None, "rephrased_weight": 0.0}
+PAPER = {
+    "similarity_weight": 0.5, "frozen_share": 0.0, "text_update_rank": None, "rephrased_weight": 0.0,
+    "classifier_weight": 0.0,
+}  # fmt: skip
 FORMAT_VERSION = 4  # of a saved configuration: grows when an older version of this package would load it wrongly
 LAST_WITHOUT_UPDATES_ALONE = 3  # the last format in which an adapter without prompts has no updates, whatever it says
 
@@ -96,7 +99,8 @@ class ANPromptConfig(PeftConfig):
         frozen_share (`float`): Share of the frozen CLIP's logits in the `ensemble`; the rest are class logits. With 0
             it is `class`, at no cost; otherwise the frozen encoders run too. Default 0.5.
         classifier_weight (`float`): Weight of the anchored classifier's log-probabilities beside the method's, for
-            classes trained on, once `fit_classifier` has fitted one. Default 0, which leaves it out.
+            classes trained on, once `fit_classifier` has fitted one, as `ANPromptTrainer` does at the end. 0 leaves it
+            out. Default 2.
         classifier_strength (`float`, *optional*): How strongly the fitted classifier is held to the class texts;
             `fit_classifier` writes it. `None` where none is fitted, as in every new adapter.
         init_noise_prompts (`bool`): Whether creating the adapter computes its noise prompts. It is `False` in a saved
@@ -142,7 +146,9 @@ class ANPromptConfig(PeftConfig):
     rephrased_texts: int = _field(16, "Rephrased class texts of a training step.", least=0, cap=1000)
     inference_logits: InferenceLogits = _field("auto", "Which logits are returned.")
     frozen_share: float = _field(0.5, "Share of the frozen CLIP in the ensemble.", least=0, most=1, formerly={1: 0.0})
-    classifier_weight: float = _field(0.0, "Weight of the anchored classifier, for classes trained on.", least=0)
+    classifier_weight: float = _field(
+        2.0, "Weight of the classifier of the classes trained on.", least=0, formerly={1: 0.0, 2: 0.0, 3: 0.0}
+    )
     classifier_strength: float | None = _field(None, "Pull of the fitted classifier to the texts.", least=0)
     init_noise_prompts: bool = _field(True, "Compute the noise prompts on creation.")
     training_facts: dict[str, Any] | None = _field(None, "Facts for the model card.")
@@ -214,8 +220,9 @@ class ANPromptConfig(PeftConfig):
     def paper(cls, **fields: Any) -> ANPromptConfig:
         """Return the configuration closest to the paper, without what this package adds.
 
-        That is: `similarity_weight` 0.5, no `frozen_share`, no `text_update_rank` and no `rephrased_weight`. Further
-        `fields` may be given, these four included. docs/ablations.md compares it with the defaults.
+        That is: `similarity_weight` 0.5, no `frozen_share`, no `text_update_rank`, no `rephrased_weight` and no
+        `classifier_weight`. Further `fields` may be given, these five included. docs/ablations.md compares it with the
+        defaults.
         """
         return cls(**{**PAPER, **fields})
 

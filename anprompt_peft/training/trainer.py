@@ -41,6 +41,8 @@ from .seeded import ROW, SeededDataset, SetEpochCallback, draw_as_new
 AUTO, BALANCED = "auto", "balanced"
 
 logger = logging.getLogger(__name__)
+MOST_PAIRS = 50_000_000
+"""Of training images and classes, for a classifier: each takes some 40 bytes while it is fitted."""
 
 
 @dataclass
@@ -281,10 +283,11 @@ class ANPromptTrainer(Trainer):
             check_same_classes(dataset, adapter.class_names)
         if adapter.active_config.classifier_weight:
             adapter.check_classifier()
-            if not _has_rows(self.train_dataset):
-                raise ValueError(
-                    "classifier_weight needs training data of known length, and a stream has none. Train with "
-                    "classifier_weight=0, and call model.fit_classifier(batches) afterwards."
+            if reason := self._why_no_classifier(adapter):
+                logger.warning(
+                    "%s: no classifier will be fitted at the end. Call model.fit_classifier(batches) with some images "
+                    "of each class then, or train with classifier_weight=0.",
+                    reason,
                 )
             adapter.head.forget_classifier(adapter.head.adapter)  # checkpoints are saved before it is fitted
         folder = Path(self.args.output_dir)
@@ -301,11 +304,21 @@ class ANPromptTrainer(Trainer):
                 )
             result = super().train(resume_from_checkpoint, *args, **kwargs)
         clip = adapted_clip(self.model)
-        if clip.active_config.classifier_weight and not self._is_interrupted():
+        fits = clip.active_config.classifier_weight and not self._why_no_classifier(clip)
+        if fits and not self._is_interrupted():
             logger.info("The classifier is held to the texts with strength %g.", self._fit_classifier(clip))
         if isinstance(self.model, PeftModel):
             check_finite(self.model, self.model.active_adapter)
         return result
+
+    def _why_no_classifier(self, clip: ANPromptCLIPModel) -> str | None:
+        """Return why the training data are not for a classifier, if they are not."""
+        if not _has_rows(self.train_dataset):
+            return "A stream of training data may have no end"
+        images, classes = len(self.train_dataset), len(clip.active_config.class_names)
+        if images * classes > MOST_PAIRS:
+            return f"{images} images of {classes} classes make more than {MOST_PAIRS:.0e} pairs"
+        return None
 
     def _is_interrupted(self) -> bool:
         """Whether a callback has received a signal, after which the run is to be resumed."""

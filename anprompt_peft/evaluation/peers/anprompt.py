@@ -18,12 +18,16 @@ from ..task import BATCH, ClassTexts, ImageSet
 from .training import LossOfBatch, Recipe, seeded, train
 from .zero_shot import FrozenCLIP
 
+BARE: Mapping[str, Any] = {"classifier_weight": 0.0}
+"""What a method has unless its settings say otherwise: MMRL and older settings have no classifier."""
+
 
 @dataclass(frozen=True)
 class ANPrompt:
     """Anti-noise prompts (arXiv 2508.04677), trained as [`~anprompt_peft.training.ANPromptTrainer`] does.
 
-    The configuration has the task's class names and templates, and by default the run's seed as `noise_seed`.
+    The configuration has the task's class names and templates, by default the run's seed as `noise_seed`, and an
+    anchored classifier only if it gives one a weight.
     """
 
     recipe: Recipe
@@ -36,8 +40,8 @@ class ANPrompt:
         own: dict[str, Any] = {"class_names": list(classes.names), "template": list(classes.templates)}
         if set(own) & set(self.config):
             raise ValueError(f"config must not set {sorted(set(own) & set(self.config))}: they are the task's.")
-        settings = {"noise_seed": seed, "tokenizer_name_or_path": backbone.processor.tokenizer, **self.config}
-        return ANPromptConfig(**settings, **own)
+        tokenizer = backbone.processor.tokenizer
+        return ANPromptConfig(**{"noise_seed": seed, "tokenizer_name_or_path": tokenizer, **BARE, **self.config}, **own)
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedAdapter:
         """Train an adapter on a copy of CLIP."""

@@ -17,7 +17,7 @@ from ...training.folds import FOLDS, Fold, HeldOut, ShareChoice, choose_share, c
 from ..backbone import Backbone
 from ..task import ClassTexts, Fitted, ImageSet
 from .anchored import AnchoredClassifier, Classifier
-from .anprompt import ANPrompt
+from .anprompt import BARE, ANPrompt
 from .protocol import Method, added, settings_of
 from .registry import make_method
 from .training import Recipe, thrown_away
@@ -70,9 +70,10 @@ class Equipped:
             self._check_own(method.config)
 
     def _check_own(self, config: Mapping[str, Any]) -> None:
-        """Raise if ANPrompt would have twice what it is given here."""
+        """Raise if ANPrompt would have twice what it is given here, or a share in another order."""
+        has = {**{name: getattr(ANPromptConfig, name, off) for name, off in OFF.items()}, **BARE, **config}
         for name, off in OFF.items():
-            own, given = config.get(name, getattr(ANPromptConfig, name, off)), getattr(self, name)
+            own, given = has[name], getattr(self, name)
             if own != off and given != getattr(Equipped, name):
                 raise ValueError(
                     f"{name}={given!r}: {self.of} has a {name} of its own, {own!r}, and both would add up. Give it "
@@ -82,6 +83,11 @@ class Equipped:
             raise ValueError(
                 f"{self.of} has a denoiser of its own, and the frozen CLIP beside it would read texts without it. "
                 f"Move denoiser={config['denoiser']!r} from its config to the settings beside `of`."
+            )
+        if self.frozen_share is not None and has["classifier_weight"]:
+            raise ValueError(
+                f"frozen_share={self.frozen_share!r} would mix in behind the classifier that {self.of} has. Give the "
+                "classifier_weight here, and settings={'config': {'classifier_weight': 0.0}}."
             )
 
     @property
