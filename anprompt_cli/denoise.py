@@ -16,11 +16,11 @@ class DenoiseOptions(RunOptions):
 
     model: str = argument("MODEL", "CLIP whose text encoder is denoised: its id on the Hub, or a folder.")
     output: Path = option("Folder to write the denoiser to. It must be empty, or absent.", OUTPUT, default=MISSING)
-    steps: int = number("Steps of AdamW.", TRAINING, default=1500)
+    steps: int = number("Steps of AdamW.", TRAINING, default=4000)
     batch_size: int = number("Pairs of a clean and a noisy text per step.", TRAINING, default=32)
     rank: int = number("Rank of the updates.", TRAINING, default=16)
     learning_rate: float = number("Peak learning rate.", TRAINING, min=0, default=5e-3)
-    hold: float = number("Weight of the term that holds clean texts to their features.", TRAINING, min=0, default=1.0)
+    hold: float = number("Weight of the term that holds clean texts to their features.", TRAINING, min=0, default=3.0)
     seed: int = number("Seed of the texts and of the updates.", TRAINING, default=1, min=0, max=2**32 - 1)
     push_to_hub: str | None = option(
         "Repository, namespace/name, to push the denoiser to at the end.", OUTPUT, metavar="REPO"

@@ -24,7 +24,8 @@ from anprompt_peft.evaluation.peers.zero_shot import FrozenCLIP
 from anprompt_peft.evaluation.task import ClassTexts
 from anprompt_peft.fast import Savings
 from anprompt_peft.serve import predict
-from anprompt_peft.training import ANPromptTrainer, trainer as trainer_module
+from anprompt_peft.training import ANPromptTrainer
+from anprompt_peft.training import trainer as trainer_module
 from helpers import (
     CLASSES,
     IMAGE_SIZE,

@@ -308,7 +308,7 @@ def test_equipped_gives_the_same(denoiser: Path) -> None:
         assert (own.logits(images, classes) - plain.logits(images, classes)).abs().max() > 1e-3
     with pytest.raises(ValueError, match=r"denoiser='d': anprompt has a denoiser of its own, .* both would add up"):
         Equipped("anprompt", settings, denoiser="d")
-    bare = {"recipe": recipe, "config": {"frozen_share": 0.0, "denoiser": str(denoiser)}}
+    bare = {"recipe": recipe, "config": {"frozen_share": 0.0, "classifier_weight": 0.0, "denoiser": str(denoiser)}}
     for share, weight in ((0.5, 0.0), (None, 0.5)):
         with pytest.raises(ValueError, match="the frozen CLIP beside it would read texts without it"):
             Equipped("anprompt", bare, share, classifier_weight=weight)

@@ -47,11 +47,11 @@ class Denoising:
         ValueError: if a value lies outside its range.
     """
 
-    steps: int = 1500
+    steps: int = 4000
     batch_size: int = 32
     rank: int = 16
     learning_rate: float = 5e-3
-    hold: float = 1.0
+    hold: float = 3.0
     seed: int = 1
 
     def __post_init__(self) -> None:

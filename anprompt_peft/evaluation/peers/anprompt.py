@@ -41,7 +41,8 @@ class ANPrompt:
         if set(own) & set(self.config):
             raise ValueError(f"config must not set {sorted(set(own) & set(self.config))}: they are the task's.")
         tokenizer = backbone.processor.tokenizer
-        return ANPromptConfig(**{"noise_seed": seed, "tokenizer_name_or_path": tokenizer, **BARE, **self.config}, **own)
+        settings = {"noise_seed": seed, "tokenizer_name_or_path": tokenizer, **BARE, **self.config}
+        return ANPromptConfig(**settings, **own)
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedAdapter:
         """Train an adapter on a copy of CLIP."""
