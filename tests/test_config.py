@@ -280,6 +280,15 @@ def test_defaults_are_the_documented_ones() -> None:
     assert {name: getattr(config, name) for name in own} == documented
 
 
+def test_a_denoiser_turns_rephrased_texts_off_unless_they_are_asked_for() -> None:
+    def weight(**settings: Any) -> float:
+        return ANPromptConfig(class_names=["cat", "dog"], **settings).rephrased_weight
+
+    assert weight() == 10
+    assert weight(denoiser="folder") == 0
+    assert weight(denoiser="folder", rephrased_weight=2.0) == 2
+
+
 def test_the_papers_configuration_is_that_of_format_1() -> None:
     paper = ANPromptConfig.paper(class_names=["cat", "dog"], noise_seed=3)
     theirs: dict[str, Any] = {

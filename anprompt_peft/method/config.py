@@ -91,7 +91,8 @@ class ANPromptConfig(PeftConfig):
         similarity_weight (`float`): Weight of the similarity loss against the frozen CLIP. Default 3.
         waloss_weight (`float`): Weight of the WALoss.
         rephrased_weight (`float`): Weight of the similarity of rephrased texts' prompted features to the frozen
-            features of what they rephrase, in training. Default 10.
+            features of what they rephrase, in training. Default 10, or 0 with a denoiser, which has learnt that for
+            all classes: on top of it, rephrased texts of a few make the others less robust.
         rephrased_texts (`int`): Rephrased class texts that a training step draws, and half as many texts about other
             words, which keep their features. Default 16; 0 draws none.
         inference_logits (`"auto"`, `"fused"`, `"class"`, `"prototype"` or `"ensemble"`): Which logits the model
@@ -141,7 +142,7 @@ class ANPromptConfig(PeftConfig):
     similarity_weight: float = _field(3.0, "Weight of the similarity loss.", least=0)
     waloss_weight: float = _field(1.0, "Weight of the WALoss.", least=0)
     rephrased_weight: float = _field(
-        10.0, "Weight of rephrased texts' similarity.", least=0, formerly={1: 0.0, 2: 0.0}
+        None, "Weight of rephrased texts' similarity.", least=0, formerly={1: 0.0, 2: 0.0}
     )
     rephrased_texts: int = _field(16, "Rephrased class texts of a training step.", least=0, cap=1000)
     inference_logits: InferenceLogits = _field("auto", "Which logits are returned.")
@@ -169,6 +170,8 @@ class ANPromptConfig(PeftConfig):
                 f"task_type={self.task_type!r} does not apply: none of PEFT's task classes fits CLIP's forward. Leave "
                 "it None."
             )
+        if self.rephrased_weight is None:
+            self.rephrased_weight = 10.0 if self.denoiser is None else 0.0
         self.class_names = check_class_names(self.class_names)
         check_template(self.template)
         for each in fields(ANPromptConfig):
