@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import fields
+from typing import Any
 
 from tqdm import tqdm
 
@@ -33,6 +35,7 @@ def make_denoiser(options: DenoiseOptions) -> Similarity:
                 bar.set_postfix(noisy=f"{noisy:.3f}", clean=f"{clean:.3f}", refresh=False)
                 bar.update()
 
-            save_denoiser(train_denoiser(clip.to(device), processor.tokenizer, how, show), folder, how)
-        clip, denoised = load_clip(options.model)[0], load_clip(options.model)[0]
-        return similarity(clip, load_denoised(denoised, folder), processor.tokenizer)
+            model: Any = train_denoiser(clip.to(device), processor.tokenizer, how, show)
+        save_denoiser(model, folder, how)
+        plain = model.unload().to("cpu")
+        return similarity(plain, load_denoised(deepcopy(plain), folder), processor.tokenizer)
