@@ -95,13 +95,16 @@ def test_steps_and_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_configuration_of_a_loaded_adapter_serves_as_well(tmp_path: Path) -> None:
+    """Also of a trained one, which has a fitted classifier."""
     made: Any = get_peft_model(make_clip(), config())
     loaded = made.peft_config["default"]
     loaded.init_noise_prompts, loaded.inference_mode, loaded.frozen_share = False, True, 0.25
+    loaded.classifier_strength = 1e-4
     own = arguments(tmp_path, num_train_epochs=1)
     one, other = (choose_frozen_share(make_clip(), each, own, TRAIN, PROCESSOR) for each in (loaded, config()))
     assert one == other
     assert (loaded.init_noise_prompts, loaded.inference_mode, loaded.frozen_share) == (False, True, 0.25)
+    assert loaded.classifier_strength == 1e-4
 
 
 def test_three_classes_train_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

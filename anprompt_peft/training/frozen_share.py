@@ -121,7 +121,7 @@ def _adapted(clip: CLIPModel, config: ANPromptConfig, fold: Fold) -> Any:
     descriptions = config.descriptions and {name: config.descriptions[name] for name in fold.learned}
     own = copy.deepcopy(config)
     own.class_names, own.descriptions, own.frozen_share = list(fold.learned), descriptions, 1.0
-    own.classifier_weight = 0.0  # it says nothing of other classes
+    own.classifier_weight, own.classifier_strength = 0.0, None  # it says nothing of other classes
     own.init_noise_prompts, own.inference_mode = True, False  # which a loaded adapter's configuration has not
     return get_peft_model(copy.deepcopy(clip), own)
 
