@@ -15,7 +15,7 @@ from .text import aligned, as_json
 
 FROZEN = (
     "anprompt_noise_prompts", "anprompt_class_ids", "anprompt_clean_features", "anprompt_perturbed_features",
-    "anprompt_denoiser_down", "anprompt_denoiser_up",
+    "anprompt_denoiser_down", "anprompt_denoiser_up", "anprompt_classifier",
 )  # fmt: skip
 SHOWN = 10
 OTHERS_CHOICES = {
