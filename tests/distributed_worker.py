@@ -29,6 +29,8 @@ from torch.utils.data import DataLoader, default_collate
 from transformers import CLIPModel
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
+from anprompt_peft import ANPromptConfig
+from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 from helpers import CLASSES, count_calls, make_config, scatter, trainable
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -185,6 +187,24 @@ def forward_different_numbers_of_times(folder: Path) -> int:
     return count
 
 
+def train_with_trainer(folder: Path, output: Path, batch_size: int) -> dict[str, Any]:
+    """The logs of two steps of ANPromptTrainer on eight images in their order, and its evaluation of seven."""
+    forget_accelerators()
+    arguments = ANPromptTrainingArguments(
+        str(output), per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size, num_train_epochs=1,
+        logging_strategy="steps", logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+        use_cpu=True, train_sampling_strategy="sequential", learning_rate=0.01, warmup_epochs=0,
+    )  # fmt: skip
+    clip = CLIPModel.from_pretrained(folder).double()
+    torch.manual_seed(0)
+    config = ANPromptConfig(class_names=CLASSES, tokenizer_name_or_path=str(folder), waloss_weight=0.0)
+    rows: Any = examples(8, clip.config.vision_config.image_size, torch.float64)
+    trainer = ANPromptTrainer(get_peft_model(clip, config), arguments, train_dataset=rows, eval_dataset=rows[:7])
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    return {"processes": trainer.accelerator.num_processes, "logs": logs, "eval": trainer.evaluate()}
+
+
 class StoppedError(Exception):
     """Stands for whatever ends a training early."""
 
@@ -246,6 +266,7 @@ def main() -> None:
         "evaluate": lambda: evaluate(folder),
         "buffers": lambda: disagree_before_preparing(folder),
         "uneven": lambda: forward_different_numbers_of_times(folder),
+        "trainer": lambda: train_with_trainer(folder, output / "trainer", 2),
         "resume": lambda: interrupt_and_resume(digits, output),
     }
     results = {name: scenario() for name, scenario in scenarios.items()}

@@ -184,12 +184,14 @@ def command(digits: Path, output: Path) -> list[str]:
     return [str(SCRIPT), *data, "--shots", "2", "--epochs", "1"]
 
 
-def test_accelerate_launch_runs_the_example(digits: Path, tmp_path: Path) -> None:
-    printed = launch("-m", "accelerate.commands.launch", *command(digits, tmp_path))
+def test_the_example_says_what_it_did(digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process; test_docs.py runs it under `accelerate launch`, as docs/training.md says."""
+    record: Any = worker.run_script(digits, tmp_path)
+    assert record == json.loads((tmp_path / "result" / "results.json").read_text())
+    printed = capsys.readouterr().out
     assert "1 process(es) on cpu" in printed
-    record = json.loads((tmp_path / "result" / "results.json").read_text())
     assert f"{round(30 * record['accuracy'])} of 30 test images right" in printed
-    assert [set(terms) for terms in record["loss_terms"]] == [TERMS]
+    assert [set(terms) for terms in record["loss_terms"]] == [TERMS, TERMS]
     assert record["versions"]["torch"] == torch.__version__
 
 
@@ -200,21 +202,14 @@ def test_accelerate_launch_runs_the_example_on_two_processes(digits: Path, tmp_p
     assert json.loads((tmp_path / "result" / "results.json").read_text())["test_images"] == 30
 
 
-def test_trainer_logs_the_terms_of_all_processes(clip_folder: Path, tmp_path: Path) -> None:
+def test_trainer_logs_the_terms_of_all_processes(
+    ranks: list[dict[str, Any]], clip_folder: Path, tmp_path: Path
+) -> None:
     """Two processes with batches of 2 log what one logs with batches of 4, and evaluate seven images as it does."""
-    script = str(Path(__file__).with_name("trainer_worker.py"))
-    records = {}
-    for processes, batch in ((1, "4"), (2, "2")):
-        output = tmp_path / str(processes)
-        output.mkdir()
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        launch(*launcher, script, str(clip_folder), str(output), batch)
-        records[processes] = json.loads((output / "record.json").read_text())
-    one, two = records[1], records[2]
+    one, two = worker.train_with_trainer(clip_folder, tmp_path, 4), ranks[0]["trainer"]
     assert (one["processes"], two["processes"]) == (1, 2)
-    steps = [[log for log in record["logs"] if "loss" in log] for record in (one, two)]
-    assert len(steps[0]) == len(steps[1]) == 2
-    for alone, together in zip(*steps, strict=True):
+    assert len(one["logs"]) == len(two["logs"]) == 2
+    for alone, together in zip(one["logs"], two["logs"], strict=True):
         for name in TERMS - {"waloss"}:
             assert together[name] == pytest.approx(alone[name], rel=1e-6), name
     assert two["eval"]["eval_accuracy"] == one["eval"]["eval_accuracy"]
