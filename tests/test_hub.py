@@ -5,13 +5,14 @@ Functions without `test_` run in one client process, because huggingface_hub rea
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
-import subprocess
-import sys
+import runpy
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import chdir, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from PIL import Image
@@ -43,7 +44,6 @@ except ImportError:
     import httpx  # type: ignore[import-not-found, no-redef]
 
 BASE = "alice/clip"
-RUN_CODE = "import os, runpy, sys; [(os.chdir(folder), runpy.run_path('printed.py')) for folder in sys.argv[1:]]"
 ADAPTER_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 NOTE = "Bought with the prize money of a cat show."
 
@@ -552,9 +552,16 @@ def test_a_processor_beside_the_adapter_is_pushed(hub: HubServer, client: Run, t
     assert same
 
 
-def test_card_code_runs_as_printed(
-    environment: dict[str, str], hub: HubServer, client: Run, pets: Repo, tmp_path: Path
-) -> None:
+def run_offline(*folders: Path) -> str:
+    """Run the code in folders as a program without a network, and return what it prints."""
+    with patch.object(constants, "HF_HUB_OFFLINE", True), redirect_stdout(io.StringIO()) as out:
+        for folder in folders:
+            with chdir(folder):
+                runpy.run_path("printed.py")
+    return out.getvalue()
+
+
+def test_card_code_runs_as_printed(hub: HubServer, client: Run, pets: Repo, tmp_path: Path) -> None:
     """A saved adapter's code runs in its folder, a published one's anywhere; without a network once in the cache."""
     client(save, tmp_path / "saved")
     client(load, pets.name)
@@ -563,14 +570,11 @@ def test_card_code_runs_as_printed(
     write_code((tmp_path / "saved" / "README.md").read_text(), tmp_path / "saved")
     write_code(card_of(pets).text, tmp_path / "elsewhere")
     before = len(hub.requests)
-    command = [sys.executable, "-c", RUN_CODE, str(tmp_path / "saved"), str(tmp_path / "elsewhere")]
-    offline = {**os.environ, **environment, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=offline, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    printed = client(run_offline, tmp_path / "saved", tmp_path / "elsewhere")
     assert len(hub.requests) == before
-    lines = re.findall(r"^\d+\.\d%  (.+)$", done.stdout, re.MULTILINE)
+    lines = re.findall(r"^\d+\.\d%  (.+)$", printed, re.MULTILINE)
     assert sorted(lines[:3]) == sorted(CLASSES)
-    assert done.stdout.splitlines()[:3] == done.stdout.splitlines()[3:]
+    assert printed.splitlines()[:3] == printed.splitlines()[3:]
 
 
 def write_code(card: str, folder: Path) -> None:
