@@ -79,7 +79,7 @@ FITTED: list[tuple[str, int]] = []
 ZERO_SHOT = make_method("zero-shot")
 KEYS = {
     "anchored-classifier": "8253934a0670dc848b6e",
-    "anprompt": "003137c1d626c62bf98d",
+    "anprompt": "00131eef68dc753e10d8",
     "cocoop": "f2c2410e30b514c0883a",
     "coop": "dddb2629d97ee05ede98",
     "ivlp": "fba240c8f46ab4657270",

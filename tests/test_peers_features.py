@@ -289,8 +289,9 @@ def test_mmrl_and_the_controls_differ_from_anprompt_in_what_they_say() -> None:
     default = ANPromptConfig(**texts, tokenizer_name_or_path=PROCESSOR.tokenizer, noise_seed=3)
     none: dict[str, Any] = {"text_update_rank": None, "rephrased_weight": 0.0}
     paper_terms = {"similarity_weight": 0.5, "frozen_share": 0.0, **none}
+    bare = {"classifier_weight": 0.0}
     presets: dict[str, dict[str, Any]] = {
-        "anprompt": {},
+        "anprompt-no-classifier": {},
         "anprompt-no-rephrased": {"rephrased_weight": 0.0},
         "anprompt-no-updates": none,
         "anprompt-paper": paper_terms,
@@ -302,8 +303,12 @@ def test_mmrl_and_the_controls_differ_from_anprompt_in_what_they_say() -> None:
     recipes = {}
     for name, changed in presets.items():
         method: Any = make_method(name)
-        assert vars(method.configuration(BACKBONE, BASE, 3)) == {**vars(default), **changed}
+        assert vars(method.configuration(BACKBONE, BASE, 3)) == {**vars(default), **bare, **changed}
         recipes[name] = method.recipe
+    ours: Any = make_method("anprompt")
+    assert vars(ours.configuration(BACKBONE, BASE, 3)) == vars(default)
+    recipes["anprompt"] = ours.recipe
+    assert ours.recipe == recipes["anprompt-no-classifier"]
     assert default.num_prompts == 9
     paper = replace(recipes["anprompt"], weight_decay=5e-4, clip_norm=0.0)
     assert recipes["anprompt-paper"] == recipes["mmrl"] == paper
