@@ -642,13 +642,14 @@ def test_the_second_interrupt_quits_at_once(
     assert same(weights(output), whole)
 
 
-LONG = ("--shots", 2, "--epochs", 2, "--batch-size", 1)  # 40 steps leave time to send a signal
-
-
-def stop_a_process(number: int, code: int, digits: Path, output: Path, cache: Path) -> None:
-    """Train in a process with a data worker, and send both a signal, as terminals and schedulers do."""
-    arguments = [sys.executable, "-m", "anprompt_peft", *command(digits, output, *LONG, "--workers", 1)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(cache)}
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
+def test_a_real_process_stops_on_a_real_signal(number: int, code: int, digits: Path, tmp_path: Path) -> None:
+    """With a data worker, which terminals and schedulers send the signal, too; 40 steps leave time to send it."""
+    output, more = tmp_path / "out", ("--shots", 2, "--epochs", 2, "--batch-size", 1)
+    arguments = [sys.executable, "-m", "anprompt_peft", *command(digits, output, *more, "--workers", 1)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     pipe = subprocess.PIPE
     with subprocess.Popen(
         list(map(str, arguments)), cwd=ROOT, env=environment, start_new_session=True, stderr=pipe, stdout=pipe
@@ -666,20 +667,9 @@ def stop_a_process(number: int, code: int, digits: Path, output: Path, cache: Pa
     assert b"Warning" not in seen + err
     assert b"Loading weights" not in seen + err
     assert not (output / WEIGHTS).exists()
-    assert [path.name for path in output.iterdir() if path.is_dir() and (path / WEIGHTS).exists()]
-
-
-def test_a_real_process_stops_on_a_real_signal(digits: Path, tmp_path: Path) -> None:
-    stop_a_process(signal.SIGTERM, 143, digits, tmp_path / "out", tmp_path / "cache")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_process_that_a_signal_stopped_is_resumed(number: int, code: int, digits: Path, tmp_path: Path) -> None:
-    stop_a_process(number, code, digits, tmp_path / "out", tmp_path / "cache")
-    done("train", "--output", tmp_path / "out", "--resume")
-    train(digits, tmp_path / "whole", *LONG)
-    assert same(weights(tmp_path / "out"), weights(tmp_path / "whole"))
+    done("train", "--output", output, "--resume")
+    train(digits, tmp_path / "whole", *more)
+    assert same(weights(output), weights(tmp_path / "whole"))
 
 
 def test_only_the_run_that_was_begun_is_resumed(adapter: Path, tmp_path: Path) -> None:

@@ -64,35 +64,15 @@ def expected_outputs(model: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, pixe
     return reference_outputs(clip, reference_adapter(model), pixels, tokens, labels, perturbed, len(config.templates))
 
 
-cases = given(
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
     adapter=adapters(),
     chosen=savings,
     packs=st.booleans(),
     images=st.integers(1, 4),
     checkpointing=st.booleans(),
 )
-
-
-def many(examples: int) -> settings:
-    return settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-
-
-@many(25)
-@cases
-def test_against_the_reference(tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch, **case: Any) -> None:
-    check_against_the_reference(tokenizer=tokenizer, monkeypatch=monkeypatch, **case)
-
-
-@pytest.mark.slow
-@many(200)
-@cases
-def test_in_many_cases_against_the_reference(
-    tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch, **case: Any
-) -> None:
-    check_against_the_reference(tokenizer=tokenizer, monkeypatch=monkeypatch, **case)
-
-
-def check_against_the_reference(
+def test_against_the_reference(
     adapter: dict[str, Any],
     chosen: Savings,
     packs: bool,
