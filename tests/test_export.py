@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import io
 import json
 import math
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -144,12 +142,8 @@ VARIANTS: dict[str, tuple[str, LogitsKind, int, dict[str, Any]]] = {
         20,
         {"num_virtual_tokens": 0, "num_noise_tokens": 0, "vision_lora_rank": 2, "inference_logits": "ensemble"},
     ),
-    "updates and mixing, eager": (
-        "eager",
-        "fused",
-        18,
-        {"vision_lora_rank": 2, "prompt_mixing": 0.3, "vision_layers": [2, 3, 5]},
-    ),
+    "updates, eager": ("eager", "fused", 18, {"vision_lora_rank": 2}),
+    "mixing": ("eager", "fused", 18, {"prompt_mixing": 0.3, "vision_layers": [2, 3, 5]}),
     "low rank": (
         "sdpa",
         "prototype",
@@ -364,9 +358,8 @@ def test_the_page_runs_as_printed(clip_folder: Path, serve: ModuleType, tmp_path
     picture(40, 30).save(tmp_path / "photos" / "a.jpg")
     others, code = blocks()
     (tmp_path / "page.py").write_text("\n".join(others))
-    with chdir(tmp_path), redirect_stdout(io.StringIO()) as out:
-        runpy.run_path("page.py", run_name="__main__")
-    lines = [line for line in out.getvalue().splitlines() if not line.startswith("Applied ")]  # onnxscript's
+    ran = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    lines = [line for line in ran.stdout.splitlines() if not line.startswith("Applied ")]  # onnxscript's, older torch
     *scores, predicted, classified = lines
     assert [line.split(":")[0] for line in scores] == CLASSES
     assert predicted.startswith("photos/a.jpg: ")

@@ -5,14 +5,13 @@ Functions without `test_` run in one client process, because huggingface_hub rea
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import chdir, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
 from PIL import Image
@@ -44,6 +43,7 @@ except ImportError:
     import httpx  # type: ignore[import-not-found, no-redef]
 
 BASE = "alice/clip"
+RUN_CODE = "import os, runpy, sys; [(os.chdir(folder), runpy.run_path('printed.py')) for folder in sys.argv[1:]]"
 ADAPTER_FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 NOTE = "Bought with the prize money of a cat show."
 
@@ -552,16 +552,9 @@ def test_a_processor_beside_the_adapter_is_pushed(hub: HubServer, client: Run, t
     assert same
 
 
-def run_offline(*folders: Path) -> str:
-    """Run the code in folders as a program without a network, and return what it prints."""
-    with patch.object(constants, "HF_HUB_OFFLINE", True), redirect_stdout(io.StringIO()) as out:
-        for folder in folders:
-            with chdir(folder):
-                runpy.run_path("printed.py")
-    return out.getvalue()
-
-
-def test_card_code_runs_as_printed(hub: HubServer, client: Run, pets: Repo, tmp_path: Path) -> None:
+def test_card_code_runs_as_printed(
+    environment: dict[str, str], hub: HubServer, client: Run, pets: Repo, tmp_path: Path
+) -> None:
     """A saved adapter's code runs in its folder, a published one's anywhere; without a network once in the cache."""
     client(save, tmp_path / "saved")
     client(load, pets.name)
@@ -570,11 +563,14 @@ def test_card_code_runs_as_printed(hub: HubServer, client: Run, pets: Repo, tmp_
     write_code((tmp_path / "saved" / "README.md").read_text(), tmp_path / "saved")
     write_code(card_of(pets).text, tmp_path / "elsewhere")
     before = len(hub.requests)
-    printed = client(run_offline, tmp_path / "saved", tmp_path / "elsewhere")
+    command = [sys.executable, "-c", RUN_CODE, str(tmp_path / "saved"), str(tmp_path / "elsewhere")]
+    offline = {**os.environ, **environment, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=offline, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert len(hub.requests) == before
-    lines = re.findall(r"^\d+\.\d%  (.+)$", printed, re.MULTILINE)
+    lines = re.findall(r"^\d+\.\d%  (.+)$", done.stdout, re.MULTILINE)
     assert sorted(lines[:3]) == sorted(CLASSES)
-    assert printed.splitlines()[:3] == printed.splitlines()[3:]
+    assert done.stdout.splitlines()[:3] == done.stdout.splitlines()[3:]
 
 
 def write_code(card: str, folder: Path) -> None:
