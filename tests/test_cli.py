@@ -452,9 +452,14 @@ def test_notes_say_who_is_ahead() -> None:
 def test_a_run_that_ends_below_zero_shot_warns(digits: Path, tmp_path: Path) -> None:
     """A learning rate of 3 destroys what CLIP knows; the report keeps local paths to itself."""
     answer = train(digits, tmp_path / "out", *SMALL, "--learning-rate", 3, "--classifier-weight", 0)
-    notes = results(tmp_path / "out")["notes"]
+    record = results(tmp_path / "out")
+    notes, figures = record["notes"], record["accuracy_percent"]
     assert notes[0].startswith("The adapter is below zero-shot CLIP: ")
-    assert notes[1].startswith("A linear probe on the same images is ahead: ")
+    (column,) = figures["ANPrompt"]
+    ours, ahead = (figures[name][column]["value"] for name in ("ANPrompt", "linear probe"))
+    assert ours < ahead
+    assert notes[1] == f"A linear probe on the same images is ahead: {ahead:.1f} against {ours:.1f} %."
+    assert notes[1] in answer.err.splitlines()
     evaluation = done("evaluate", tmp_path / "out", digits, "--json", "--report", tmp_path / "evaluation.html")
     assert json.loads(evaluation.out)["notes"] == notes[:1]
     assert all(notes[0] in each.err.splitlines() for each in (answer, evaluation))
