@@ -71,7 +71,7 @@ class Equipped:
 
     def _check_own(self, config: Mapping[str, Any]) -> None:
         """Raise if ANPrompt would have twice what it is given here, or a share in another order."""
-        has = {**{name: getattr(ANPromptConfig, name, off) for name, off in OFF.items()}, **BARE, **config}
+        has = {**{name: getattr(ANPromptConfig, name) for name in OFF}, **BARE, **config}
         for name, off in OFF.items():
             own, given = has[name], getattr(self, name)
             if own != off and given != getattr(Equipped, name):
@@ -79,10 +79,10 @@ class Equipped:
                     f"{name}={given!r}: {self.of} has a {name} of its own, {own!r}, and both would add up. Give it "
                     f"settings={{'config': {{{name!r}: {off}}}}}."
                 )
-        if config.get("denoiser") is not None and (self.frozen_share is not None or self.classifier_weight):
+        if has["denoiser"] is not None and (self.frozen_share is not None or self.classifier_weight):
             raise ValueError(
                 f"{self.of} has a denoiser of its own, and the frozen CLIP beside it would read texts without it. "
-                f"Move denoiser={config['denoiser']!r} from its config to the settings beside `of`."
+                f"Move denoiser={has['denoiser']!r} from its config to the settings beside `of`."
             )
         if self.frozen_share is not None and has["classifier_weight"]:
             raise ValueError(
