@@ -18,6 +18,7 @@ import typer
 
 from .benchmark import benchmark
 from .config_file import State
+from .data import data
 from .datasets import datasets
 from .denoise import denoise
 from .errors import CLOSED, INTERRUPTED, exit_code, message
@@ -32,7 +33,7 @@ from .train import train
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-for command in (train, evaluate, predict, push, info, denoise):
+for command in (data, train, evaluate, predict, push, info, denoise):
     app.command(no_args_is_help=True)(command)
 app.add_typer(datasets, name="datasets")
 app.add_typer(benchmark, name="benchmark")

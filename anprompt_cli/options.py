@@ -131,6 +131,23 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolOptions(DataOptions):
+    """Which of them to train on, and in which words their classes are asked for."""
+
+    train_split: str = option("Split to train on.", DATA, default="train")
+    class_names: list[str] | None = option(
+        "Class name to use instead of the one in the data; repeat it for every class, in the order of the labels.",
+        CLASSES,
+        metavar="NAME",
+    )
+    template: list[str] | None = option(
+        "Prompt with {} for the class name; repeat it for several. Default: a photo of a {}.",
+        CLASSES,
+        fills="adapter.template",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Where to run."""
 

@@ -19,7 +19,7 @@ from .options import (
     OUTPUT,
     RUN,
     TRAINING,
-    DataOptions,
+    PoolOptions,
     RunOptions,
     command,
     file,
@@ -71,7 +71,7 @@ def check_share(text: str | None) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(RunOptions, DataOptions):
+class TrainOptions(RunOptions, PoolOptions):
     """Options of `anprompt train`."""
 
     output: Path = option(
@@ -97,23 +97,12 @@ class TrainOptions(RunOptions, DataOptions):
     model: str = option("CLIP to adapt: its id on the Hub, or a folder.", default=CLIP)
     shots: int | None = number("Images per class, drawn with --seed. Default: all.", DATA)
     shots_up_to: int | None = number("The same, and all images of a class that has fewer than N.", DATA)
-    train_split: str = option("Split to train on.", DATA, default="train")
     eval_split: str | None = option("Split to measure the result on. Default: test, else validation.", DATA)
     test_share: float | None = option(
         "Share of the images to hold out as the split test, if there is none.", DATA, min=0.01, max=0.99
     )
     validation_share: float | None = option(
         "The same for the split validation, used by --early-stopping.", DATA, min=0.01, max=0.99
-    )
-    class_names: list[str] | None = option(
-        "Class name to use instead of the one in the data; repeat it for every class, in the order of the labels.",
-        CLASSES,
-        metavar="NAME",
-    )
-    template: list[str] | None = option(
-        "Prompt with {} for the class name; repeat it for several. Default: a photo of a {}.",
-        CLASSES,
-        fills="adapter.template",
     )
     base_only: bool = flag(
         "--base-only",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import os
 import re
@@ -13,8 +12,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields, replace
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,7 +34,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
-from anprompt_cli import app, choices, main
+from anprompt_cli import app, choices
 from anprompt_cli.adapters import check_data
 from anprompt_cli.benchmark import BenchmarkOptions
 from anprompt_cli.config_file import filled
@@ -52,6 +51,7 @@ from anprompt_peft.evaluation import Predictions, protocols
 from anprompt_peft.evaluation.benchmarks import sources
 from anprompt_peft.fast import precision, set_precision
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments, SeededDataset
+from command import Answer, call, done, refused
 from export_folder import export
 from handwriting import CLASS_NAMES, TEMPLATE
 from helpers import adapted
@@ -66,38 +66,6 @@ PROCESSOR = {"processor_config.json", "preprocessor_config.json", "tokenizer.jso
 NAMES = sorted(CLASS_NAMES)
 SPLITS = ("train", "test")
 SMALL = ("--shots", 2, "--epochs", 2, "--template", TEMPLATE)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a call of the command line left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-def call(*arguments: Any) -> Answer:
-    """Run the command line in this process."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = main([str(argument) for argument in arguments])
-    return Answer(code, out.getvalue(), err.getvalue())
-
-
-def done(*arguments: Any) -> Answer:
-    """Run the command line, which must succeed."""
-    answer = call(*arguments)
-    assert answer.code == 0, answer.err
-    return answer
-
-
-def refused(*arguments: Any) -> str:
-    """Run the command line, which must refuse with one line and write nothing else; return that line."""
-    answer = call(*arguments)
-    lines = [line for line in answer.err.splitlines() if line.startswith("error: ")]
-    assert (answer.code, answer.out, len(lines)) == (2, "", 1), answer
-    assert "Traceback" not in answer.err
-    return lines[0]
 
 
 def command(data: Path, output: Path, *more: Any) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from anprompt_peft.data.inspect import count_by_class, digests, without_images
 
 from ..errors import Failure
 from ..train import TrainOptions
+from .advice import about_duplicates, duplicates_in, new_looks
 from .labelled import check_parts, choose_split, load_splits, print_missing, select_parts
 from .seen import MEASURED_SPLITS, Seen
 
@@ -53,15 +54,23 @@ class Images:
             {name: digests(part) for name, part in self.held_out.items()},
         )
 
-    def check(self, on_corrupt: str) -> None:
-        """Decode all images once, and leave out those that cannot be read, or fail with their names."""
+    def check(self, options: TrainOptions) -> list[str]:
+        """Decode all images once, and leave out those that cannot be read, or fail with their names.
+
+        It returns what is wrong with the others.
+        """
         parts = {"train": self.train, **({} if self.evaluate is None else {"evaluate": self.evaluate})}
-        checked, corrupt = check_parts(parts, on_corrupt)
+        learnt, measured = new_looks(["train"]), new_looks(self.measure)
+        checked, corrupt = check_parts(parts, options.on_corrupt, learnt)
         if lost := [name for name in without_images(checked["train"]) if name not in without_images(self.train)]:
             raise Failure(f"None of the images to train on of these classes can be read: {some(lost)}.")
         self.train, self.evaluate = checked["train"], checked.get("evaluate")
-        self.measure, left_out = check_parts(self.measure, on_corrupt)
+        self.measure, left_out = check_parts(self.measure, options.on_corrupt, measured)
         self.corrupt = corrupt + left_out
+        drawn = [(options.train_split, self.train, learnt.get("train"))]
+        if self.split and self.split != options.train_split:
+            drawn += [(self.split, part, measured.get(name)) for name, part in self.measure.items()]
+        return about_duplicates(duplicates_in(drawn, options.data))
 
 
 def draw_images(options: TrainOptions, evaluates: bool) -> Images:
@@ -71,7 +80,7 @@ def draw_images(options: TrainOptions, evaluates: bool) -> Images:
     half = _halves(options, class_names_of(pool))
     classes = list(half.base) if half else class_names_of(pool)
     train: Any = select_classes(pool, classes)
-    _check_classes(train, splits, options.train_split)
+    check_classes(train, splits, options.train_split)
     if shots := options.shots or options.shots_up_to:
         train = few_shot(train, shots, options.seed, fewer=options.shots is None)
     evaluate = _to_evaluate(options, splits, classes) if evaluates else None
@@ -124,7 +133,7 @@ def _to_evaluate(options: TrainOptions, splits: Mapping[str, Any], classes: list
     return evaluate
 
 
-def _check_classes(train: Any, splits: Mapping[str, Any], name: str) -> None:
+def check_classes(train: Any, splits: Mapping[str, Any], name: str) -> None:
     """Raise if another split has images of classes without images to train on; print if none has."""
     if missing := without_images(train):
         for split, part in splits.items():

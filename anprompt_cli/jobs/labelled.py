@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from datasets import Dataset, disable_progress_bars
 
 from anprompt_peft.data import CorruptImageError, check_images, load_image_data, loading, select_classes
+from anprompt_peft.data.duplicates import Looks
 from anprompt_peft.data.folders import some
 from anprompt_peft.data.inspect import describe_size, without_images
-from anprompt_peft.data.names import codes, read_class_names
+from anprompt_peft.data.names import read_class_names
 from anprompt_peft.files import hub_id
 
 from ..adapters import unreachable
@@ -22,13 +23,20 @@ from ..errors import Failure
 from ..options import DataOptions
 
 
-def load_splits(options: DataOptions, class_names: list[str] | None = None) -> dict[str, Dataset]:
-    """Load all splits of the data, and print what was read and left out; class names stand in place of a file."""
+def on_stderr(line: str) -> None:
+    """Print a line on standard error."""
+    print(line, file=sys.stderr)
+
+
+def load_splits(
+    options: DataOptions, class_names: list[str] | None = None, tell: Callable[[str], None] = on_stderr
+) -> dict[str, Dataset]:
+    """Load all splits of the data, and tell what was read and left out; class names stand in place of a file."""
     if Path(options.data).expanduser().exists():
         disable_progress_bars()  # they would tell of downloads
     names = read_class_names(options.classes_file) if options.classes_file and not class_names else class_names
     try:
-        with _logged_to_stderr():
+        with _logged(tell):
             splits = load_image_data(
                 options.data,
                 name=options.data_config,
@@ -40,7 +48,7 @@ def load_splits(options: DataOptions, class_names: list[str] | None = None) -> d
     except ConnectionError as error:
         raise unreachable(options.data) from error
     sizes = (f"{split} {describe_size(dataset)}" for split, dataset in splits.items())
-    print(f"Read {options.data}: {'; '.join(sizes)}.", file=sys.stderr)
+    tell(f"Read {options.data}: {'; '.join(sizes)}.")
     return splits
 
 
@@ -66,10 +74,19 @@ def select_parts(dataset: Dataset, classes: Mapping[str, Sequence[str]]) -> dict
     return parts
 
 
-def check_parts(parts: Mapping[str, Any], on_corrupt: str) -> tuple[dict[str, Any], list[str]]:
-    """Decode every image once; return those that can be read, and a line for every other one, or fail with these."""
+def check_parts(
+    parts: Mapping[str, Any], on_corrupt: str, looks: Mapping[str, Looks] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Decode every image once; return those that can be read, and a line for every other one, or fail with these.
+
+    What they look like is added to `looks`, for the parts that are in it.
+    """
+    seen = looks or {}
     try:
-        checked = {name: check_images(part, on_corrupt) for name, part in parts.items()}
+        checked = {
+            name: check_images(part, on_corrupt, seen[name].add if name in seen else None)
+            for name, part in parts.items()
+        }
     except CorruptImageError as error:
         raise Failure(f"{error}\nRepair or remove them, or leave them out with --on-corrupt skip.") from error
     lines = [line for each in checked.values() for line in each.corrupt]
@@ -81,26 +98,16 @@ def left_out(corrupt: Sequence[str]) -> list[str]:
     return [f"{len(corrupt)} images could not be read and were left out."] if corrupt else []
 
 
-def names_hint(names: Sequence[str]) -> str | None:
-    """Return what to do about class names that are codes, `None` if there are none."""
-    if not (found := codes(names)):
-        return None
-    shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-    return (
-        f"Classes are called {shown}: CLIP reads class names, and these do not say what is in the images. Name them "
-        "with --class-names or --classes-file."
-    )
-
-
 def public_name(source: str | Path) -> str:
     """Return a Hub id, or the name of a file or folder without where that is."""
     return hub_id(str(source)) or Path(source).name
 
 
 @contextmanager
-def _logged_to_stderr() -> Iterator[None]:
-    """Print what is logged about the data within the block."""
-    logger, handler = loading.logger, logging.StreamHandler(sys.stderr)
+def _logged(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell what is logged about the data within the block."""
+    logger, handler = loading.logger, logging.Handler()
+    handler.emit = lambda record: tell(record.getMessage())  # type: ignore[method-assign]
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -38,9 +38,10 @@ from ..errors import Interrupted
 from ..records import read_record, to_yaml
 from ..text import short
 from ..train import LEFTOVERS, TrainOptions, check_folder, share_of
+from .advice import about_names
 from .callbacks import Interruption, Progress
 from .draw import Images, draw_images
-from .labelled import left_out, names_hint, public_name
+from .labelled import left_out, on_stderr, public_name
 from .measuring import ADAPTED, ZERO_SHOT, Measured, describe, measure
 from .models import choose_device, disable_progress_bars, load_clip, precision_for
 from .seen import HOLD_OUT, IMAGES, Seen
@@ -86,10 +87,11 @@ def _run(options: TrainOptions, settings: Settings) -> tuple[Measured | None, li
     settings["precision"] = arguments.precision or options.precision
     images = draw_images(options, evaluates=arguments.eval_strategy != "no")
     config = ANPromptConfig(class_names=images.class_names, **settings["adapter"])
-    if hint := names_hint(images.class_names):
-        print(hint, file=sys.stderr)
+    for line in about_names(images.class_names):
+        on_stderr(line)
     clip, processor = load_clip(settings["model"], config.revision)
-    images.check(options.on_corrupt)
+    for line in images.check(options):
+        on_stderr(line)
     set_seed(options.seed)
     trainer = _trainer(get_peft_model(clip, config), arguments, images, processor, options)
     record = _begin(options, settings, config, images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +28,11 @@ class CheckedImages(NamedTuple):
     corrupt: list[str]  # path, row and reason
 
 
-def check_images(dataset: Dataset | IterableDataset, on_corrupt: str = "raise") -> CheckedImages:
+def check_images(
+    dataset: Dataset | IterableDataset,
+    on_corrupt: str = "raise",
+    look: Callable[[Image.Image], object] | None = None,
+) -> CheckedImages:
     """Decode every image once, and report or leave out those that cannot be decoded.
 
     A stream is checked while it is read, and its images are then decoded no second time. With several `DataLoader`
@@ -37,21 +42,27 @@ def check_images(dataset: Dataset | IterableDataset, on_corrupt: str = "raise") 
     Args:
         dataset (`Dataset` or `IterableDataset`): with a column `image`.
         on_corrupt (`str`): `"raise"` or `"skip"`.
+        look (function, *optional*): called with each image that can be decoded, in order; not for a stream.
 
     Raises:
         CorruptImageError: with `on_corrupt="raise"`: lists all corrupt images, or names the first one of a stream.
-        ValueError: for any other `on_corrupt`.
+        ValueError: for any other `on_corrupt`, or a stream with `look`.
     """
     if on_corrupt not in ("raise", "skip"):
         raise ValueError(f"on_corrupt={on_corrupt!r} must be 'raise' or 'skip'.")
     if isinstance(dataset, IterableDataset):
+        if look is not None:
+            raise ValueError("look needs images that are all there: load the data with streaming=False.")
         return _check_stream(dataset, skip=on_corrupt == "skip")
     broken = {}
     for row, example in enumerate(tqdm(encoded_images(dataset), desc="checking images", unit="image")):
         try:
-            _decode(example[IMAGE], row)
+            image = _decode(example[IMAGE], row)
         except CorruptImageError as error:
             broken[row] = str(error)
+            continue
+        if look is not None:
+            look(image)
     corrupt = list(broken.values())
     if not corrupt:
         return CheckedImages(dataset, [])

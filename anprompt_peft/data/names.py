@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -78,6 +79,25 @@ def rename(raw: Sequence[str], class_names: ClassNames | None) -> list[str]:
 def codes(names: Sequence[str]) -> list[str]:
     """Return the names with a number and no word in them, such as `"3"`, `"n01440764"` or `"class 2"`."""
     return [name for name in names if re.search(r"\d", name) and not _words(name)]
+
+
+def foreign(names: Sequence[str]) -> list[str]:
+    """Return the names with letters that are not Latin: CLIP was trained on English texts."""
+    return [
+        name for name in names if any(char.isalpha() and "LATIN" not in unicodedata.name(char, "") for char in name)
+    ]
+
+
+def same_meaning(names: Sequence[str]) -> list[list[str]]:
+    """Return groups of names that differ only in letter case, punctuation, spaces, order of words or a plural's s."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for join in ("".join, lambda stems: " ".join(sorted(stems))):
+        alike = defaultdict(list)
+        for name in names:
+            stems = [word if word.endswith("ss") else word.rstrip("s") for word in re.findall(r"\w+", name.lower())]
+            alike[join(stems)].append(name)
+        groups |= {tuple(same): same for same in alike.values() if len(same) > 1}
+    return list(groups.values())
 
 
 def _words(name: str) -> set[str]:
