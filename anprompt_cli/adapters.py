@@ -41,7 +41,7 @@ def check_repo(repo: str) -> None:
 
 def check_data(data: str) -> None:
     """Ask the Hub once for data that are not on this machine or cached; `load_dataset` would try for half a minute."""
-    if Path(data).expanduser().exists() or data.endswith(".parquet"):
+    if Path(data).expanduser().exists() or data.endswith((".parquet", ".csv", ".tsv")):
         return
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError

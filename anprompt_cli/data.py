@@ -35,8 +35,9 @@ def data(options: DataCheckOptions) -> None:
 
     Exit code 1 if `anprompt train` with the same options would refuse the data.
     """
-    if options.class_names and options.classes_file:
-        raise ValueError("--class-names and --classes-file exclude each other.")
+    for name in ("classes_file", "rename"):
+        if options.class_names and getattr(options, name):
+            raise ValueError(f"--class-names and --{name.replace('_', '-')} exclude each other.")
     check_data(options.data)
     from .jobs.data import check_all
 

@@ -56,8 +56,9 @@ def evaluate(options: EvaluateOptions) -> None:
 
     Images of other classes are left out. Intervals are 95 % and cover the choice of images.
     """
-    if options.classes and options.halves:
-        raise ValueError("--classes and --halves exclude each other.")
+    for name in ("classes", "without_classes"):
+        if options.halves and getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')} and --halves exclude each other.")
     if options.synonyms and not options.robustness:
         raise ValueError("--synonyms needs --robustness.")
     check_data(options.data)

@@ -7,7 +7,7 @@ with `fills` which, and needs no use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -91,6 +91,24 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def renames(given: Sequence[str] | None) -> dict[str, str]:
+    """Return what `--rename` asks for, new names by old ones."""
+    pairs: dict[str, str] = {}
+    for text in given or ():
+        old, _, new = (part.strip() for part in text.partition("="))
+        if not (old and new):
+            raise ValueError(f"--rename {text} must be OLD=NEW, two names of a class.")
+        if pairs.setdefault(old, new) != new:
+            raise ValueError(f"--rename gives {old!r} two names, {pairs[old]!r} and {new!r}. Keep one.")
+    return pairs
+
+
+def check_rename(given: list[str] | None) -> list[str] | None:
+    """Refuse what is no pair of names as soon as the option is read: its callback."""
+    renames(given)
+    return given
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
     """Which adapter to use."""
@@ -116,17 +134,26 @@ class DataOptions:
     data: str = argument(
         "DATA",
         "Labelled images: a folder with one sub-folder per class (or with train/ and test/ that have them), "
-        "parquet files, or a data set on the Hub.",
+        "a table with the columns file and label (.csv, .tsv), parquet files, or a data set on the Hub.",
     )
     data_config: str | None = option("Configuration of a data set on the Hub.", DATA)
     data_revision: str | None = option("Branch, tag or commit of a data set on the Hub.", DATA)
-    image_column: str | None = option("Column with the images, if several have images.", DATA)
+    image_column: str | None = option("Column with the images, or with their files, if several could be it.", DATA)
     label_column: str | None = option("Column with the labels, if several could be it.", DATA)
     on_corrupt: OnCorrupt = option("Stop at unreadable images, or skip and count them.", DATA, default="raise")
     classes_file: Path | None = file(
         "Class names to use instead of those in the data: a text file with one name per line in the order of the "
         'labels, or a JSON file with {"name in the data": "better name"}.',
         CLASSES,
+    )
+    rename: list[str] | None = option(
+        "Another name for a class of the data; repeat it.", CLASSES, metavar="OLD=NEW", callback=check_rename
+    )
+    classes: list[str] | None = option(
+        "Class to use, by its new name; repeat it. Default: all.", CLASSES, metavar="NAME"
+    )
+    without_classes: list[str] | None = option(
+        "Class to leave out, by its new name; repeat it.", CLASSES, metavar="NAME"
     )
 
 

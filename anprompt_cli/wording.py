@@ -36,7 +36,7 @@ def in_options(text: str, options: Any) -> str:
         text = text.replace(phrase, ours)
     known = {each.name for each in fields(options)}
     arguments = ARGUMENTS | {name: option for option, (_, name) in filled(options).items()}
-    named = [name for name in (NAMES, "classes_file", "classes") if name in known]
+    named = [name for name in (NAMES, "classes_file", "rename", "classes") if name in known]
     names = next((name for name in named if getattr(options, name)), (*named, NAMES)[0])
 
     def option(match: re.Match[str]) -> str:

@@ -1222,7 +1222,11 @@ def test_wrong_folders_are_refused(adapter: Path, digits: Path, tmp_path: Path) 
         ("Missing argument 'DATA'", ("train", "--output", out)),
         ("holds no adapter", ("evaluate", empty, digits)),
         ("--split dev", ("evaluate", adapter, digits, "--split", "dev")),
-        ("unknown classes ['cat', 'dog']", ("evaluate", adapter, digits, "--classes", "cat", "--classes", "dog")),
+        (
+            "--classes cat: the data have no such class",
+            ("evaluate", adapter, digits, "--classes", "cat", "--classes", "one"),
+        ),
+        ("--without-classes cat: the data have no", ("evaluate", adapter, digits, "--without-classes", "cat")),
         ("There is no file", ("predict", adapter, tmp_path / "no.png")),
         ("There are no images in the folder", ("predict", adapter, empty)),
         ("holds no adapter with a card", ("push", empty, "me/mine")),

@@ -21,7 +21,7 @@ from ..options import CLIP
 from ..text import aligned, printable
 from .advice import about_duplicates, about_names, about_repetition, duplicates_in, new_looks
 from .draw import check_classes
-from .labelled import check_parts, choose_split, load_splits
+from .labelled import check_parts, choose_classes, choose_split, load_splits
 
 SHOWN = 20
 """Most classes whose prompt is shown; those that are cut always are."""
@@ -70,7 +70,7 @@ class Findings:
 def check_all(options: DataCheckOptions) -> Findings:
     """Read everything that a training would read."""
     read: list[str] = []
-    splits = load_splits(options, options.class_names, read.append)
+    splits = choose_classes(load_splits(options, options.class_names, read.append), options, read.append)
     pool = choose_split(splits, options.train_split, "--train-split")
     found = Findings({split: count_by_class(part) for split, part in splits.items()}, read=read)
     names = class_names_of(pool)

@@ -13,7 +13,7 @@ from anprompt_peft.data.inspect import count_by_class, digests, without_images
 from ..errors import Failure
 from ..train import TrainOptions
 from .advice import about_duplicates, duplicates_in, new_looks
-from .labelled import check_parts, choose_split, load_splits, print_missing, select_parts
+from .labelled import check_parts, choose_classes, choose_split, load_splits, print_missing, select_parts
 from .seen import MEASURED_SPLITS, Seen
 
 HELD_OUT_SEED = 0
@@ -75,7 +75,7 @@ class Images:
 
 def draw_images(options: TrainOptions, evaluates: bool) -> Images:
     """Load the data and draw the images of a run, in which Trainer evaluates or not; none is decoded."""
-    splits, held_out = _hold_out(load_splits(options, options.class_names), options)
+    splits, held_out = _hold_out(choose_classes(load_splits(options, options.class_names), options), options)
     pool = choose_split(splits, options.train_split, "--train-split")
     half = _halves(options, class_names_of(pool))
     classes = list(half.base) if half else class_names_of(pool)

@@ -16,13 +16,22 @@ from anprompt_peft.report import ReportData, read_geometry, write_report
 
 from ..config_file import RECORD
 from ..evaluate import EvaluateOptions
-from .labelled import check_parts, choose_split, left_out, load_splits, print_missing, public_name, select_parts
+from .labelled import (
+    check_parts,
+    choose_split,
+    chosen_classes,
+    left_out,
+    load_splits,
+    print_missing,
+    public_name,
+    select_parts,
+)
 from .measuring import describe, measure
 from .models import load_adapter
 from .robustness import robustness_of, robustness_table
 from .seen import HOLD_OUT, IMAGES, MEASURED_SPLITS, Run, Seen, read_run, read_seen
 
-READING = ("data_config", "data_revision", "image_column", "label_column", "classes_file")
+READING = ("data_config", "data_revision", "image_column", "label_column", "classes_file", "rename")
 
 
 def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any]]:
@@ -38,12 +47,14 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any
         half = ClassHalves.load(options.halves)
         groups = {"base": half.base, "new": half.new}
     else:
-        groups = {options.split: tuple(options.classes or model.class_names)}
+        groups = {options.split: tuple(chosen_classes(class_names_of(dataset), options, model.class_names))}
     chosen = select_parts(dataset, groups)
     for part in chosen.values():
         print_missing(options.split, part)
     parts, corrupt = check_parts(chosen, options.on_corrupt)
-    if others := set(class_names_of(dataset)).difference(*groups.values()):
+    if not (options.classes or options.without_classes) and (
+        others := set(class_names_of(dataset)).difference(*groups.values())
+    ):
         print(f"Left out: the images of {len(others)} other classes. --classes can ask for them.", file=sys.stderr)
     measured = measure(model, parts, processor, options.batch_size, options.workers)
     tables, robustness = [measured.summary(), measured.class_table()], []
@@ -84,7 +95,8 @@ def _load(options: EvaluateOptions, run: Run | None, seen: Seen | None) -> tuple
         return load_splits(options), []
     notes, class_names = [], None
     if run.is_of(options.data):
-        given = {name: getattr(run, name) for name in READING if getattr(options, name) is None}
+        unset = [name for name in READING if getattr(options, name) is None]
+        given = {name: getattr(run, name) for name in unset if not (name == "rename" and options.classes_file)}
         options = replace(options, **given)
         class_names = given["class_names"] = None if options.classes_file else run.class_names
         if set_there := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:

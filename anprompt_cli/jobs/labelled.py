@@ -6,21 +6,30 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 
-from anprompt_peft.data import CorruptImageError, check_images, load_image_data, loading, select_classes
+from anprompt_peft.data import (
+    CorruptImageError,
+    check_images,
+    class_names_of,
+    load_image_data,
+    loading,
+    select_classes,
+)
 from anprompt_peft.data.duplicates import Looks
 from anprompt_peft.data.folders import some
 from anprompt_peft.data.inspect import describe_size, without_images
 from anprompt_peft.data.names import read_class_names
 from anprompt_peft.files import hub_id
+from anprompt_peft.method.class_texts import composed
 
 from ..adapters import unreachable
 from ..errors import Failure
-from ..options import DataOptions
+from ..options import DataOptions, renames
 
 
 def on_stderr(line: str) -> None:
@@ -34,7 +43,7 @@ def load_splits(
     """Load all splits of the data, and tell what was read and left out; class names stand in place of a file."""
     if Path(options.data).expanduser().exists():
         disable_progress_bars()  # they would tell of downloads
-    names = read_class_names(options.classes_file) if options.classes_file and not class_names else class_names
+    names = _names(options, class_names)
     try:
         with _logged(tell):
             splits = load_image_data(
@@ -50,6 +59,37 @@ def load_splits(
     sizes = (f"{split} {describe_size(dataset)}" for split, dataset in splits.items())
     tell(f"Read {options.data}: {'; '.join(sizes)}.")
     return splits
+
+
+def choose_classes(
+    splits: Mapping[str, Dataset], options: DataOptions, tell: Callable[[str], None] = on_stderr
+) -> dict[str, Any]:
+    """Return the images of the classes that the options choose, of which none may be unknown to the data."""
+    known = class_names_of(next(iter(splits.values())))
+    names = chosen_classes(known, options)
+    if names == known:
+        return dict(splits)
+    tell(f"Chosen: {len(names)} of {len(known)} classes.")
+    return {split: select_classes(part, names) for split, part in splits.items()}
+
+
+def chosen_classes(known: Sequence[str], options: DataOptions, default: Sequence[str] | None = None) -> list[str]:
+    """Return the classes that are asked for, in the order of the data, without those that are to be left out."""
+    for option, given in {"--classes": options.classes, "--without-classes": options.without_classes}.items():
+        for name in given or ():
+            if composed(name) not in known:
+                close = get_close_matches(name, known, n=1)
+                meant = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"{option} {name}: the data have no such class, only {some(known)}.{meant}")
+    wanted = known if default is None else default
+    if options.classes:
+        asked = {composed(name) for name in options.classes}
+        wanted = [name for name in known if name in asked]
+    gone = {composed(name) for name in options.without_classes or ()}
+    names = [name for name in wanted if name not in gone]
+    if len(names) < 2:
+        raise ValueError(f"--classes and --without-classes leave {len(names)} classes, and two are needed.")
+    return names
 
 
 def print_missing(split: str, dataset: Dataset) -> None:
@@ -101,6 +141,19 @@ def left_out(corrupt: Sequence[str]) -> list[str]:
 def public_name(source: str | Path) -> str:
     """Return a Hub id, or the name of a file or folder without where that is."""
     return hub_id(str(source)) or Path(source).name
+
+
+def _names(options: DataOptions, class_names: list[str] | None) -> list[str] | dict[str, str] | None:
+    """Return the names to load the data with: those of a list, or of a file and `--rename`."""
+    names = read_class_names(options.classes_file) if options.classes_file and not class_names else class_names
+    renamed = renames(options.rename)
+    if not renamed:
+        return names
+    if isinstance(names, list):
+        raise ValueError("--rename and a list of all class names exclude each other. Rename in the list.")
+    if twice := sorted(renamed.keys() & (names or {}).keys()):
+        raise ValueError(f"--rename and --classes-file both rename {', '.join(twice)}. Keep one.")
+    return {**(names or {}), **renamed}
 
 
 @contextmanager

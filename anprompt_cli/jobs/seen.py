@@ -70,6 +70,7 @@ class Run:
     label_column: str | None = None
     class_names: list[str] | None = None
     classes_file: Path | None = None
+    rename: list[str] | None = None
 
     def is_of(self, data: str) -> bool:
         """Whether the run was one on these data."""

@@ -1,11 +1,11 @@
-"""Labelled images from the Hub, folders or parquet files."""
+"""Labelled images from the Hub, folders, parquet files or tables of files."""
 
 from __future__ import annotations
 
 import glob
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,11 @@ from huggingface_hub import HfApi
 
 from ..method.class_texts import check_class_names
 from .columns import UNLABELLED, from_files, label_column, map_stream, with_labels
-from .folders import ClassFolders, Listing, class_folders, list_folder, split_folders
+from .folders import Listing, class_folders, list_folder, split_folders
 from .images import IMAGE, LABEL, RGBImage
 from .names import ClassNames, is_list, rename
+from .tables import ENDINGS as TABLES
+from .tables import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ def load_image_data(
 
     Args:
         source (`str` or `Path`): a folder of images, a parquet file, a glob of them (`"data/*.parquet"`), a folder
-            with parquet files, or the name of a data set on the Hub.
+            with parquet files, a table of image files with their labels (`.csv` or `.tsv`, see [`read_table`]), or the
+            name of a data set on the Hub.
         split (`str`, *optional*): one split, or a part such as `"train[:10%]"`.
         name (`str`, *optional*): configuration of a data set on the Hub or of a folder with parquet files.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
@@ -83,7 +86,15 @@ def load_image_data(
     """
     if is_list(class_names):
         check_class_names(class_names)
-    load = partial(_loader(source, name, revision, token), streaming=streaming, token=token)
+    text = os.path.expanduser(source)
+    if text.endswith(TABLES):
+        _refuse(source, name=name, revision=revision)
+        listed = read_table(text, image_column, label_column)
+        loader: Callable[..., Any] = partial(_load_files, os.path.dirname(text), listed.splits, listed.class_names)
+        image_column, label_column = IMAGE, LABEL
+    else:
+        loader = _loader(source, name, revision, token)
+    load = partial(loader, streaming=streaming, token=token)
     loaded = load(split=split)
     parts = loaded if split is None else {split: loaded}
     features = next(iter(parts.values())).features
@@ -117,7 +128,9 @@ def _loader(
         _refuse(source, name=name, revision=revision)
         return partial(load_dataset, "parquet", data_files=text)
     if isinstance(source, Path) or text.startswith((".", os.sep)) or text.count("/") > 1 or folder.exists():
-        raise FileNotFoundError(f"{source} is neither a folder, nor a parquet file, nor a name on the Hub.")
+        raise FileNotFoundError(
+            f"{source} is neither a folder, nor a parquet file, nor a table (.csv, .tsv), nor a name on the Hub."
+        )
     if revision is not None or "/" not in text:
         _ask_hub(text, revision, token)
     return partial(load_dataset, text, name, revision=revision)
@@ -138,7 +151,7 @@ def _folder_loader(source: str | Path, folder: Path, name: str | None, revision:
     found = class_folders(listing)
     for note in found.notes:
         logger.warning(note)
-    return partial(_load_classes, folder, found)
+    return partial(_load_files, folder, found.splits, found.class_names)
 
 
 def _ask_hub(name: str, revision: str | None, token: str | bool | None) -> None:
@@ -167,14 +180,19 @@ def _image_patterns(listing: Listing) -> dict[str, list[str]]:
     return {split: [glob.escape(str(listing.folder / place)) + "/**"] for split, place in places.items()}
 
 
-def _load_classes(
-    folder: Path, found: ClassFolders, split: str | None = None, streaming: bool = False, token: object = None
+def _load_files(
+    folder: str | Path,
+    splits: Mapping[str, Mapping[str, str]],
+    names: Sequence[str],
+    split: str | None = None,
+    streaming: bool = False,
+    token: object = None,
 ) -> Any:
-    """Load images by the folders of their classes, with the splits, parts of splits and types of `load_dataset`."""
-    root, names = os.path.abspath(folder), found.class_names
+    """Load the classes of files in a folder, with the splits, parts of splits and types of `load_dataset`."""
+    root = os.path.abspath(folder)
     number_of = {name: number for number, name in enumerate(names)}
     parts = DatasetDict()
-    for name, images in found.splits.items():
+    for name, images in splits.items():
         rows = [(os.path.join(root, path), number_of[kind]) for path, kind in images.items()]
         parts[name] = from_files(rows, names, Split(name))
     if split is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -60,7 +60,9 @@ def rename(raw: Sequence[str], class_names: ClassNames | None) -> list[str]:
     if callable(class_names):
         return [class_names(name) for name in raw]
     if isinstance(class_names, Mapping):
-        class_names = {composed(name): better for name, better in class_names.items()}
+        written = Counter(map(readable, raw))
+        known = {name: name for name in raw} | {readable(name): name for name in raw if written[readable(name)] == 1}
+        class_names = {known.get(composed(name), name): better for name, better in class_names.items()}
         if unknown := set(class_names) - set(raw):
             raise ValueError(f"class_names renames {sorted(unknown)}, which are not among the data's classes {raw}.")
         return [class_names[name] if name in class_names else readable(name) for name in raw]
