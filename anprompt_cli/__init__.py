@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from .benchmark import benchmark
+from .compare import compare
 from .config_file import State
 from .data import data
 from .datasets import datasets
@@ -33,7 +34,7 @@ from .train import train
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-for command in (data, train, evaluate, predict, push, info, denoise):
+for command in (data, compare, train, evaluate, predict, push, info, denoise):
     app.command(no_args_is_help=True)(command)
 app.add_typer(datasets, name="datasets")
 app.add_typer(benchmark, name="benchmark")

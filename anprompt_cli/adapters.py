@@ -11,6 +11,8 @@ from .errors import Failure
 
 METHOD, DENOISER = "ANPROMPT", "LORA"
 """Methods of PEFT: this package's own, and that of text denoisers."""
+CLASSIFIER, MODEL_CONFIG = "anprompt_classifier", "config.json"
+"""The type of a classifier that `compare` saved, and the file that says so."""
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 TIMEOUT = 10.0
 
@@ -26,8 +28,21 @@ def locate(adapter: str, revision: str | None = None, methods: Collection[str] =
     return folder
 
 
+def is_classifier(folder: Path) -> bool:
+    """Whether a folder holds a classifier that `compare` saved."""
+    try:
+        record = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.get("model_type") == CLASSIFIER
+
+
 def check_folder(folder: Path) -> None:
     """Raise `ValueError` if a folder, or a folder in it, holds an adapter that [`locate`] would not return."""
+    if is_classifier(folder):
+        raise ValueError(
+            f"{folder} holds a classifier, not an adapter of ANPrompt. `hf upload REPO {folder}` publishes it."
+        )
     for each in (folder, *sorted(folder.glob("*/"))):
         if (each / CONFIG).is_file():
             _check(each, str(each), (METHOD,))
@@ -69,18 +84,20 @@ def unreachable(name: str) -> Failure:
     return Failure(f"There is no folder {name}, and the Hub cannot be reached to look there.")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return an adapter's configuration; raise `ValueError` unless the file holds a JSON object."""
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """Return an adapter's or a classifier's configuration; raise `ValueError` unless it is a JSON object."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from error
+        raise ValueError(f"{folder / name} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG} must hold an object.")
+        raise ValueError(f"{folder / name} must hold an object.")
     return config
 
 
 def _check(folder: Path, name: str, methods: Collection[str]) -> None:
+    if CLASSIFIER in methods and is_classifier(folder):
+        return
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{name} holds no adapter: there is no {CONFIG} in it.{_sub_folders(folder, name)}")
     if (method := read_config(folder).get("peft_type")) not in methods:

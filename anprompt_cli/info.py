@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .adapters import CONFIG, DENOISER, METHOD, WEIGHTS, locate, read_config
+from .adapters import (
+    CLASSIFIER,
+    CONFIG,
+    DENOISER,
+    METHOD,
+    MODEL_CONFIG,
+    WEIGHTS,
+    is_classifier,
+    locate,
+    read_config,
+)
 from .options import AdapterOptions, command, flag
 from .text import aligned, as_json
 
@@ -43,7 +53,13 @@ def info(options: InfoOptions) -> None:
 
     Only the JSON configuration and the header of the safetensors file are read. Weights in a pickle are refused.
     """
-    record = describe(locate(options.adapter, options.revision, (METHOD, DENOISER)))
+    folder = locate(options.adapter, options.revision, (METHOD, DENOISER, CLASSIFIER))
+    if is_classifier(folder):
+        config = read_config(folder, MODEL_CONFIG)
+        known = {name: config.get(name) for name in ("method", "base_model_name_or_path", "class_names", "templates")}
+        print(as_json(known) if options.as_json else aligned(list(known.items()), left=True))
+        return
+    record = describe(folder)
     rows = _of_denoiser(record) if record["config"].get("peft_type") == DENOISER else _of_adapter(record)
     sizes = [(name, f"{size:,} bytes") for name, size in record["files"].items()]
     print(as_json(record) if options.as_json else aligned([*rows, *sizes, *_facts(record)], left=True))

@@ -1,5 +1,6 @@
 """ANPrompt (arXiv 2508.04677) for stock Hugging Face PEFT. Importing the package registers the method."""
 
+from .classifier.model import register as register_classifiers
 from .clip import ANPromptOutput
 from .method.config import ANPromptConfig
 from .method.registration import register
@@ -24,3 +25,4 @@ register(ANPromptConfig, ANPromptModel)
 patch_saving(ANPromptModel)
 patch_loading()
 patch_models()
+register_classifiers()

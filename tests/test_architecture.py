@@ -42,7 +42,9 @@ MAY_IMPORT = {
         "termination",
         "text",
     },
-    "serve": {"method", "fast", "clip", "tuner", "data", "extras", "files", "provenance"},
+    "classifier": {"method", "evaluation", "publish", "files"},
+    "compare": {"classifier", "data", "evaluation", "publish", "report", "files", "text"},
+    "serve": {"method", "classifier", "fast", "clip", "tuner", "data", "extras", "files", "provenance"},
     "report": {"tuner", "evaluation", "publish", "files", "text"},
     "__main__": set(),
 }

@@ -73,7 +73,7 @@ def run_benchmark(
         ) from error
     if len(failed) < len(cells):
         collect(place.output)
-    return _reasons(failed)
+    return reasons(failed)
 
 
 def report_benchmark(options: BenchmarkReportOptions) -> str:
@@ -89,7 +89,8 @@ def report_benchmark(options: BenchmarkReportOptions) -> str:
     return "\n\n".join(blocks)
 
 
-def _reasons(failed: Sequence[Failed]) -> list[str]:
+def reasons(failed: Sequence[Failed]) -> list[str]:
+    """Return a line for each reason for which cells failed."""
     by_error: dict[str, list[Cell]] = {}
     for each in failed:
         by_error.setdefault(each.error, []).append(each.cell)

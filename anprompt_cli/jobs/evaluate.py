@@ -26,7 +26,7 @@ from .labelled import (
     public_name,
     select_parts,
 )
-from .measuring import describe, measure
+from .measuring import ADAPTED, describe, measure
 from .models import load_adapter
 from .robustness import robustness_of, robustness_table
 from .seen import HOLD_OUT, IMAGES, MEASURED_SPLITS, Run, Seen, read_run, read_seen
@@ -68,7 +68,8 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any
             f"{public_name(options.adapter)} on {public_name(options.data)}",
             predictions=measured.adapted,
             zero_shot=measured.zero_shot,
-            geometry=read_geometry(model),
+            method=measured.method,
+            geometry=read_geometry(model) if measured.method == ADAPTED else None,
             robustness=robustness,
             settings=describe(model),
             provenance=made,
@@ -82,7 +83,7 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any
         **measured.to_dict(),
         **({"robustness": [each.to_dict() for each in robustness]} if robustness else {}),
         "left_out": corrupt,
-        "trained_images": seen.count_trained(parts) if run and seen else None,
+        "trained_images": seen.count_trained(parts) if seen else None,
         "notes": notes,
         **made,
     }
@@ -125,9 +126,11 @@ def _exposure(
     split: str, splits: Mapping[str, Dataset], parts: Mapping[str, Dataset], run: Run | None, seen: Seen | None
 ) -> list[str]:
     """Return whether images to measure on were trained on, or that it is not known."""
-    if run is None or seen is None:
+    if seen is None:
         missing = RECORD if run is None else IMAGES
         return [f"Whether the adapter was trained on these images is not known: there is no {missing} beside it."]
+    if run is None:
+        return seen.notes(parts, "`anprompt compare`, which saved it, measured the method on photos it had not seen.")
     others = [name for name in MEASURED_SPLITS if name != split and name in {*splits, *seen.held_out}]
     cure = f"--split {others[0]} measures others." if others else HOLD_OUT
     return seen.notes(parts, cure)

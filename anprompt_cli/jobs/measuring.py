@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import default_data_collator
 
+from anprompt_peft.classifier import CLIPClassifier
 from anprompt_peft.data import ClipTransform, class_names_of
 from anprompt_peft.data.images import IMAGE
 from anprompt_peft.data.inspect import image_names
@@ -21,6 +22,7 @@ from anprompt_peft.evaluation.adapter import FittedAdapter
 from anprompt_peft.evaluation.backbone import CLIPFeatures
 from anprompt_peft.evaluation.peers import METHODS
 from anprompt_peft.evaluation.peers.probe import LinearProbe
+from anprompt_peft.evaluation.peers.zero_shot import FrozenCLIP
 from anprompt_peft.evaluation.predictions import LogitsError, predict_part
 from anprompt_peft.evaluation.tables import ClassRow, class_rows, estimates
 from anprompt_peft.evaluation.task import BATCH, ClassTexts, Fitted, ImageSet, Part
@@ -42,11 +44,12 @@ class Measured:
     adapted: list[Predictions]
     zero_shot: list[Predictions]  # of the same model with the adapter switched off
     probe: list[Predictions] = field(default_factory=list)  # on the training images; empty where there are none
+    method: str = ADAPTED  # what the first predictions are of
 
     def methods(self) -> dict[str, list[Predictions]]:
         """Return the predictions by method."""
         probe = {PROBE: self.probe} if self.probe else {}
-        return {ZERO_SHOT: self.zero_shot, **probe, ADAPTED: self.adapted}
+        return {ZERO_SHOT: self.zero_shot, **probe, self.method: self.adapted}
 
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """Return, by method, the accuracy on each part and, for two parts, their harmonic mean."""
@@ -82,10 +85,10 @@ class Measured:
     def summary(self) -> str:
         """Return the gain over zero-shot CLIP, then all accuracies, and balanced figures of imbalanced classes."""
         figures = self.estimates()
-        name, ours = list(figures[ADAPTED].items())[-1]
+        name, ours = list(figures[self.method].items())[-1]
         before, where = figures[ZERO_SHOT][name].value, " in the harmonic mean" if len(self.adapted) > 1 else ""
         gain = f"{ours.value - before:+.1f} points over zero-shot{where}, {ours.value:.1f} against {before:.1f}"
-        head = ["accuracy in % [95 % interval]", *figures[ADAPTED]]
+        head = ["accuracy in % [95 % interval]", *figures[self.method]]
         lines = [gain, aligned([head, *([method, *map(str, row.values())] for method, row in figures.items())])]
         if self.imbalance():
             for measure, methods in self.balanced().items():
@@ -103,7 +106,7 @@ class Measured:
 
     def _ahead(self) -> Iterator[str]:
         figures = self.estimates()
-        ours = {name: figure.value for name, figure in figures[ADAPTED].items()}
+        ours = {name: figure.value for name, figure in figures[self.method].items()}
         where = {name: f" ({name})" if len(ours) > 1 else "" for name in ours}
         before = {name: figure.value for name, figure in figures[ZERO_SHOT].items()}
         below = [f"{ours[at]:.1f} against {before[at]:.1f} %{where[at]}" for at in ours if ours[at] < before[at]]
@@ -120,14 +123,14 @@ class Measured:
         balanced = self.balanced()
         for name, (low, high) in self.imbalance().items():
             shown = (
-                f"{measure} {methods[ADAPTED][name]:.1f} % ({methods[ZERO_SHOT][name]:.1f} zero-shot)"
+                f"{measure} {methods[self.method][name]:.1f} % ({methods[ZERO_SHOT][name]:.1f} zero-shot)"
                 for measure, methods in balanced.items()
             )
             yield f"Classes of {name} have {low} to {high} images: {', '.join(shown)}."
 
     def class_table(self) -> str:
         """Return the accuracy on every class as text, the lowest first."""
-        head = ["images", f"{ZERO_SHOT}, %", f"{ADAPTED}, %", "most often taken for"]
+        head = ["images", f"{ZERO_SHOT}, %", f"{self.method}, %", "most often taken for"]
         rows: list[list[str]] = []
         for part, classes in self.class_rows().items():
             rows += [[f"{part} class", *head], *(_cells(row) for row in classes if row.images)]
@@ -150,8 +153,21 @@ class LoadedImages(ImageSet):
             yield batch["pixel_values"]
 
 
-def fitted_methods(model: Any) -> dict[str, FittedAdapter]:
-    """Return zero-shot CLIP and the adapter, which share what the frozen CLIP has encoded."""
+def method_of(model: Any) -> str:
+    """Return what tables call an adapter, or a saved classifier."""
+    return model.config.method if isinstance(model, CLIPClassifier) else ADAPTED
+
+
+def templates_of(model: Any) -> tuple[str, ...]:
+    """Return the templates of the class texts."""
+    config = model.config if isinstance(model, CLIPClassifier) else adapted_clip(model).active_config
+    return tuple(config.templates)
+
+
+def fitted_methods(model: Any) -> dict[str, Fitted]:
+    """Return zero-shot CLIP and the adapter or classifier, which share what the frozen CLIP has encoded."""
+    if isinstance(model, CLIPClassifier):
+        return {ZERO_SHOT: FrozenCLIP(model.frozen), method_of(model): model.fitted}
     zero_shot = FittedAdapter(model, zero_shot=True)
     return {ZERO_SHOT: zero_shot, ADAPTED: FittedAdapter(model, frozen=zero_shot)}
 
@@ -168,15 +184,15 @@ def measure(
 
     It raises `ValueError` for class names that CLIP cannot tell apart, and `NonFiniteError` for such logits.
     """
-    transform, templates = ClipTransform(processor), tuple(adapted_clip(model).active_config.templates)
-    measured, methods, asked = Measured([], []), fitted_methods(model), []
+    transform, templates, method = ClipTransform(processor), templates_of(model), method_of(model)
+    measured, methods, asked = Measured([], [], method=method), fitted_methods(model), []
     for name, dataset in parts.items():
         model.set_classes(class_names_of(dataset))
         images = LoadedImages(dataset, transform, keep=False, name=name, batch_size=batch_size, workers=workers)
         asked.append(Part(name, images, ClassTexts(tuple(model.class_names), templates)))
     model.set_classes(None)
     for part in asked:
-        measured.adapted.append(_predict(methods[ADAPTED], part))
+        measured.adapted.append(_predict(methods[method], part))
         measured.zero_shot.append(_predict(methods[ZERO_SHOT], part))
     if shots is not None:
         learned = ImageSet(shots, transform, keep=False)
@@ -198,7 +214,11 @@ def _predict(fitted: Fitted, part: Part) -> Predictions:
 
 def describe(model: Any) -> dict[str, Any]:
     """Return what the report says about the active adapter, without the folder that the base model is in."""
-    settings = describe_adapter(model)
+    if isinstance(model, CLIPClassifier):
+        config = model.config
+        settings = {"base model": config.base_model_name_or_path, "method": config.method, **config.settings}
+    else:
+        settings = describe_adapter(model)
     return {**settings, "base model": public_name(settings["base model"])}
 
 

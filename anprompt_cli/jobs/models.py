@@ -14,11 +14,12 @@ from transformers import CLIPModel, CLIPProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from transformers.utils import logging as transformers_logging
 
+from anprompt_peft.classifier import load_classifier
 from anprompt_peft.data.processor import load_image_processor
 from anprompt_peft.fast import choose_precision, set_precision
 from anprompt_peft.files import hub_id  # also registers the method
 
-from ..adapters import CONFIG, locate
+from ..adapters import CLASSIFIER, CONFIG, METHOD, is_classifier, locate
 from ..choices import Device, Precision
 from ..errors import Failure
 from ..text import printable
@@ -85,9 +86,13 @@ def precision_for(asked: str, device: torch.device) -> str:
 def load_adapter(
     name: str, revision: str | None, device: Device, precision: Precision, model: str | None = None
 ) -> tuple[Any, Any]:
-    """Load an adapter, ready to evaluate, on its base model or `model`; return it and its image processor."""
+    """Load an adapter or a saved classifier, ready to evaluate, on its base model or `model`; return it and its image
+    processor."""
     disable_progress_bars()
-    folder = locate(name, revision)
+    folder = locate(name, revision, (METHOD, CLASSIFIER))
+    place = choose_device(device)
+    if is_classifier(folder):
+        return _load_classifier(folder, model, place, choose_precision(precision, place))
     config = PeftConfig.from_pretrained(str(folder))
     base = config.base_model_name_or_path
     if not (model or base):
@@ -101,9 +106,15 @@ def load_adapter(
             "--model ID-OR-FOLDER."
         )
     clip, processor = load_clip(model) if model else load_clip(base, config.revision)
-    place = choose_device(device)
     adapted = PeftModel.from_pretrained(clip, folder).eval().to(place)
     set_precision(adapted, choose_precision(precision, place))
     if any((folder / file).is_file() for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
         return adapted, load_image_processor(folder, clip.config.vision_config.image_size)
     return adapted, processor.image_processor
+
+
+def _load_classifier(folder: Path, model: str | None, place: torch.device, precision: str) -> tuple[Any, Any]:
+    classifier = load_classifier(folder, model).to(place)
+    if precision == "bf16":
+        classifier.clip.to(torch.bfloat16)
+    return classifier, load_image_processor(folder, classifier.clip.config.vision_config.image_size)

@@ -19,10 +19,9 @@ from anprompt_peft.evaluation.robustness import (
 )
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
 from anprompt_peft.files import read_json
-from anprompt_peft.tuner import adapted_clip
 
 from ..text import aligned
-from .measuring import ADAPTED, ZERO_SHOT, fitted_methods
+from .measuring import fitted_methods, templates_of
 
 SEED = 0
 
@@ -45,7 +44,7 @@ def robustness_of(
     """Measure the adapter and zero-shot CLIP on at most `most` images of each part, drawn at random."""
     families: list[Family] = [*text_families(read_synonyms(synonyms) if synonyms else None), *IMAGE_FAMILIES]
     methods = fitted_methods(model)
-    templates = tuple(adapted_clip(model).active_config.templates)
+    templates = templates_of(model)
     measured = []
     for name, dataset in parts.items():
         rows = sorted(random.Random(SEED).sample(range(len(dataset)), min(most, len(dataset))))
@@ -57,7 +56,8 @@ def robustness_of(
 
 def robustness_table(measured: Robustness) -> str:
     """Return the accuracies under every perturbation: the mean over all strengths, and at the greatest one."""
-    rows = {"": [ZERO_SHOT, "greatest", ADAPTED, "greatest"]}
+    names = dict.fromkeys(curve.method for curve in measured.curves)
+    rows = {"": [head for name in names for head in (name, "greatest")]}
     for curve in measured.curves:
         row = rows.setdefault(curve.family, [])
         row += [f"{curve.area:.1f}", f"{curve.levels[-1].accuracy:.1f}"]

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from peft import get_peft_model_state_dict
 from torch import Tensor
 
 from ..method.class_texts import ClassSet, own_tokenizer, tokenize
@@ -59,6 +60,11 @@ class FittedAdapter:
             if not self.zero_shot and self.clip.has_classifier:
                 logits = self.clip.join_classifier(logits, classes.names, self.frozen.image_features(images))
             return logits.cpu()
+
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """The adapter's tensors, as PEFT saves them."""
+        return get_peft_model_state_dict(self.model)
 
     def image_features(self, images: ImageSet) -> Tensor:
         """Return the normalised features of n images, `[n, d]`."""

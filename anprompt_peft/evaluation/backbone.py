@@ -25,6 +25,10 @@ class CachedFeatures:
     @torch.no_grad()
     def of(self, images: ImageSet) -> Tensor:
         """Return the features of all images, `[n, d]`."""
+        if images.within is not None:
+            whole, rows = images.within
+            features = self.of(whole)
+            return features[rows.to(features.device)]
         if images not in self._cached:
             self._cached[images] = torch.cat([self.encode(pixels) for pixels in images.batches()])
         return self._cached[images]

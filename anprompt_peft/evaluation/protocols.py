@@ -6,6 +6,8 @@
 * `few-shot` (Zhou et al., 2022, arXiv 2109.01134): learn and measure all classes.
 * `cross-data`: learn all classes of a source, measure other data sets, each among its own classes. With ImageNet's
   variants as targets this is domain generalisation.
+* `folds`: for data of which nothing is held out. The images to train on are cut into folds; all classes are learned
+  from all folds but one, and measured on that one.
 
 Shots are drawn over all classes, which are then cut into halves where a protocol says so. The draw `coop` is that of
 CoOp's code, from the order of the images and the seed alone. That code stores its draws as pickles, which are never
@@ -15,6 +17,7 @@ read here: they can be drawn again.
 from __future__ import annotations
 
 import random
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
+from sklearn.model_selection import StratifiedKFold
 
 from ..data import ClassHalves, ClipTransform, ShotsError, class_names_of, halves, sample_shots
 from ..data.columns import UNLABELLED, labels_of, numbered
@@ -33,12 +37,14 @@ from .record import BenchmarkData
 from .task import ImageSet, Part, Task
 
 BASE_TO_NEW, FEW_SHOT, ALL_CLASSES, CROSS_DATA = "base-to-new", "few-shot", "all-classes", "cross-data"
-PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, ALL_CLASSES, CROSS_DATA)
+FOLDS = "folds"
+PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, ALL_CLASSES, CROSS_DATA, FOLDS)
 IN_ORDER, AT_RANDOM, PAIRED = "order", "random", "paired"
 HALVES = (IN_ORDER, AT_RANDOM, PAIRED)
 COOP, SEEDED = "coop", "seeded"
 SAMPLINGS = (COOP, SEEDED)
 VALIDATION_SHOTS = 4
+MOST_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,9 @@ def make_task(
             of [`Shots.save`], which stand for a draw with any `shots` and `seed`.
         targets (`Sequence[BenchmarkData]`): for `cross-data`, what to measure besides the source's own test set.
 
+    With `folds` the seed names the fold as well, see [`leave_fold_out`], and a [`Shots`] is a draw from what that
+    leaves.
+
     Raises:
         ShotsError: if there are not enough images to draw.
         ValueError: for an unknown protocol, half or sampling, halves of one class, or targets that do not fit.
@@ -170,6 +179,8 @@ def make_task(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol={protocol!r} must be one of {', '.join(PROTOCOLS)}.")
     _check_targets(protocol, targets)
+    if protocol == FOLDS:
+        data = leave_fold_out(data, seed)
     if isinstance(sampling, Shots):
         drawn = sampling
     elif str(sampling).endswith(".json"):
@@ -177,7 +188,7 @@ def make_task(
     else:
         drawn = draw_shots(data, shots, seed, str(sampling))
     names, transform = data.class_names, ClipTransform(processor)
-    if protocol in (FEW_SHOT, CROSS_DATA):
+    if protocol in (FEW_SHOT, CROSS_DATA, FOLDS):
         learned, groups = names, {"test": (names, names)}
     else:
         both = class_halves(names, seed, halves)
@@ -193,6 +204,40 @@ def make_task(
         parts.append(replace(part, classes=replace(part.classes, other_data=True)))
     augmentation = ClipTransform(processor, augment=True)
     return Task(_shots(data, drawn, learned, transform, augmentation), data.texts(learned), tuple(parts))
+
+
+def leave_fold_out(data: BenchmarkData, seed: int) -> BenchmarkData:
+    """Return data that are measured on one fold of the images to train on, and learned from the others.
+
+    There are [`number_of_folds`], over which each class is spread evenly. Of five folds, the seeds 1 to 5 leave out
+    those of one cut, 6 to 10 those of another. The split test is not used.
+
+    Args:
+        data (`BenchmarkData`): with images to train on.
+        seed (`int`): from 1 on.
+
+    Raises:
+        ShotsError: if a class has a single image, so that no other is left to learn it from.
+    """
+    labels = labels_of(data.train)
+    counts = np.bincount(labels, minlength=len(data.class_names))
+    if lone := [name for name, count in zip(data.class_names, counts, strict=True) if count < 2]:
+        raise ShotsError(
+            f"{data.name}: these classes have fewer than 2 images: {', '.join(lone)}. Nothing is held out, so one is "
+            "needed to learn from and one to measure on. Add images, or leave the classes out."
+        )
+    number = number_of_folds(data)
+    cut, fold = divmod(seed - 1, number)
+    folds = StratifiedKFold(number, shuffle=True, random_state=cut)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer images than folds, which is allowed
+        learn, left_out = list(folds.split(np.zeros(len(labels)), labels))[fold]
+    return replace(data, train=data.train.select(learn), test=data.train.select(left_out))
+
+
+def number_of_folds(data: BenchmarkData) -> int:
+    """Return 5, or the number of images to train on of the largest class if that is smaller."""
+    return min(MOST_FOLDS, int(np.bincount(labels_of(data.train)).max()))
 
 
 def class_halves(names: Sequence[str], seed: int, how: str = IN_ORDER) -> ClassHalves:

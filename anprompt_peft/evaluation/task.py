@@ -61,6 +61,7 @@ class ImageSet:
     augmentation: ClipTransform | None = None  # with it, for training
     change: ImageChange | None = None  # applied to every image before the transform
     keep: bool = True  # whether pixel values stay in memory, if all of them take less than 4 GB
+    within: tuple[ImageSet, Tensor] | None = None  # images of which these are some rows: features are theirs
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -75,9 +76,13 @@ class ImageSet:
         """Positions in [`class_names`], int64 `[n]`."""
         return torch.from_numpy(labels_of(self.dataset)).long()
 
+    def select(self, rows: Tensor) -> ImageSet:
+        """Return some of the images, int64 `[m]`; their features are rows of those of all, which are computed once."""
+        return replace(self, dataset=self.dataset.select(rows.tolist()), within=(self, rows))
+
     def changed(self, change: ImageChange) -> ImageSet:
         """Return the same images, each with a change made to it before it is transformed."""
-        return replace(self, change=change)
+        return replace(self, change=change, within=None)
 
     def pixels(self, rows: Tensor | None = None, augment: bool = False) -> Tensor:
         """Return the pixel values of some images, or of all: float32 `[m, 3, H, W]`, on the CPU.
@@ -97,6 +102,9 @@ class ImageSet:
 
     @cached_property
     def _cached(self) -> Tensor | None:
+        if self.within is not None:
+            whole, rows = self.within
+            return None if whole._cached is None else whole._cached[rows]
         width, height = self.transform.crop
         if not self.keep or len(self) * 3 * width * height * 4 > CACHED_BYTES:
             return None
@@ -132,7 +140,8 @@ class Task:
 class Fitted(Protocol):
     """A method after it has learned from the shots.
 
-    If the data chose some of its settings, `chosen` holds them as JSON values by name, for the record of a cell.
+    If the data chose some of its settings, `chosen` holds them as JSON values by name, for the record of a cell. If it
+    can be saved, `saved` holds the tensors of its file by name, on any device.
     """
 
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:

@@ -10,21 +10,24 @@ from ..evaluation.grid import Difference, Summary, make_tables, title_of
 from .page import render, write_page
 
 
-def write_benchmark(summaries: Sequence[Summary], reference: str, path: str | os.PathLike[str]) -> Path:
+def write_benchmark(
+    summaries: Sequence[Summary], reference: str, path: str | os.PathLike[str], lead: Sequence[str] = ()
+) -> Path:
     """Write the page of a grid atomically, as one HTML file without scripts and references to anything outside it.
 
     Args:
         summaries (`Sequence[Summary]`): one for each setup.
         reference (`str`): the method that others are compared with.
         path (`str` or `Path`): the file; its folder is made, and an older file is replaced.
+        lead (`Sequence[str]`): sentences above the tables.
 
     Returns:
         `Path`: the file written.
     """
-    return write_page(render_benchmark(summaries, reference), path)
+    return write_page(render_benchmark(summaries, reference, lead), path)
 
 
-def render_benchmark(summaries: Sequence[Summary], reference: str) -> str:
+def render_benchmark(summaries: Sequence[Summary], reference: str, lead: Sequence[str] = ()) -> str:
     """Return the page as text. The same runs give the same text."""
     parts = [
         {
@@ -35,7 +38,7 @@ def render_benchmark(summaries: Sequence[Summary], reference: str) -> str:
         }
         for summary in summaries
     ]
-    return render("benchmark.html", title="Benchmark", parts=parts, reference=reference)
+    return render("benchmark.html", title="Benchmark", parts=parts, reference=reference, lead=lead)
 
 
 def _charts(summary: Summary, reference: str) -> list[tuple[str, str]]:

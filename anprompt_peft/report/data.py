@@ -67,6 +67,7 @@ class ReportData:
         notes (`Sequence[str]`): sentences a reader must know to understand the figures.
         robustness (`Sequence[Robustness]`): from [`~anprompt_peft.evaluation.robustness.measure_robustness`], one per
             set of images.
+        method (`str`): what the predictions are of.
 
     Raises:
         ValueError: if there are more than two sets of predictions, or `zero_shot` is about other images.
@@ -81,6 +82,7 @@ class ReportData:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     robustness: Sequence[Robustness] = ()
+    method: str = "ANPrompt"
 
     def __post_init__(self) -> None:
         if len(self.predictions) > 2:

@@ -121,7 +121,7 @@ def thumbnail(image: Image.Image) -> str:
 
 def _results(data: ReportData) -> dict[str, dict[str, Any]]:
     """Return, by method, its accuracies with intervals, and its balanced figures for imbalanced parts."""
-    methods = {"zero-shot CLIP": data.zero_shot, "ANPrompt": data.predictions}
+    methods = {"zero-shot CLIP": data.zero_shot, data.method: data.predictions}
     return {
         method: {
             "accuracy": tables.estimates(parts),

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel
 
+from ..classifier import CLIPClassifier
 from ..data.images import IMAGE, CorruptImageError, naming, open_image, upright
 from ..data.transform import ClipTransform
 from ..method.features import evaluating
@@ -46,7 +47,7 @@ class Prediction:
 
 
 def predict(
-    model: PeftModel | CLIPModel,
+    model: PeftModel | CLIPModel | CLIPClassifier,
     images: Iterable[Source],
     processor: Any,
     *,
@@ -62,7 +63,7 @@ def predict(
     thread, at most one batch ahead, so it may be endless.
 
     Args:
-        model (`PeftModel` or `ANPromptCLIPModel`): the adapted model.
+        model (`PeftModel`, `ANPromptCLIPModel` or `CLIPClassifier`): the adapted model, or a saved classifier.
         images (`Iterable`): paths and PIL images, in any mixture. EXIF rotation is applied.
         processor (`CLIPProcessor` or CLIP image processor): gives size, crop, resampling, mean and std.
         top_k (`int`): classes to rank per image; all of them if there are fewer.
@@ -148,8 +149,10 @@ def _read(source: Source, transform: ClipTransform) -> Tensor | str:
         return f"{path or 'an image without a path'}: too little memory to decode it"
 
 
-def _ranker(model: PeftModel | CLIPModel, top_k: int) -> Ranker:
+def _ranker(model: PeftModel | CLIPModel | CLIPClassifier, top_k: int) -> Ranker:
     """Return a function from pixel values `[B, 3, H, W]` to rankings with the classes and the adapter of the call."""
+    if isinstance(model, CLIPClassifier):
+        return _classifier_ranker(model, top_k)
     clip = adapted_clip(model)
     classes = clip.classes
     choice, count = clip.choose()._replace(classes=classes), min(top_k, len(classes.names))
@@ -164,5 +167,17 @@ def _ranker(model: PeftModel | CLIPModel, top_k: int) -> Ranker:
             shares = model(pixel_values=pixels, plan=plan).logits.softmax(dim=-1)
         rows = zip(*(each.tolist() for each in shares.topk(count)), strict=True)
         return [[(classes.names[at], share) for share, at in zip(*row, strict=True)] for row in rows]
+
+    return rank
+
+
+def _classifier_ranker(model: CLIPClassifier, top_k: int) -> Ranker:
+    asked = model.classes
+    count = min(top_k, len(asked.names))
+
+    def rank(pixels: Tensor) -> list[Ranking]:
+        shares = model(pixels.to(model.device), classes=asked).logits.softmax(dim=-1)
+        rows = zip(*(each.tolist() for each in shares.topk(count)), strict=True)
+        return [[(asked.names[at], share) for share, at in zip(*row, strict=True)] for row in rows]
 
     return rank

@@ -59,6 +59,7 @@ def measure(cell: Cell, backbone: Backbone, task: Task) -> tuple[dict[str, Any],
     return {
         "parts": parts,
         "fit_seconds": seconds,
+        "saved_bytes": sum(each.numel() * each.element_size() for each in getattr(fitted, "saved", {}).values()),
         "learnable_parameters": sum(tensor.numel() for tensor in tensors.values()) or None,
         "rows": rows,
         "robustness": perturbed,

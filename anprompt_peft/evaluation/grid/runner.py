@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ from ...provenance import provenance
 from ...termination import sigterm_interrupts
 from ..backbone import Backbone
 from ..benchmarks import BenchmarkData, load_benchmark_data
-from ..protocols import Shots, draw_shots, make_task
+from ..protocols import FOLDS, Shots, draw_shots, leave_fold_out, make_task
 from ..task import ClassTexts, Part, Task
 from .cells import Cell, Setup
 from .measure import measure
@@ -40,12 +40,15 @@ class RunEnvironment:
         root (`str`, *optional*): below which the data sets of the catalog lie.
         device (`str`): of the model.
         threads (`int`): of each process.
+        loaded (`Mapping[str, BenchmarkData]`): data sets that are in memory, by what cells call them. The name is part
+            of a cell's key, so it must change with the data.
     """
 
     output: Path
     root: str | None = None
     device: str = "cpu"
     threads: int = 1
+    loaded: Mapping[str, BenchmarkData] = field(default_factory=dict, compare=False, repr=False)
 
 
 Place = RunEnvironment
@@ -139,10 +142,15 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def open_cell(cell: Cell, place: RunEnvironment) -> tuple[Backbone, Task]:
+    """Return what a cell's method is given: the frozen CLIP, and the task. No image is decoded."""
+    _settle()
+    return _backbone(cell.setup.model, place.device), _task(cell.setup, cell.data, cell.seed, place)[0]
+
+
 def _run(cell: Cell, place: RunEnvironment, scratch: Path | None) -> None:
     backbone = _backbone(cell.setup.model, place.device)
-    data = _data(cell.data, place.root, cell.setup.source)
-    task, shots = _task(cell.setup, cell.data, cell.seed, place)
+    task, shots, data = _task(cell.setup, cell.data, cell.seed, place)
     measured, predictions = measure(cell, backbone, task)
     result = {
         "data": {"name": data.name, "comparable": data.comparable, "note": data.note},
@@ -168,15 +176,21 @@ def _backbone(model: str, device: str) -> Backbone:
 
 
 @lru_cache(maxsize=1)
-def _data(name: str, root: str | None, source: str) -> BenchmarkData:
+def _load(name: str, root: str | None, source: str) -> BenchmarkData:
     return load_benchmark_data(name, root, source)
 
 
+def _data(name: str, place: RunEnvironment, source: str) -> BenchmarkData:
+    return place.loaded[name] if name in place.loaded else _load(name, place.root, source)
+
+
 @lru_cache(maxsize=1)
-def _task(setup: Setup, name: str, seed: int, place: RunEnvironment) -> tuple[Task, Shots]:
-    data = _data(name, place.root, setup.source)
+def _task(setup: Setup, name: str, seed: int, place: RunEnvironment) -> tuple[Task, Shots, BenchmarkData]:
+    """Return a task, its shots, and the data that they are rows of."""
+    data = _data(name, place, setup.source)
     targets = tuple(load_benchmark_data(each, place.root, setup.source) for each in setup.targets)
-    shots = draw_shots(data, setup.shots, seed, setup.sampling)
+    pool = leave_fold_out(data, seed) if setup.protocol == FOLDS else data
+    shots = draw_shots(pool, setup.shots, seed, setup.sampling)
     task = make_task(
         data,
         _backbone(setup.model, place.device).processor,
@@ -187,7 +201,9 @@ def _task(setup: Setup, name: str, seed: int, place: RunEnvironment) -> tuple[Ta
         sampling=shots,
         targets=targets,
     )
-    return replace(task, parts=_reused(_parts_of_last_task(setup, name, place), task.parts)), shots
+    if setup.protocol != FOLDS:
+        task = replace(task, parts=_reused(_parts_of_last_task(replace(setup, shots=1), name, place), task.parts))
+    return task, shots, pool
 
 
 @lru_cache(maxsize=1)

@@ -167,7 +167,7 @@ def _restricted(shots: ImageSet, classes: ClassTexts, names: tuple[str, ...]) ->
     labels = [classes.names.index(name) for name in names]
     dataset: Any = select_classes(shots.dataset, [shots.class_names[label] for label in labels])
     written = tuple(classes.written[label] for label in labels)
-    return replace(shots, dataset=dataset), replace(classes, names=names, written=written)
+    return replace(shots, dataset=dataset, within=None), replace(classes, names=names, written=written)
 
 
 def shortened(method: Any, share: float) -> Method:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,7 +31,7 @@ class LoRA:
     recipe: Recipe
     templates: tuple[str, ...] = added(())  # of all class texts, in place of the task's; none leaves those
 
-    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FrozenCLIP:
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> TunedCLIP:
         """Train the updates and merge them into a copy of CLIP."""
         if self.templates:
             classes = replace(classes, templates=self.templates)
@@ -49,7 +50,9 @@ class LoRA:
             recipe = replace(recipe, steps=self.steps_per_shot * max(1, round(len(shots) / len(classes.names))))
         loss = self.loss_of(model.get_base_model(), backbone, classes, seed)
         train([each for each in model.parameters() if each.requires_grad], loss, shots, recipe, seed)
-        return FrozenCLIP(Backbone(model.merge_and_unload(), backbone.processor), self.templates, bool(self.templates))
+        saved = {name: each.detach().clone() for name, each in get_peft_model_state_dict(model).items()}
+        merged = Backbone(model.merge_and_unload(), backbone.processor)
+        return TunedCLIP(merged, self.templates, bool(self.templates), config, saved)
 
     def loss_of(self, clip: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
         """Return what is minimised: the cross entropy of a CLIP with the updates in."""
@@ -64,3 +67,11 @@ class LoRA:
             return F.cross_entropy(backbone.logit_scale * images @ texts.T, batch.labels)
 
         return loss
+
+
+@dataclass(frozen=True, eq=False)
+class TunedCLIP(FrozenCLIP):
+    """A CLIP with the updates merged in, and these as PEFT saves them."""
+
+    config: LoraConfig | None = None
+    saved: Mapping[str, Tensor] = field(default_factory=dict)

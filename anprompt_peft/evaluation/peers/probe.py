@@ -49,6 +49,11 @@ class Probe:
     weight: Tensor  # W, float64 [K, d]
     bias: Tensor  # b, float64 [K]
 
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """`weight` and `bias`."""
+        return {"weight": self.weight, "bias": self.bias}
+
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return logits `[n, C]`; where known and other classes compete they are log-probabilities.
 

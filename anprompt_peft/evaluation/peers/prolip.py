@@ -55,6 +55,11 @@ class Projection:
     weight: Tensor
     ensemble: bool
 
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """`weight`."""
+        return {"weight": self.weight}
+
     def logits(self, images: ImageSet, classes: ClassTexts) -> Tensor:
         """Return logits `[n, C]`."""
         features = normalize(self.backbone.unprojected_features(images) @ self.weight.T)

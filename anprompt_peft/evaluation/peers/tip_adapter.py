@@ -76,6 +76,11 @@ class Cache:
     beta: float
     ensemble: bool
 
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """`keys` and `labels`, int64 `[n]`."""
+        return {"keys": self.keys, "labels": self.labels.argmax(dim=1)}
+
     def scores(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return what the cache adds to the logits of m features: `[m, C]` for one-hot labels `[n, C]`."""
         return self.alpha * torch.exp(-self.beta * (1 - features @ self.keys.T)) @ labels
