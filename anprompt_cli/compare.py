@@ -11,13 +11,12 @@ import typer
 from .adapters import check_data
 from .errors import FAILED
 from .options import (
-    CLASSES,
     CLIP,
     DATA,
     OUTPUT,
     RUN,
     TRAINING,
-    DataOptions,
+    PoolOptions,
     RunOptions,
     command,
     number,
@@ -27,7 +26,7 @@ from .text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(RunOptions, DataOptions):
+class CompareOptions(RunOptions, PoolOptions):
     """Options of `anprompt compare`."""
 
     output: Path | None = option(
@@ -43,9 +42,6 @@ class CompareOptions(RunOptions, DataOptions):
         DATA,
         min=2,
         default=5,
-    )
-    template: list[str] | None = option(
-        "Prompt with {} for the class name; repeat it for several. Default: a photo of a {}.", CLASSES
     )
     method: list[str] | None = option(
         "Method to compare with zero-shot CLIP; repeat it. Default: zero-shot-ensemble, linear-probe, tip-adapter-f, "

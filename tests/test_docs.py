@@ -196,7 +196,9 @@ def is_run(command: str) -> bool:
 
 
 def shortened(command: str) -> str:
-    """A training whose length the page leaves to the default of ten epochs takes one."""
+    """A training whose length the page leaves to the default of ten epochs takes one; few methods are compared."""
+    if re.match(r"anprompt compare ", command):
+        return f"{command} --shots 2 --draws 2 --method linear-probe"
     training = r"anprompt train (?!.*--(epochs|config))|accelerate launch examples/train_accelerate\.py (?!.*--epochs)"
     return f"{command} --epochs 1" if re.match(training, command) else command
 

@@ -44,7 +44,7 @@ class Measured:
     adapted: list[Predictions]
     zero_shot: list[Predictions]  # of the same model with the adapter switched off
     probe: list[Predictions] = field(default_factory=list)  # on the training images; empty where there are none
-    method: str = ADAPTED  # what the first predictions are of
+    method: str = field(default=ADAPTED, kw_only=True)  # what the first predictions are of
 
     def methods(self) -> dict[str, list[Predictions]]:
         """Return the predictions by method."""

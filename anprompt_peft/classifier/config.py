@@ -73,12 +73,12 @@ def read_config(folder: Path) -> CLIPClassifierConfig:
         raise ValueError(f"{path} is not the configuration of a classifier that `anprompt compare --save` wrote.")
     for name, kind in FIELDS.items():
         if name not in record:
-            raise ValueError(f"{path} has no field {name}.")
+            raise ValueError(f"{path} has no field {name!r}.")
         check_plain(name, record[name])
         if wrong := mismatch(record[name], kind):
-            raise ValueError(f"{path}: {name}={short(record[name])} {wrong}.")
+            raise ValueError(f"{path}: the field {name!r} {wrong}, and is {short(record[name])}.")
     if record["method"] not in METHODS:
-        raise ValueError(f"{path}: method={short(record['method'])} must be one of {', '.join(METHODS)}.")
+        raise ValueError(f"{path}: the method {short(record['method'])} is not one of {', '.join(METHODS)}.")
     try:
         check_class_names(record["class_names"])
         check_template(record["templates"])

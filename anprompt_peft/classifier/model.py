@@ -42,7 +42,7 @@ class CLIPClassifier(PreTrainedModel):
         self.set_classes()
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> CLIPClassifier:  # type: ignore[override]
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> CLIPClassifier:
         """Load a classifier from a folder; `dtype` is that of the CLIP."""
         from .loading import load_classifier
 

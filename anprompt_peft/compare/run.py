@@ -123,7 +123,7 @@ def plan_comparison(
         ShotsError: if a class has too few images.
     """
     if unknown := [each for each in methods or () if each not in COMPARED]:
-        raise ValueError(f"methods={unknown} must be of {', '.join(COMPARED)}.")
+        raise ValueError(f"method={unknown[0]!r} must be one of {', '.join(COMPARED)}.")
     if draws < 2:
         raise ValueError(f"draws={draws} must be at least 2: the intervals are over them.")
     if "train" not in splits:

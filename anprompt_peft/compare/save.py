@@ -24,11 +24,10 @@ IMAGES = "images.json"
 SEED = 1
 
 
-def chosen_method(plan: Plan, name: str) -> str | None:
-    """Return which method `name` is, `None` for the best; raise `ValueError` for one that is not compared."""
+def check_name(plan: Plan, name: str) -> None:
+    """Raise `ValueError` unless a method of this name is compared; `best` is one of them."""
     if name != BEST and name not in plan.cells:
         raise ValueError(f"save={name!r} must be {BEST}, or one of the methods compared: {', '.join(plan.cells)}.")
-    return None if name == BEST else name
 
 
 def save_method(plan: Plan, comparison: Comparison, name: str = BEST, show: Callable[[str], None] = print) -> Path:
@@ -49,7 +48,8 @@ def save_method(plan: Plan, comparison: Comparison, name: str = BEST, show: Call
     Raises:
         ValueError: for a method that is not compared.
     """
-    method = chosen_method(plan, name) or comparison.chosen
+    check_name(plan, name)
+    method = comparison.chosen if name == BEST else name
     cell = plan.cells[method][0]
     (data,) = plan.place.loaded.values()
     parts = [data.train] if data.test is data.train else [data.train, data.test]
