@@ -129,7 +129,7 @@ PLACES = {
             for each in ("__init__", "adapter_layer_names", "update", "update_layer")
         },
     ),
-    "a baseline": ({"ProLIP"}, {"evaluation/peers/prolip.py: ProLIP"}),
+    "a baseline": ({"ProLIP"}, {"evaluation/peers/prolip.py: ProLIP", "compare/methods.py: COMPARED"}),
     "an option of train": (
         {"shots_up_to"},
         {

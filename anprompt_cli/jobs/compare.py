@@ -17,7 +17,7 @@ from ..compare import CompareOptions
 from ..errors import Interrupted
 from .advice import about_duplicates, about_names, duplicates_in, new_looks
 from .benchmark import reasons
-from .labelled import check_parts, choose_split, left_out, load_splits, on_stderr, public_name
+from .labelled import check_parts, choose_classes, choose_split, left_out, load_splits, on_stderr, public_name
 from .models import choose_device, disable_progress_bars, load_clip
 
 WRITTEN = (PAGE, METHODS, CLASSES, VERDICT)
@@ -52,7 +52,7 @@ def compare_photos(options: CompareOptions) -> tuple[list[str], list[str], bool]
 
 def _plan(options: CompareOptions) -> tuple[Plan, list[str]]:
     """Read and check the photos; return what to measure, and a note about what was left out."""
-    splits = load_splits(options, options.class_names)
+    splits = choose_classes(load_splits(options, options.class_names), options)
     parts = {"train": choose_split(splits, options.train_split, "--train-split")}
     measured = next((name for name in MEASURED_SPLITS if name in splits and name != options.train_split), None)
     if measured:

@@ -57,14 +57,14 @@ def _names(comparison: Comparison) -> Iterator[str]:
     others = [name for name in comparison.methods if name not in (ZERO_SHOT, ENSEMBLE)]
     best = max(others, key=lambda name: comparison.methods[name].accuracy, default=None)
     if found := codes(names):
-        yield f"CLIP reads class names, and {_first(found)} say nothing to it: rename with --classes-file."
+        yield f"CLIP reads class names, and {_first(found)} say nothing to it: give others with --rename."
     elif best is not None:
         learned, read = (_recalls(comparison.pooled(name)) for name in (best, ZERO_SHOT))
         badly = [at for at in np.argsort(read - learned, kind="stable") if read[at] < READ_BADLY * learned[at]]
         shown = [f"{names[at]} ({100 * read[at]:.0f} % against {100 * learned[at]:.0f} %)" for at in badly]
         if shown:
             yield (
-                f"By name alone CLIP hardly finds {_first(shown)}: try other names (--classes-file) or "
+                f"By name alone CLIP hardly finds {_first(shown)}: try other names (--rename) or "
                 "templates (--template)."
             )
             return
