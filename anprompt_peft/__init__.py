@@ -7,7 +7,7 @@ from .method.registration import register
 from .publish import Metric, TrainingFacts
 from .publish.mixin import patch_saving
 from .trust.loading import patch_loading
-from .tuner import ANPromptCLIPModel, ANPromptModel, patch_models
+from .tuner import AdaptedModel, ANPromptCLIPModel, ANPromptModel, patch_models
 
 __version__ = "0.1.0"
 
@@ -16,6 +16,7 @@ __all__ = [
     "ANPromptConfig",
     "ANPromptModel",
     "ANPromptOutput",
+    "AdaptedModel",
     "Metric",
     "TrainingFacts",
     "__version__",

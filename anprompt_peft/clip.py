@@ -1,4 +1,4 @@
-"""`PromptedCLIPModel`: a `CLIPModel` with a forward over classes and images, and the prompts of an adapter in."""
+"""`PromptedModel`: gives a `CLIPModel` a forward over classes and images, with the prompts of an adapter in."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel
 from transformers.utils import ModelOutput
 
 from .anchored import fit_anchored
 from .fast.image_cache import DEFAULT_MAX_BYTES, ImageCache
 from .fast.plan import Choice, Plan
 from .fast.planning import classifier, config_of, plan_call, plan_classes, trained_classes
-from .fast.run import encode_classes, join_classifier, logit_scale, run
+from .fast.run import encode_classes, join_classifier, logit_bias, logit_scale, run
 from .fast.savings import Savings
 from .fast.state import State
 from .method.class_texts import (
@@ -76,10 +75,16 @@ NOT_PREDICTIONS = [each.name for each in fields(ANPromptOutput) if each.name not
 """What evaluation does not gather for every image."""
 
 
-class PromptedCLIPModel(CLIPModel):
-    """What an adapted `CLIPModel` can do about classes and images. It is never built directly and has no weights.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as DualEncoder
+else:
+    DualEncoder = object  # the class of an adapted model is made of this mixin and the model's own class
 
-    Everything of `CLIPModel` works as before, with the prompts of the active adapter in.
+
+class PromptedModel(DualEncoder):
+    """What an adapted model can do about classes and images. It is a mixin of the model's own class, without weights.
+
+    Everything of that class works as before, with the prompts of the active adapter in.
     """
 
     anprompt_state: State
@@ -103,7 +108,7 @@ class PromptedCLIPModel(CLIPModel):
         plan: Plan | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Classify images, or score image-text pairs as `CLIPModel` does.
+        """Classify images, or score image-text pairs as the model's own class does.
 
         Adapter and classes are those at the time of the call, whatever other threads choose meanwhile.
 
@@ -528,10 +533,10 @@ class PromptedCLIPModel(CLIPModel):
         self, text: Tensor, image: Tensor, prototype: Tensor | None, frozen: Tensor | None = None
     ) -> Scores:
         """Return the logits of normalised images and prototypes `[B, d]`, as [`losses.score`] does."""
-        return score(image, prototype, text, logit_scale(self), self.active_config, frozen)
+        return score(image, prototype, text, logit_scale(self), self.active_config, frozen, logit_bias(self))
 
 
-_FORWARD = signature(PromptedCLIPModel.forward)
+_FORWARD = signature(PromptedModel.forward)
 
 
 def _texts_and_images(input_ids: Tensor | None, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

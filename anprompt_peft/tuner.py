@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,17 +17,17 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, delete_adapter
 from torch import Tensor, nn
 from torch._dynamo import eval_frame
-from transformers import CLIPConfig, CLIPModel, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pipelines import base as pipelines
 
-from .clip import NOT_PREDICTIONS, PromptedCLIPModel
+from .clip import NOT_PREDICTIONS, PromptedModel
 from .denoising.loading import read_denoiser
 from .fast.blocks import decomposes
-from .fast.encoders import block
+from .fast.encoders import block, weights_of
 from .fast.state import State
 from .files import hub_id
 from .method.config import ANPromptConfig
-from .method.families import FAMILIES, family_of, image_head
+from .method.families import CLIP, FAMILIES, family_of, image_head, made_of
 from .method.features import evaluating
 from .method.layer import UNKNOWN_TOKEN, ANPromptHead, ANPromptLayer
 from .method.noise import Fitted, fit
@@ -42,17 +43,22 @@ _FORWARDS = {"forward", "_old_forward"}
 logger = logging.getLogger(__name__)
 
 
-class ANPromptCLIPModel(PublishMixin, PromptedCLIPModel):
-    """A `CLIPModel` with ANPrompt adapters. Injection turns a `CLIPModel` into one in place; `unload()` turns it back.
+class AdaptedModel(PublishMixin, PromptedModel):
+    """A model with ANPrompt adapters. Injection turns a `CLIPModel` into one in place; `unload()` turns it back.
 
-    It is never built directly: it adds no weights of its own, and everything of `CLIPModel` works as before, with the
-    prompts of the active adapter in.
+    Its class is made of this one and the model's own: `ANPromptCLIPModel` of `CLIPModel`, and so on. It is never built
+    directly: it adds no weights of its own, and everything of the model's own class works as before, with the prompts
+    of the active adapter in.
     """
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Refuse weights of another adapter before any is copied, by whichever way they come."""
         _check_incoming(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+ADAPTED = {each: made_of(AdaptedModel, each.model, f"ANPrompt{each.model.__name__}") for each in FAMILIES.values()}
+ANPromptCLIPModel = ADAPTED[CLIP]
 
 
 class OwnConfigs(dict[str, ANPromptConfig]):
@@ -104,7 +110,7 @@ class ANPromptModel(BaseTuner):
 
     def inject_adapter(
         self,
-        model: CLIPModel,
+        model: PreTrainedModel,
         adapter_name: str,
         autocast_adapter_dtype: bool = True,
         low_cpu_mem_usage: bool = False,
@@ -139,14 +145,14 @@ class ANPromptModel(BaseTuner):
             if isinstance(module, ANPromptLayer):
                 module.link(head)
         _update_attention(model)
-        _change_class(model, ANPromptCLIPModel)
+        _change_class(model, ADAPTED[family_of(model)])
         if not hasattr(model, "anprompt_state"):
             labels = model.config.id2label, model.config.label2id
             model.config.keys_to_ignore_at_inference = [*NOT_PREDICTIONS]  # read by Trainer
             model.anprompt_state = State(decomposes=_probe(model), base_labels=labels)
         model.name_labels()
 
-    def _prepare(self, given: ANPromptConfig, model: CLIPModel) -> tuple[ANPromptConfig, Fitted | None]:
+    def _prepare(self, given: ANPromptConfig, model: PreTrainedModel) -> tuple[ANPromptConfig, Fitted | None]:
         """Return the adapter's own configuration, completed, and what the noise pipeline finds for it."""
         if given.init_noise_prompts and given.classifier_strength is not None:
             raise ValueError(
@@ -194,9 +200,9 @@ class ANPromptModel(BaseTuner):
         tower, *_, index = key.split(".")
         config = self.model.config.text_config if tower == "text_model" else self.model.config.vision_config
         number = int(index) + 1
-        layer = ANPromptLayer(
-            target, tower.removesuffix("_model"), number, config.hidden_size, number == config.num_hidden_layers
-        )
+        is_last = number == config.num_hidden_layers
+        family, tower = family_of(self.model), tower.removesuffix("_model")
+        layer = ANPromptLayer(target, family, tower, number, config.hidden_size, is_last)
         layer.set_adapter(self.active_adapters)
         return layer
 
@@ -204,12 +210,12 @@ class ANPromptModel(BaseTuner):
         """Only put the module in its place; the wrapped blocks have no weight or bias to copy."""
         setattr(parent, child_name, new_module)
 
-    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> CLIPModel:
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> PreTrainedModel:
         model: Any = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         model.config.id2label, model.config.label2id = model.anprompt_state.base_labels
         del model.config.keys_to_ignore_at_inference
         _restore_attention(model)
-        _change_class(model, CLIPModel)
+        _change_class(model, family_of(model).model)
         del model.anprompt_state
         return model
 
@@ -222,7 +228,7 @@ class ANPromptModel(BaseTuner):
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapter and name its classes in the model's configuration."""
         super().set_adapter(adapter_name, inference_mode)
-        if isinstance(self.model, ANPromptCLIPModel):  # not yet while the first adapter is injected
+        if isinstance(self.model, AdaptedModel):  # not yet while the first adapter is injected
             self.model.name_labels()
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -241,10 +247,10 @@ class ANPromptModel(BaseTuner):
         yield
 
 
-def adapted_clip(model: Any) -> ANPromptCLIPModel:
-    """Return the `CLIPModel` with an ANPrompt adapter that `model` is or wraps; raise `TypeError` if there is none."""
+def adapted_clip(model: Any) -> AdaptedModel:
+    """Return the model with an ANPrompt adapter that `model` is or wraps; raise `TypeError` if there is none."""
     clip = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(clip, ANPromptCLIPModel):
+    if not isinstance(clip, AdaptedModel):
         raise TypeError(
             f"This takes a CLIPModel with an ANPrompt adapter, not {type(clip).__name__}. Adapt it with "
             "get_peft_model(clip, ANPromptConfig(...)), or load an adapter with PeftModel.from_pretrained(clip, name)."
@@ -260,12 +266,13 @@ def patch_models() -> None:
     that is not on their lists.
     """
     wrap(PeftModel, "__init__", _init_with_hook)
-    if CLIPModel.get_input_embeddings is PreTrainedModel.get_input_embeddings:
-        CLIPModel.get_input_embeddings = lambda clip: clip.text_model.embeddings.token_embedding
+    for family in FAMILIES.values():
+        if family.model.get_input_embeddings is PreTrainedModel.get_input_embeddings:
+            family.model.get_input_embeddings = lambda clip: clip.text_model.embeddings.token_embedding
     tasks: dict[str, list[str]] = getattr(pipelines, "SUPPORTED_PEFT_TASKS", {})
     for task in ("image-classification", "zero-shot-image-classification"):
         known = tasks.setdefault(task, [])
-        known.extend(each.__name__ for each in (ANPromptCLIPModel, PeftModel) if each.__name__ not in known)
+        known.extend(each.__name__ for each in (*ADAPTED.values(), PeftModel) if each.__name__ not in known)
 
 
 def _init_with_hook(stock: Callable[..., None], model: PeftModel, *args: Any, **kwargs: Any) -> None:
@@ -285,8 +292,8 @@ eval_frame.skip_code(_plan_first.__code__)  # else it would be compiled by itsel
 
 
 def check_backbone(model: Any) -> None:
-    """Raise unless `model` is a `CLIPModel` that prompts can be put into, as it is loaded and wrapped."""
-    if type(model) not in (*(each.model for each in FAMILIES.values()), ANPromptCLIPModel):
+    """Raise unless `model` is a dual encoder that prompts can be put into, as it is loaded and wrapped."""
+    if type(model) not in (*(each.model for each in FAMILIES.values()), *ADAPTED.values()):
         raise TypeError(_not_a_clip(model))
     for tower in (model.text_model, model.vision_model):
         name = tower.config._attn_implementation
@@ -297,8 +304,9 @@ def check_backbone(model: Any) -> None:
             )
     _check_forward(model)
     family = family_of(model)
-    heads = [family.image_head, family.text_head]
-    quantised = [name for name in heads if not model.get_submodule(name).weight.is_floating_point()]
+    own, heads = family.model.__name__, [family.image_head, family.text_head]
+    parts = {name: weights_of(model.get_submodule(name)) for name in heads}
+    quantised = [name for name, weights in parts.items() if not all(map(torch.is_floating_point, weights))]
     if quantised:
         raise ValueError(
             f"The quantised {' and '.join(quantised)} cannot be the start of an adapter's weights. Leave them as they "
@@ -308,7 +316,7 @@ def check_backbone(model: Any) -> None:
     if read_at not in (None, eos):
         raise ValueError(
             f"eos_token_id={eos} in CLIP's configuration came too late: the text encoder was built with {read_at}. "
-            "Change the configuration first, and load CLIP with it: CLIPModel.from_pretrained(name, config=config)."
+            f"Change the configuration first, and load the model with it: {own}.from_pretrained(name, config=config)."
         )
     if any(isinstance(module, BaseTunerLayer) and not isinstance(module, OWN_LAYERS) for module in model.modules()):
         raise TypeError("This CLIP already carries adapters of another method. Merge or unload them first.")
@@ -318,7 +326,7 @@ def check_backbone(model: Any) -> None:
             raise TypeError(f"ANPrompt wraps {family.layer.__name__}, found {type(base).__name__} in its place.")
 
 
-def _check_forward(model: CLIPModel) -> None:
+def _check_forward(model: PreTrainedModel) -> None:
     """Raise `ValueError` if somebody holds on to the forward that adapting replaces, or keeps weights elsewhere."""
     places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
     hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
@@ -326,7 +334,7 @@ def _check_forward(model: CLIPModel) -> None:
     if len(places) > 1 or any(getattr(hook, "offload", False) for hook in hooks):
         raise ValueError(
             f"This CLIP is spread over devices {sorted(places) or ''} by device_map or offloading, and prompts go to "
-            "both encoders at once. Load it on one device: CLIPModel.from_pretrained(name, device_map={'': 0}), or "
+            "both encoders at once. Load it on one device: from_pretrained(name, device_map={'': 0}), or "
             "without device_map and then .to(device)."
         )
     forward = _own_forward(model)
@@ -350,7 +358,7 @@ def _change_class(model: nn.Module, kind: type[nn.Module]) -> None:
     model.__class__ = kind
 
 
-def _check_attention(model: CLIPModel, config: ANPromptConfig) -> None:
+def _check_attention(model: PreTrainedModel, config: ANPromptConfig) -> None:
     """Raise `TypeError` if an adapter updates the matrices of an attention that somebody has replaced."""
     family = family_of(model)
     for tower in ("text", "vision"):
@@ -366,7 +374,7 @@ def _check_attention(model: CLIPModel, config: ANPromptConfig) -> None:
                 )
 
 
-def _update_attention(model: CLIPModel) -> None:
+def _update_attention(model: PreTrainedModel) -> None:
     """Let the attention of layers whose matrices adapters update know of updates, in place."""
     for layer in model.modules():
         if isinstance(layer, ANPromptLayer) and layer.updates_attention:
@@ -374,7 +382,7 @@ def _update_attention(model: CLIPModel) -> None:
             _change_class(attention, family_of(model).updated_attention)
 
 
-def _restore_attention(model: CLIPModel) -> None:
+def _restore_attention(model: PreTrainedModel) -> None:
     family = family_of(model)
     for module in model.modules():
         if isinstance(module, family.updated_attention):
@@ -392,36 +400,43 @@ def check_shape(name: str, shape: Sequence[int], needed: Sequence[int]) -> None:
 
 
 def _not_a_clip(model: Any) -> str:
-    """Return what to do about a model that is no plain `CLIPModel`."""
-    name = type(model).__name__
-    if isinstance(model, CLIPModel):
-        return (
-            f"{name} is a subclass of CLIPModel, and adapting replaces the class. Load the base model with "
-            "CLIPModel.from_pretrained(...)."
-        )
+    """Return what to do about a model of which no family is."""
+    name, served = type(model).__name__, {each.model: each.model.__name__ for each in FAMILIES.values()}
+    for each, own in served.items():
+        if isinstance(model, each):
+            return (
+                f"{name} is a subclass of {own}, and adapting replaces the class. Load the base model with "
+                f"{own}.from_pretrained(...)."
+            )
     if isinstance(getattr(model, "base_model", None), ANPromptModel):
         return f"This {name} has an ANPrompt adapter already. Add another one with model.add_adapter(name, config)."
-    inner = [path for path, module in model.named_modules() if type(module) is CLIPModel]
-    if inner:
-        return f"{name} holds a CLIPModel at {inner[0]!r}. Adapt that one: get_peft_model(model.{inner[0]}, config)."
+    for path, module in model.named_modules():
+        if type(module) in served:
+            own = served[type(module)]
+            return f"{name} holds a {own} at {path!r}. Adapt that one: get_peft_model(model.{path}, config)."
     kind = getattr(getattr(model, "config", None), "model_type", "")
-    if kind.startswith("clip"):
+    if family := FAMILIES.get(re.sub("_(text|vision)_model$", "", kind)):
+        own = family.model.__name__
         return (
-            f"ANPrompt adapts both towers of transformers' CLIPModel together, not {name} alone. Load the base model "
-            "with CLIPModel.from_pretrained(...)."
+            f"ANPrompt adapts both towers of transformers' {own} together, not {name} alone. Load the base model "
+            f"with {own}.from_pretrained(...)."
         )
     return (
-        f"ANPrompt adapts transformers' CLIPModel (both towers), not {name}, whose encoders are built differently. "
-        "Choose a checkpoint of the model type 'clip', for example openai/clip-vit-base-patch16, and load it with "
-        "CLIPModel.from_pretrained(...)."
+        f"ANPrompt adapts transformers' {' and '.join(served.values())} (both towers), not {name}, whose encoders are "
+        f"built differently. Choose a checkpoint of the model type {' or '.join(map(repr, FAMILIES))}, for example "
+        "openai/clip-vit-base-patch16, and load it with CLIPModel.from_pretrained(...)."
     )
 
 
-def _probe(clip: CLIPModel) -> bool:
+def _probe(clip: PreTrainedModel) -> bool:
     """Whether the layers of both encoders are built as savings need them; warns if CLIP's own forward must be used."""
-    towers = (clip.text_model, clip.vision_model)
+    family = family_of(clip)
+    if not family.saves:
+        return False
+    ways = (False, True) if family.causal else (False,)
+    last = [tower.encoder.layers[-1].get_base_layer() for tower in (clip.text_model, clip.vision_model)]
     with evaluating(clip):  # dropout would tell any two passes apart
-        known = all(decomposes(tower.encoder.layers[-1].get_base_layer()) for tower in towers)
+        known = all(decomposes(layer, ways) for layer in last)
     if not known:
         warnings.warn(
             f"transformers {transformers.__version__} builds CLIP's encoder layers, or quantisation stores their "
@@ -431,7 +446,7 @@ def _probe(clip: CLIPModel) -> bool:
     return known
 
 
-def _check_incoming(clip: CLIPModel, state_dict: dict[str, Tensor], prefix: str) -> None:
+def _check_incoming(clip: PreTrainedModel, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Raise `ValueError` if adapter weights about to be loaded were made for other classes or another CLIP."""
     head, path = image_head(clip), family_of(clip).image_head
     for adapter, own in head.anprompt_class_ids.items():
@@ -451,7 +466,7 @@ def _check_incoming(clip: CLIPModel, state_dict: dict[str, Tensor], prefix: str)
             check_shape(name, given.shape, tensor.shape)
 
 
-def _read_denoiser(config: ANPromptConfig, model: CLIPModel) -> Denoiser | None:
+def _read_denoiser(config: ANPromptConfig, model: PreTrainedModel) -> Denoiser | None:
     """Return the denoiser that a new adapter starts from, if it names one; its rank stays in `config`."""
     if config.denoiser is None:
         if config.denoiser_rank is not None:
@@ -485,7 +500,7 @@ def _from_anywhere(name: str | None) -> str | None:
     return os.path.abspath(name) if name and os.path.isdir(name) else name
 
 
-def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:
+def _target_modules(config: ANPromptConfig, clip_config: PreTrainedConfig) -> str:
     """Return the regular expression of the modules to wrap: first changed to last layer of each tower, the head."""
 
     def tower(name: str, depth: int) -> str:
@@ -495,4 +510,4 @@ def _target_modules(config: ANPromptConfig, clip_config: CLIPConfig) -> str:
 
     text = tower("text", clip_config.text_config.num_hidden_layers)
     vision = tower("vision", clip_config.vision_config.num_hidden_layers)
-    return f"{text}|{vision}|{FAMILIES[clip_config.model_type].image_head}"
+    return f"{text}|{vision}|{re.escape(family_of(clip_config).image_head)}"

@@ -40,7 +40,7 @@ def reference_adapter(model: Any) -> reference.Adapter:
             else:
                 weight, bias = projection.weight, projection.bias
             maps[layer.tower][layer.number] = (weight, bias)
-    frozen = head.base_layer.weight
+    frozen: Any = head.base_layer.weight
     prototype: Any = getattr(head.anprompt_prototype, "default", head.base_layer)  # it has none without prompts
     return reference.Adapter(
         tokens=head.anprompt_tokens["default"] if "default" in head.anprompt_tokens else noise[:0],

@@ -29,7 +29,7 @@ class FittedAdapter:
     Texts longer than CLIP's context are cut.
 
     Args:
-        model (`PeftModel` or `ANPromptCLIPModel`): with an active adapter; it is left as it is.
+        model (`PeftModel` or `AdaptedModel`): with an active adapter; it is left as it is.
         zero_shot (`bool`): switch the adapter off: the frozen CLIP.
         frozen (*optional*): the same CLIP's [`~anprompt_peft.evaluation.peers.protocol.Fitted`], if what it has
             encoded is to be shared among adapters.

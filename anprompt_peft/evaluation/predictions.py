@@ -138,7 +138,7 @@ def predict_labelled(
     Inside `with model.disable_adapter():` it is the zero-shot CLIP that answers.
 
     Args:
-        model (`PeftModel` or `ANPromptCLIPModel`): in any mode; each of its modules is left in the mode it was in.
+        model (`PeftModel` or `AdaptedModel`): in any mode; each of its modules is left in the mode it was in.
         batches (`Iterable`): a `DataLoader` that does not shuffle, or any batches with `pixel_values` `[B, 3, H, W]`
             and `labels`, int64 `[B]`.
         name (`str`): what the images are: `"base"`, `"new"`, `"test"`.

@@ -1,4 +1,4 @@
-"""The inside of a `CLIPEncoderLayer`, decomposed into keys, queries, attention and what follows it.
+"""The inside of a `CLIPEncoderLayer` and its like, decomposed into keys, queries, attention and what follows.
 
 This is the one module that knows how transformers builds that layer; [`decomposes`] checks it against the layer.
 Shapes: B rows (images or texts), L positions, M query positions, P shared ones, h heads of width e, d = h * e.
@@ -6,7 +6,7 @@ Shapes: B rows (images or texts), L positions, M query positions, P shared ones,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.modeling_layers import GradientCheckpointingLayer as Layer
 
 from ..method.updates import Updates, project, recorded
 
@@ -41,14 +41,14 @@ PROBE_STD = 0.1
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
-def keys_values(layer: CLIPEncoderLayer, hidden: Tensor, updates: Updates) -> KeysValues:
+def keys_values(layer: Layer, hidden: Tensor, updates: Updates) -> KeysValues:
     """Return keys and values, each `[..., L, h, e]`, of what enters the layer, `[..., L, d]`."""
     normed = layer.layer_norm1(hidden)
     return _in_heads(layer, "k_proj", normed, updates), _in_heads(layer, "v_proj", normed, updates)
 
 
 def queries_keys_values(
-    layer: CLIPEncoderLayer, hidden: Tensor, updates: Updates, queried: Tensor | slice = ALL
+    layer: Layer, hidden: Tensor, updates: Updates, queried: Tensor | slice = ALL
 ) -> QueriesKeysValues:
     """Return queries, keys and values of positions `[..., L, d]`, the queries only of the query positions."""
     normed = layer.layer_norm1(hidden)
@@ -59,13 +59,13 @@ def queries_keys_values(
     )
 
 
-def queries_of(layer: CLIPEncoderLayer, hidden: Tensor, updates: Updates) -> Tensor:
+def queries_of(layer: Layer, hidden: Tensor, updates: Updates) -> Tensor:
     """Return the queries `[..., L, h, e]` of positions `[..., L, d]`."""
     return _in_heads(layer, "q_proj", layer.layer_norm1(hidden), updates)
 
 
 def attend(
-    layer: CLIPEncoderLayer,
+    layer: Layer,
     queries: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -88,7 +88,12 @@ def attend(
 
 
 def attend_shared(
-    layer: CLIPEncoderLayer, queries: Tensor, keys: Tensor, values: Tensor, shared: KeysValues, mask: Tensor | None
+    layer: Layer,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    shared: KeysValues,
+    mask: Tensor | None,
 ) -> Tensor:
     """Return the mixture `[B, M, d]` over shared keys `[1, P, h, e]`, in front, and each row's own `[B, L, h, e]`.
 
@@ -112,7 +117,7 @@ def attend_shared(
     return mixed.transpose(1, 2).flatten(2)  # B, M, d
 
 
-def attend_first(layer: CLIPEncoderLayer, hidden: Tensor, count: int, updates: Updates) -> Tensor:
+def attend_first(layer: Layer, hidden: Tensor, count: int, updates: Updates) -> Tensor:
     """Return attention's mixture `[B, count, d]` of the first `count` rows over all rows.
 
     Keys and values of all rows are not formed where queries are so few that this takes fewer operations:
@@ -141,7 +146,7 @@ def attend_first(layer: CLIPEncoderLayer, hidden: Tensor, count: int, updates: U
     return values.flatten(2) + attention.v_proj.bias  # B, M, d
 
 
-def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, updates: Updates) -> Tensor:
+def finish(layer: Layer, hidden: Tensor, mixed: Tensor, updates: Updates) -> Tensor:
     """Return what leaves the layer `[..., d]`: attention's mixture and the MLP added to what entered it.
 
     QuickGELU `x * sigmoid(1.702 x)` is the equal `silu(1.702 x) / 1.702`, whose scalings the products before and after
@@ -158,7 +163,7 @@ def finish(layer: CLIPEncoderLayer, hidden: Tensor, mixed: Tensor, updates: Upda
     return hidden + _scaled_linear(mlp.fc2, activated, 1 / QUICK_GELU_SLOPE, mlp.fc2.bias).view_as(hidden)
 
 
-def run_whole(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, updates: Updates = ()) -> Tensor:
+def run_whole(layer: Layer, hidden: Tensor, causal: bool, updates: Updates = ()) -> Tensor:
     """Return what leaves a layer without prompts, `[B, L, d]`; a layer with hooks is called as it is."""
     if is_hooked(layer, layer.self_attn):
         return _call(layer, hidden, causal, updates)
@@ -170,9 +175,7 @@ def is_hooked(*modules: nn.Module) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
-def checkpointed(
-    layer: CLIPEncoderLayer, updates: Updates, run: Callable[..., T], hidden: Tensor, *tensors: Tensor
-) -> T:
+def checkpointed(layer: Layer, updates: Updates, run: Callable[..., T], hidden: Tensor, *tensors: Tensor) -> T:
     """Return `run(hidden, *tensors)`, computed again in the backward pass if the layer is to be checkpointed."""
     if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
         return layer._gradient_checkpointing_func(run, recorded(hidden, updates), *tensors)
@@ -180,8 +183,11 @@ def checkpointed(
 
 
 @torch.no_grad()
-def decomposes(layer: CLIPEncoderLayer) -> bool:
-    """Whether the parts above, put together, give what the layer itself gives for random input, up to rounding."""
+def decomposes(layer: Layer, ways: Iterable[bool] = (False, True)) -> bool:
+    """Whether the parts above, put together, give what the layer itself gives for random input, up to rounding.
+
+    The ways of calling it are those of the family's encoders: causal or not.
+    """
     generator = torch.Generator().manual_seed(0)
     if next(layer.parameters()).is_meta:
         layer = deepcopy(layer).to_empty(device="cpu")
@@ -192,7 +198,7 @@ def decomposes(layer: CLIPEncoderLayer) -> bool:
         hidden = torch.randn(*PROBE_SHAPE, layer.embed_dim, generator=generator).to(weight)
     tolerance = TOLERANCES.get(weight.dtype, 0.1)
     with torch.device(weight.device):
-        for causal in (False, True):
+        for causal in ways:
             try:
                 expected = _call(layer, hidden, causal)
                 ours = checkpointed(layer, (), partial(_run_parts, layer, causal=causal), hidden)
@@ -203,8 +209,8 @@ def decomposes(layer: CLIPEncoderLayer) -> bool:
     return True
 
 
-def _call(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, updates: Updates = ()) -> Tensor:
-    """Call a layer as CLIP's text encoder (causal) or vision encoder does."""
+def _call(layer: Layer, hidden: Tensor, causal: bool, updates: Updates = ()) -> Tensor:
+    """Call a layer as CLIP's text encoder (causal) or an encoder without a causal mask does."""
     given: Any = {"updates": updates} if updates else {}
     if not causal:
         return layer(hidden, None, **given)
@@ -215,12 +221,12 @@ def _call(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, updates: Update
     return layer(hidden, mask, is_causal=True, **given)
 
 
-def _run_parts(layer: CLIPEncoderLayer, hidden: Tensor, causal: bool, updates: Updates = ()) -> Tensor:
+def _run_parts(layer: Layer, hidden: Tensor, causal: bool, updates: Updates = ()) -> Tensor:
     mixed = attend(layer, *queries_keys_values(layer, hidden, updates), causal=causal)
     return finish(layer, hidden, mixed, updates)
 
 
-def _in_heads(layer: CLIPEncoderLayer, name: str, normed: Tensor, updates: Updates) -> Tensor:
+def _in_heads(layer: Layer, name: str, normed: Tensor, updates: Updates) -> Tensor:
     projected = project(layer.self_attn, name, normed, updates)
     return projected.unflatten(-1, (layer.self_attn.num_heads, layer.self_attn.head_dim))
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer as Layer
 
 from ..method.config import ANPromptConfig
-from ..method.families import embed_images, image_head, image_norms, project_images, project_texts
+from ..method.families import embed_images, family_of, image_entry, image_head, project_images, project_texts
 from ..method.features import Pass
 from ..method.layer import ANPromptLayer
 from .blocks import Changes, NewPrompts, QueriesKeysValues, is_hooked, queries_keys_values, run_whole
@@ -32,7 +32,7 @@ class ImageFeatures(NamedTuple):
     frozen: Tensor | None
 
 
-def encode_images(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> ImageFeatures:
+def encode_images(clip: PreTrainedModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> ImageFeatures:
     """Return the features of images `[B, 3, H, W]`, the frozen ones only if the plan needs them."""
     if not plan.decomposed:
         return _encode_whole_images(clip, plan, pixel_values, interpolate)
@@ -49,15 +49,16 @@ def encode_images(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate
             of_hidden = queries_keys_values(blocks[0], hidden, ()) if shares else None
             frozen = frozen_image_features(clip, plan, hidden, of_hidden)  # B, d
     prompts = _prompts(layers, plan, hidden.dtype)
-    output, prompts_out = run_vision(blocks, hidden, prompts, updates, plan.config.prompt_mixing, of_hidden)
+    pooled = pooled_positions(clip, hidden)
+    output, prompts_out = run_vision(blocks, hidden, pooled, prompts, updates, plan.config.prompt_mixing, of_hidden)
     there = prompts_out if plan.config.num_prompts else None
     return ImageFeatures(project_images(clip, output), there, frozen)  # B, d; B, p, d_v; B, d
 
 
-def image_prefix(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> Tensor:
+def image_prefix(clip: PreTrainedModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> Tensor:
     """Return images as they enter the first layer with prompts, `[B, L, d_v]`."""
     before = [block(layer) for layer in _before(clip, "vision", plan.config)]
-    with gradients_if(pixel_values, *weights_of(clip.vision_model.embeddings, image_norms(clip)[0], *before)):
+    with gradients_if(pixel_values, *weights_of(*image_entry(clip), *before)):
         hidden = embed_images(clip, pixel_values, interpolate)
         for layer in before:
             hidden = run_whole(layer, hidden, causal=False)
@@ -66,16 +67,21 @@ def image_prefix(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate:
 
 @torch.no_grad()
 def frozen_image_features(
-    clip: CLIPModel, plan: Plan, hidden: Tensor, of_hidden: QueriesKeysValues | None = None
+    clip: PreTrainedModel, plan: Plan, hidden: Tensor, of_hidden: QueriesKeysValues | None = None
 ) -> Tensor:
     """Return CLIP's own features `[B, d]` of what [`image_prefix`] gave."""
     blocks = [block(layer) for layer in _prompted(clip, "vision", plan.config)]
-    count = len(blocks)
-    output, _ = run_vision(blocks, hidden, [None] * count, [()] * count, 1.0, of_hidden)
+    count, pooled = len(blocks), pooled_positions(clip, hidden)
+    output, _ = run_vision(blocks, hidden, pooled, [None] * count, [()] * count, 1.0, of_hidden)
     return project_images(clip, output)
 
 
-def text_prefix_states(clip: CLIPModel, plan: Plan, input_ids: Tensor, size: int | None) -> Tensor:
+def pooled_positions(clip: PreTrainedModel, hidden: Tensor) -> int:
+    """Return how many of the L positions of images `[B, L, d_v]`, from the first on, their features are pooled of."""
+    return hidden.shape[1] if family_of(clip).pools_images else 1
+
+
+def text_prefix_states(clip: PreTrainedModel, plan: Plan, input_ids: Tensor, size: int | None) -> Tensor:
     """Return texts `[n, L]` as they enter the first layer with prompts, `[n, L, d_t]`, `size` computed at a time."""
     embeddings, before = clip.text_model.embeddings, _before(clip, "text", plan.config)
     updates = [layer.denoising(plan.adapter) if isinstance(layer, ANPromptLayer) else () for layer in before]
@@ -83,14 +89,14 @@ def text_prefix_states(clip: CLIPModel, plan: Plan, input_ids: Tensor, size: int
     def run(ids: Tensor) -> Tensor:
         hidden = embeddings(input_ids=ids)
         for layer, own in zip(before, updates, strict=True):
-            hidden = run_whole(block(layer), hidden, causal=True, updates=own)
+            hidden = run_whole(block(layer), hidden, family_of(clip).causal, own)
         return hidden
 
     with gradients_if(*weights_of(embeddings, *map(block, before))):
         return torch.cat([run(ids) for ids in input_ids.split(size or len(input_ids))])
 
 
-def encode_texts(clip: CLIPModel, plan: Plan, texts: Texts) -> Tensor:
+def encode_texts(clip: PreTrainedModel, plan: Plan, texts: Texts) -> Tensor:
     """Return the features of texts `[n, d]` with prompts in, not normalised."""
     if texts.input_ids is not None:
         return clip.get_text_features(input_ids=texts.input_ids, prompt_context=plan.options()).pooler_output
@@ -98,18 +104,18 @@ def encode_texts(clip: CLIPModel, plan: Plan, texts: Texts) -> Tensor:
     return torch.stack(rows, dim=1).flatten(0, 1)  # T of [n/T, d] -> n, d
 
 
-def text_prefix_weights(clip: CLIPModel, plan: Plan) -> list[Tensor]:
+def text_prefix_weights(clip: PreTrainedModel, plan: Plan) -> list[Tensor]:
     """Return the weights that [`text_prefix_states`] depend on."""
     frozen = weights_of(clip.text_model.embeddings, *map(block, _before(clip, "text", plan.config)))
     return [*frozen, *denoiser_of(clip, plan.adapter)]
 
 
-def denoiser_of(clip: CLIPModel, adapter: str) -> tuple[Tensor, ...]:
+def denoiser_of(clip: PreTrainedModel, adapter: str) -> tuple[Tensor, ...]:
     """Return the tensors of an adapter's denoiser, if it has one."""
     return image_head(clip).denoiser(adapter) or ()
 
 
-def runs_decomposed(clip: CLIPModel, config: ANPromptConfig) -> bool:
+def runs_decomposed(clip: PreTrainedModel, config: ANPromptConfig) -> bool:
     """Whether a pass with prompts can run with the layers decomposed, without dropout, hooks and offloading."""
     dropout = clip.config.text_config.attention_dropout or clip.config.vision_config.attention_dropout
     return (
@@ -120,7 +126,7 @@ def runs_decomposed(clip: CLIPModel, config: ANPromptConfig) -> bool:
     )
 
 
-def block(layer: nn.Module) -> CLIPEncoderLayer:
+def block(layer: nn.Module) -> Layer:
     """Return CLIP's own layer, in a wrapper or not."""
     return layer.get_base_layer() if isinstance(layer, ANPromptLayer) else layer
 
@@ -135,7 +141,7 @@ def gradients_if(*tensors: Tensor) -> AbstractContextManager[None]:
     return torch.set_grad_enabled(torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
 
 
-def _encode_whole_images(clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> ImageFeatures:
+def _encode_whole_images(clip: PreTrainedModel, plan: Plan, pixel_values: Tensor, interpolate: bool) -> ImageFeatures:
     images: Any = {"pixel_values": pixel_values, "interpolate_pos_encoding": interpolate}
     prompted, frozen = plan.options(), None
     features = clip.get_image_features(prompt_context=prompted, **images).pooler_output  # B, d
@@ -145,14 +151,15 @@ def _encode_whole_images(clip: CLIPModel, plan: Plan, pixel_values: Tensor, inte
     return ImageFeatures(features, prompted.vision_prompts, frozen)
 
 
-def _encode_prefix(clip: CLIPModel, plan: Plan, prefix: TextPrefix, recompute: bool) -> Tensor:
+def _encode_prefix(clip: PreTrainedModel, plan: Plan, prefix: TextPrefix, recompute: bool) -> Tensor:
     layers = _prompted(clip, "text", plan.config)
     changes = [
         Changes(partial(layer.update, adapter_name=plan.adapter), layer.attention_updates(plan.adapter))
         for layer in layers
     ]
     prompts = _prompts(layers, plan, prefix.chunks[0].hidden.dtype)
-    output = run_text([block(layer) for layer in layers], prefix, prompts, changes, recompute)  # n, d_t
+    blocks, family = [block(layer) for layer in layers], family_of(clip)
+    output = run_text(blocks, family, prefix, prompts, changes, recompute)  # n, d_t
     return project_texts(clip, output)  # n, d
 
 
@@ -164,17 +171,17 @@ def _prompts(layers: list[ANPromptLayer], plan: Plan, dtype: torch.dtype) -> New
     ]
 
 
-def _before(clip: CLIPModel, tower: str, config: ANPromptConfig) -> list[nn.Module]:
+def _before(clip: PreTrainedModel, tower: str, config: ANPromptConfig) -> list[nn.Module]:
     """Return the layers of an encoder before the first whose outputs training may change, in wrappers or not."""
     return _layers(clip, tower)[: config.first_layer(tower) - 1]
 
 
-def _prompted(clip: CLIPModel, tower: str, config: ANPromptConfig) -> list[ANPromptLayer]:
+def _prompted(clip: PreTrainedModel, tower: str, config: ANPromptConfig) -> list[ANPromptLayer]:
     """Return the layers of an encoder from the first whose outputs training may change."""
     return _layers(clip, tower)[config.first_layer(tower) - 1 :]
 
 
-def _layers(clip: CLIPModel, tower: str) -> list[Any]:
+def _layers(clip: PreTrainedModel, tower: str) -> list[Any]:
     return list((clip.text_model if tower == "text" else clip.vision_model).encoder.layers)
 
 

@@ -8,12 +8,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from ..anchored import known_classes
 from ..method.class_texts import ClassSet, end_of_text_positions, own_tokenizer, tokenize, trim
 from ..method.config import ANPromptConfig, LogitsKind
-from ..method.families import embed_images, image_head, image_norms, project_images, text_modules
+from ..method.families import embed_images, family_of, image_entry, image_head, project_images, text_modules
 from ..method.features import frozen_text_features
 from ..method.noise import clean_features, text_targets
 from ..method.registration import PREFIX
@@ -38,7 +38,7 @@ from .text import TextPrefix, text_prefix
 
 
 def plan_call(
-    clip: CLIPModel,
+    clip: PreTrainedModel,
     choice: Choice,
     with_labels: bool = False,
     pixel_values: Tensor | None = None,
@@ -65,14 +65,14 @@ def plan_call(
     )
 
 
-def plan_classes(clip: CLIPModel, choice: Choice, cached: bool = True) -> Plan:
+def plan_classes(clip: PreTrainedModel, choice: Choice, cached: bool = True) -> Plan:
     """Return a plan that encodes the classes and nothing else; without `cached` it always computes them."""
     plan = _decide(clip, choice, with_labels=False, kind="class")
     features = _cached_features(clip, plan) if cached else None
     return replace(plan, text_features=features, texts=class_texts(clip, plan) if features is None else None)
 
 
-def config_of(clip: CLIPModel, adapter: str) -> ANPromptConfig:
+def config_of(clip: PreTrainedModel, adapter: str) -> ANPromptConfig:
     """Return an adapter's configuration; raise `ValueError` if there is none."""
     configs = image_head(clip).configs
     if adapter not in configs:
@@ -80,7 +80,7 @@ def config_of(clip: CLIPModel, adapter: str) -> ANPromptConfig:
     return configs[adapter]
 
 
-def trained_classes(clip: CLIPModel, adapter: str) -> ClassSet:
+def trained_classes(clip: PreTrainedModel, adapter: str) -> ClassSet:
     """Return the classes that an adapter was trained on; raise `ValueError` if its weights were not loaded."""
     config, ids = config_of(clip, adapter), image_head(clip).anprompt_class_ids[adapter]
 
@@ -95,7 +95,7 @@ def trained_classes(clip: CLIPModel, adapter: str) -> ClassSet:
     return state_of(clip).cached("trained classes", Fingerprint([ids]), compute)
 
 
-def clean_text(clip: CLIPModel, classes: ClassSet, adapter: str) -> Tensor:
+def clean_text(clip: PreTrainedModel, classes: ClassSet, adapter: str) -> Tensor:
     """Return the frozen CLIP's features w `[C, d]` of classes, by the adapter's denoiser, computed at most once."""
     frozen = [each for name, each in clip.text_model.named_parameters() if PREFIX not in name]
     _, head = text_modules(clip)
@@ -104,7 +104,7 @@ def clean_text(clip: CLIPModel, classes: ClassSet, adapter: str) -> Tensor:
     return state_of(clip).cached("clean text", fingerprint, lambda: clean_features(clip, classes, adapter))
 
 
-def classifier(clip: CLIPModel, adapter: str, names: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
+def classifier(clip: PreTrainedModel, adapter: str, names: tuple[str, ...]) -> tuple[Tensor, Tensor] | None:
     """Return which of C classes an adapter's classifier knows, int64 `[K]`, and its rows for them, `[K, d]`.
 
     `None` if it has no classifier, knows none of them, or its classifier has no weight.
@@ -122,7 +122,7 @@ def classifier(clip: CLIPModel, adapter: str, names: tuple[str, ...]) -> tuple[T
     return state_of(clip).cached("classifier", fingerprint, compute)
 
 
-def class_texts(clip: CLIPModel, plan: Plan, may_shard: bool = False) -> Texts:
+def class_texts(clip: PreTrainedModel, plan: Plan, may_shard: bool = False) -> Texts:
     """Return the class texts of a plan, in training perhaps only those that this process encodes."""
     ids = plan.classes.input_ids
     if not (may_shard and clip.training and state_of(clip).shards and worth_sharding(len(ids))):
@@ -130,7 +130,7 @@ def class_texts(clip: CLIPModel, plan: Plan, may_shard: bool = False) -> Texts:
     return replace(_texts(clip, plan, own_shard(ids.to(clip.device)), source=ids), shared=len(ids))
 
 
-def _decide(clip: CLIPModel, choice: Choice, with_labels: bool, kind: LogitsKind | None) -> Plan:
+def _decide(clip: PreTrainedModel, choice: Choice, with_labels: bool, kind: LogitsKind | None) -> Plan:
     config, state = config_of(clip, choice.adapter), state_of(clip)
     classes = choice.classes or trained_classes(clip, choice.adapter)
     if kind is None:
@@ -141,7 +141,7 @@ def _decide(clip: CLIPModel, choice: Choice, with_labels: bool, kind: LogitsKind
     return replace(plan, classifier=classifier(clip, choice.adapter, classes.names) if joins else None)
 
 
-def _cached_features(clip: CLIPModel, plan: Plan) -> Tensor | None:
+def _cached_features(clip: PreTrainedModel, plan: Plan) -> Tensor | None:
     """Return the prompted class features `[C, d]`, computed at most once; `None` where gradients are wanted."""
     head, state = image_head(clip), state_of(clip)
     weights = weights_of(*text_modules(clip), head)
@@ -171,7 +171,9 @@ def _cached_features(clip: CLIPModel, plan: Plan) -> Tensor | None:
     return state.cached("text", fingerprint, compute)
 
 
-def _texts(clip: CLIPModel, plan: Plan, input_ids: Tensor, templates: int = 1, source: Tensor | None = None) -> Texts:
+def _texts(
+    clip: PreTrainedModel, plan: Plan, input_ids: Tensor, templates: int = 1, source: Tensor | None = None
+) -> Texts:
     """Return texts `[n, L]` as they are encoded; with a `source` that is the same object what is frozen is cached."""
     savings = state_of(clip).savings
     if not savings.decomposed:
@@ -184,7 +186,7 @@ def _texts(clip: CLIPModel, plan: Plan, input_ids: Tensor, templates: int = 1, s
 
 
 def _cached_prefixes(
-    source: Tensor, clip: CLIPModel, plan: Plan, input_ids: Tensor, templates: int
+    source: Tensor, clip: PreTrainedModel, plan: Plan, input_ids: Tensor, templates: int
 ) -> tuple[TextPrefix, ...]:
     weights, state = text_prefix_weights(clip, plan), state_of(clip)
     compute = partial(_prefixes, clip, plan, input_ids, templates)
@@ -203,17 +205,18 @@ def _cached_prefixes(
     return state.cached("text prefixes", fingerprint, compute, keep_if=is_frozen)
 
 
-def _prefixes(clip: CLIPModel, plan: Plan, input_ids: Tensor, templates: int) -> tuple[TextPrefix, ...]:
+def _prefixes(clip: PreTrainedModel, plan: Plan, input_ids: Tensor, templates: int) -> tuple[TextPrefix, ...]:
     size = state_of(clip).savings.text_chunk
     prefixes = []
     for ids in (input_ids[at::templates] for at in range(templates)):
         hidden = text_prefix_states(clip, plan, ids.to(clip.device, non_blocking=True), size)  # n / T, L, d_t
         on_host = ids.cpu()
-        prefixes.append(text_prefix(hidden, on_host, end_of_text_positions(on_host, clip.config), size))
+        ends = end_of_text_positions(on_host, clip.config)
+        prefixes.append(text_prefix(hidden, on_host, ends, size, family_of(clip).causal))
     return tuple(prefixes)
 
 
-def _text_targets(clip: CLIPModel, choice: Choice, plan: Plan) -> tuple[Tensor, Tensor]:
+def _text_targets(clip: PreTrainedModel, choice: Choice, plan: Plan) -> tuple[Tensor, Tensor]:
     """Return the frozen CLIP's clean and perturbed features w and u, each `[C, d]`."""
     head = image_head(clip)
     own = head.anprompt_clean_features[plan.adapter], head.anprompt_perturbed_features[plan.adapter]
@@ -227,7 +230,7 @@ def _text_targets(clip: CLIPModel, choice: Choice, plan: Plan) -> tuple[Tensor, 
     return state_of(clip).cached(f"text targets of {plan.adapter}", fingerprint, compute)
 
 
-def _draw_rephrased(clip: CLIPModel, plan: Plan, clean: Tensor) -> tuple[Texts | None, Tensor | None]:
+def _draw_rephrased(clip: PreTrainedModel, plan: Plan, clean: Tensor) -> tuple[Texts | None, Tensor | None]:
     """Draw rephrased texts of classes `[C, d]` from torch's random numbers; the features `[m, d]` to give come along.
 
     Their token ids stay on the host, where their encoding is planned: no step then waits for the device.
@@ -247,7 +250,7 @@ def _draw_rephrased(clip: CLIPModel, plan: Plan, clean: Tensor) -> tuple[Texts |
 
 
 def _cached_image_work(
-    clip: CLIPModel, plan: Plan, pixel_values: Tensor, interpolate: bool
+    clip: PreTrainedModel, plan: Plan, pixel_values: Tensor, interpolate: bool
 ) -> tuple[Tensor, Tensor] | None:
     """Return images as they enter the first layer with prompts, and the frozen features, from the image cache."""
     cache = state_of(clip).image_cache
@@ -263,18 +266,18 @@ def _cached_image_work(
     def outline(pixels: Tensor) -> dict[str, Tensor]:
         """Return names, shapes and dtypes of what is computed, without a layer."""
         hidden = embed_images(clip, pixels, interpolate)
-        return {"hidden": hidden, "frozen": project_images(clip, hidden[:, 0])}
+        return {"hidden": hidden, "frozen": project_images(clip, hidden)}
 
     depends_on = f"{_frozen_vision_digest(clip)} {plan.config.first_layer('vision') - 1} {interpolate}"
     found = cache.fetch(pixel_values, depends_on, compute, outline)
     return found["hidden"], found["frozen"]
 
 
-def _frozen_vision_digest(clip: CLIPModel) -> str:
+def _frozen_vision_digest(clip: PreTrainedModel) -> str:
     """Return a digest of all that CLIP's image features depend on, besides the images; computed at most once."""
-    tower, (first, last) = clip.vision_model, image_norms(clip)
+    tower = clip.vision_model
     blocks = map(block, tower.encoder.layers)
-    weights = weights_of(tower.embeddings, first, *blocks, last, image_head(clip).base_layer)
+    weights = weights_of(*image_entry(clip), *blocks, tower.post_layernorm, image_head(clip).base_layer)
     if any(weight.requires_grad for weight in weights):
         raise ValueError(
             "The image cache keeps results of CLIP's frozen vision encoder, and weights of it are trained. Freeze "

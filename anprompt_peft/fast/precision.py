@@ -46,9 +46,9 @@ def choose_precision(precision: str, device: torch.device | str) -> str:
 def set_precision(model: nn.Module, precision: str = AUTO) -> str:
     """Cast CLIP's frozen weights once, in place, so that the encoders compute in that precision.
 
-    Adapters, trained weights and the logit scale stay as they are, and logits and losses are computed in float32. Sums
-    inside products, layer norms and softmaxes accumulate in float32. Call it after the noise prompts were computed or
-    the adapter was loaded. Going back to `"fp32"` does not bring back the digits that `"bf16"` took.
+    Adapters, trained weights and scale and bias of logits stay as they are, and logits and losses are computed in
+    float32. Sums inside products, layer norms and softmaxes accumulate in float32. Call it after the noise prompts
+    were computed or the adapter was loaded. Going back to `"fp32"` does not bring back the digits that `"bf16"` took.
 
     Args:
         model (`PeftModel` or `CLIPModel`): on the device that computes.
@@ -62,7 +62,7 @@ def set_precision(model: nn.Module, precision: str = AUTO) -> str:
     """
     chosen = choose_precision(precision, next(model.parameters()).device)
     for name, weight in model.named_parameters():
-        if not (PREFIX in name or weight.requires_grad or name.endswith("logit_scale")):
+        if not (PREFIX in name or weight.requires_grad or name.endswith(("logit_scale", "logit_bias"))):
             weight.data = weight.data.to(DTYPES[chosen])
     return chosen
 

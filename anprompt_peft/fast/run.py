@@ -6,11 +6,11 @@ Shapes: B images, C classes, T templates, m drawn texts, p prompts, d the joint 
 from __future__ import annotations
 
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from ..anchored import join
 from ..method.config import ANPromptConfig
-from ..method.families import image_head, image_norms
+from ..method.families import family_of, image_head
 from ..method.features import at_least_float32, ensemble, full_precision, unit
 from ..method.losses import Frozen, Scores, Term, clip_logits, loss_terms, score
 from .encoders import ImageFeatures, encode_images, encode_texts
@@ -19,7 +19,7 @@ from .sharding import gather_shards
 
 
 def run(
-    clip: CLIPModel, plan: Plan, pixel_values: Tensor, labels: Tensor | None = None, interpolate: bool = False
+    clip: PreTrainedModel, plan: Plan, pixel_values: Tensor, labels: Tensor | None = None, interpolate: bool = False
 ) -> tuple[Tensor, Scores, dict[str, Term]]:
     """Return the logits `[B, C]` to use, those of every kind and, with labels, the loss terms.
 
@@ -40,7 +40,7 @@ def run(
 
 
 def join_classifier(
-    clip: CLIPModel, config: ANPromptConfig, classifier: tuple[Tensor, Tensor], logits: Tensor, frozen: Tensor
+    clip: PreTrainedModel, config: ANPromptConfig, classifier: tuple[Tensor, Tensor], logits: Tensor, frozen: Tensor
 ) -> Tensor:
     """Return logits `[B, C]` with a classifier's joined, of the frozen CLIP's image features `[B, d]`."""
     at, rows = classifier
@@ -48,7 +48,7 @@ def join_classifier(
         return join(logits, at, unit(frozen).to(logits), rows.to(logits), logit_scale(clip), config.classifier_weight)
 
 
-def encode_classes(clip: CLIPModel, plan: Plan) -> Tensor:
+def encode_classes(clip: PreTrainedModel, plan: Plan) -> Tensor:
     """Return the prompted, normalised features of the plan's classes, `[C, d]`."""
     if plan.text_features is not None:
         return plan.text_features
@@ -58,19 +58,19 @@ def encode_classes(clip: CLIPModel, plan: Plan) -> Tensor:
         return ensemble(rows, len(plan.classes.templates))
 
 
-def score_images(clip: CLIPModel, plan: Plan, images: ImageFeatures, text: Tensor) -> Scores:
+def score_images(clip: PreTrainedModel, plan: Plan, images: ImageFeatures, text: Tensor) -> Scores:
     """Return the logits `[B, C]` of encoded images over texts `[C, d]`, of every kind that the plan prepares."""
-    prompts = None if images.prompts is None else image_norms(clip)[1](images.prompts)  # B, p, d_v
+    prompts = None if images.prompts is None else clip.vision_model.post_layernorm(images.prompts)  # B, p, d_v
     with full_precision(images.features):
         prototype = None if prompts is None else unit(image_head(clip).prototype(prompts, plan.adapter))  # B, d
-        frozen, scale = None, logit_scale(clip)
+        frozen, scale, bias = None, logit_scale(clip), logit_bias(clip)
         if plan.clean_text is not None and images.frozen is not None:
-            frozen = clip_logits(unit(images.frozen), plan.clean_text.to(text), scale)  # B, C
-        return score(unit(images.features), prototype, text, scale, plan.config, frozen)
+            frozen = clip_logits(unit(images.frozen), plan.clean_text.to(text), scale, bias)  # B, C
+        return score(unit(images.features), prototype, text, scale, plan.config, frozen, bias)
 
 
 def _terms(
-    clip: CLIPModel, plan: Plan, scores: Scores, text: Tensor, image: Tensor | None, labels: Tensor
+    clip: PreTrainedModel, plan: Plan, scores: Scores, text: Tensor, image: Tensor | None, labels: Tensor
 ) -> dict[str, Term]:
     rephrased = frozen = weights = None
     if plan.rephrased is not None and plan.rephrased_targets is not None:
@@ -85,13 +85,18 @@ def _terms(
         return loss_terms(scores, text, labels, frozen, logit_scale(clip), plan.config, weights, rephrased, smoothing)
 
 
-def _unit_rows(clip: CLIPModel, plan: Plan, texts: Texts) -> Tensor:
+def _unit_rows(clip: PreTrainedModel, plan: Plan, texts: Texts) -> Tensor:
     features = encode_texts(clip, plan, texts)
     with full_precision(features):
         rows = unit(features)
     return rows if texts.shared is None else gather_shards(rows, texts.shared)
 
 
-def logit_scale(clip: CLIPModel) -> Tensor:
+def logit_scale(clip: PreTrainedModel) -> Tensor:
     """Return `exp(logit_scale)`, at least float32."""
     return at_least_float32(clip.logit_scale).exp()
+
+
+def logit_bias(clip: PreTrainedModel) -> Tensor | None:
+    """Return what is added to all logits, at least float32, if anything is."""
+    return at_least_float32(clip.logit_bias) if family_of(clip).biased else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from ..method.class_texts import ClassSet
 from .fingerprint import Fingerprint
@@ -63,6 +63,6 @@ class State:
         return result
 
 
-def state_of(clip: CLIPModel) -> State:
+def state_of(clip: PreTrainedModel) -> State:
     """Return the state of an adapted model."""
     return clip.anprompt_state

@@ -10,8 +10,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.modeling_layers import GradientCheckpointingLayer as Layer
 
+from ..method.families import Family
 from .blocks import (
     ALL,
     Changes,
@@ -64,15 +65,16 @@ def packs(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, size: int | None) -> TextPrefix:
+def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, size: int | None, causal: bool) -> TextPrefix:
     """Cut texts `[n, L, d]` into what all begin with and what each has of its own, or leave them whole.
 
-    Their ids `[n, L]` and the positions of their ends `[n]` lie on the host; `size` is the most rows of a chunk.
+    Their ids `[n, L]` and the positions of their ends `[n]` lie on the host; `size` is the most rows of a chunk. Only
+    causal texts can be cut: in others, all that a text begins with sees what is behind.
     Packed chunks have the same mix of lengths: each then fits where the one before it was, and memory stays whole.
     """
     count, device = len(input_ids), hidden.device
     size = size or count
-    if not packs(device):
+    if not (causal and packs(device)):
         cut = zip(hidden.split(size), ends.to(device, non_blocking=True).split(size), strict=True)
         return TextPrefix(None, [Chunk(texts, last, []) for texts, last in cut], None)
     shared = _shared_length(input_ids, ends)
@@ -85,11 +87,16 @@ def text_prefix(hidden: Tensor, input_ids: Tensor, ends: Tensor, size: int | Non
 
 
 def run_text(
-    layers: list[CLIPEncoderLayer], prefix: TextPrefix, prompts: NewPrompts, changes: list[Changes], recompute: bool
+    layers: list[Layer],
+    family: Family,
+    prefix: TextPrefix,
+    prompts: NewPrompts,
+    changes: list[Changes],
+    recompute: bool,
 ) -> Tensor:
     """Return what leaves the last layer at the ends of texts, `[n, d]`; chunks may be computed again backwards."""
     if prefix.shared is None:
-        run: Callable[[Chunk], Tensor] = partial(_run_whole_rows, layers, prompts, changes)
+        run: Callable[[Chunk], Tensor] = partial(_run_whole_rows, layers, family, prompts, changes)
     else:
         shared = list(_shared_keys(layers, prefix.shared, prompts, changes))
         run = partial(_run_packed, layers, shared, changes)
@@ -132,7 +139,7 @@ def _groups(rows: list[int], lengths: list[int]) -> Iterator[list[int]]:
 
 
 def _shared_keys(
-    layers: list[CLIPEncoderLayer], prefix: Tensor, prompts: NewPrompts, changes: list[Changes]
+    layers: list[Layer], prefix: Tensor, prompts: NewPrompts, changes: list[Changes]
 ) -> Iterator[KeysValues]:
     """Yield for each layer the keys and values `[1, s + p, h, e]` of all that precedes own tokens."""
     inserted = prefix[:, :0]
@@ -158,37 +165,37 @@ def _shared_keys(
 
 
 def _run_whole_rows(
-    layers: list[CLIPEncoderLayer], prompts: NewPrompts, changes: list[Changes], chunk: Chunk
+    layers: list[Layer], family: Family, prompts: NewPrompts, changes: list[Changes], chunk: Chunk
 ) -> Tensor:
-    hidden, count = chunk.hidden, 0
+    hidden, count, start = chunk.hidden, 0, family.start
     for at, layer in enumerate(layers):
         new, is_last = prompts[at], at == len(layers) - 1
         if new is not None:
             inserted = new.expand(hidden.shape[0], -1, -1)
-            hidden = torch.cat([hidden[:, :1], inserted, hidden[:, 1 + count :]], dim=1)  # R, L + p, d
+            hidden = torch.cat([hidden[:, :start], inserted, hidden[:, start + count :]], dim=1)  # R, L + p, d
             count = new.shape[0]
-        step = partial(_run_rows, layer, changes[at], chunk.ends + count if is_last else None)
+        step = partial(_run_rows, layer, changes[at], chunk.ends + count if is_last else None, family.causal)
         hidden = checkpointed(layer, changes[at].updates, step, hidden)
     return hidden
 
 
-def _run_rows(layer: CLIPEncoderLayer, changes: Changes, ends: Tensor | None, hidden: Tensor) -> Tensor:
+def _run_rows(layer: Layer, changes: Changes, ends: Tensor | None, causal: bool, hidden: Tensor) -> Tensor:
     """Return what leaves a layer, `[R, L, d]`, or `[R, d]` at the rows' ends."""
     entering, updates = changes
     hidden = entering(hidden)
     if ends is None:
-        mixed = attend(layer, *queries_keys_values(layer, hidden, updates), causal=True)
+        mixed = attend(layer, *queries_keys_values(layer, hidden, updates), causal=causal)
         return finish(layer, hidden, mixed, updates)
     queried = hidden[torch.arange(len(hidden), device=hidden.device), ends][:, None]  # R, 1, d
-    visible = torch.arange(hidden.shape[1], device=hidden.device) <= ends[:, None]  # R, L
+    visible = None
+    if causal:
+        visible = (torch.arange(hidden.shape[1], device=hidden.device) <= ends[:, None])[:, None, None]  # R, 1, 1, L
     queries = queries_of(layer, queried, updates)
-    mixed = attend(layer, queries, *keys_values(layer, hidden, updates), visible[:, None, None])
+    mixed = attend(layer, queries, *keys_values(layer, hidden, updates), visible)
     return finish(layer, queried, mixed, updates)[:, 0]
 
 
-def _run_packed(
-    layers: list[CLIPEncoderLayer], shared: list[KeysValues], changes: list[Changes], chunk: Chunk
-) -> Tensor:
+def _run_packed(layers: list[Layer], shared: list[KeysValues], changes: list[Changes], chunk: Chunk) -> Tensor:
     hidden = chunk.hidden
     for at, (layer, keys_and_values) in enumerate(zip(layers, shared, strict=True)):
         step = partial(_run_layer, layer, chunk, changes[at], at == len(layers) - 1)
@@ -197,7 +204,7 @@ def _run_packed(
 
 
 def _run_layer(
-    layer: CLIPEncoderLayer,
+    layer: Layer,
     chunk: Chunk,
     changes: Changes,
     ends_only: bool,
@@ -214,7 +221,7 @@ def _run_layer(
 
 
 def _attend_bucket(
-    layer: CLIPEncoderLayer,
+    layer: Layer,
     queries: Tensor,
     keys: Tensor,
     values: Tensor,

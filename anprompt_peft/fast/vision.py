@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.modeling_layers import GradientCheckpointingLayer as Layer
 
 from ..method.updates import Updates
 from .blocks import (
@@ -22,28 +22,29 @@ from .blocks import (
 
 
 def run_vision(
-    layers: list[CLIPEncoderLayer],
+    layers: list[Layer],
     hidden: Tensor,  # [B, L, d], images as they enter the first of the layers
+    pooled: int,  # how many of the L positions, from the first on, are read behind the last layer
     prompts: NewPrompts,  # all None for CLIP without prompts
     updates: list[Updates],  # of each layer's attention
     mixing: float,  # share of new prompts where they replace others
     of_hidden: QueriesKeysValues | None = None,  # of the first of two or more layers
 ) -> tuple[Tensor, Tensor]:
-    """Return what leaves the last layer at the class token, `[B, d]`, and at the prompts, `[B, p, d]`."""
+    """Return what leaves the last layer at the m pooled positions, `[B, m, d]`, and at the prompts, `[B, p, d]`."""
     inserted = hidden[:, :0]
     for at, layer in enumerate(layers):
         inserted = _insert(prompts[at], inserted, mixing)
         if at == len(layers) - 1:
-            step = partial(_run_last, layer, updates[at])
+            step = partial(_run_last, layer, updates[at], pooled)
         else:
             unread = prompts[at + 1] is not None and mixing == 1
             step = partial(_run_layer, layer, updates[at], None if at else of_hidden, unread=unread)
         hidden, inserted = checkpointed(layer, updates[at], step, hidden, inserted)
-    return hidden[:, 0], inserted
+    return hidden, inserted
 
 
 def _run_layer(
-    layer: CLIPEncoderLayer,
+    layer: Layer,
     updates: Updates,
     of_hidden: QueriesKeysValues | None,
     hidden: Tensor,
@@ -63,12 +64,12 @@ def _run_layer(
     return hidden[:, :tokens], hidden[:, tokens:]
 
 
-def _run_last(layer: CLIPEncoderLayer, updates: Updates, hidden: Tensor, inserted: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what leaves a layer at the class token, `[B, 1, d]`, and at the prompts."""
-    queried = _with_prompts(hidden[:, :1], inserted)  # B, 1 + p, d
-    mixed = attend_first(layer, torch.cat([queried, hidden[:, 1:]], dim=1), queried.shape[1], updates)
+def _run_last(layer: Layer, updates: Updates, pooled: int, hidden: Tensor, inserted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what leaves a layer at the pooled positions, `[B, m, d]`, and at the prompts."""
+    queried = _with_prompts(hidden[:, :pooled], inserted)  # B, m + p, d
+    mixed = attend_first(layer, torch.cat([queried, hidden[:, pooled:]], dim=1), queried.shape[1], updates)
     hidden = finish(layer, queried, mixed, updates)
-    return hidden[:, :1], hidden[:, 1:]
+    return hidden[:, :pooled], hidden[:, pooled:]
 
 
 def _with_prompts(images: Tensor, prompts: Tensor) -> Tensor:

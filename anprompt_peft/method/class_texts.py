@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from .families import family_of, reads_highest
 
 
 def composed(name: str) -> str:
@@ -110,7 +112,7 @@ def own_tokenizer(config: Any) -> Any:
 
 
 def tokenize_classes(
-    names: Sequence[str], templates: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: CLIPConfig
+    names: Sequence[str], templates: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
 ) -> Tensor:
     """Tokenise the C * T class texts, all templates of the first class first: int64 `[C * T, L]`.
 
@@ -130,7 +132,7 @@ def tokenize_classes(
 
 
 def tokenize(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: CLIPConfig, truncate: bool = False
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, truncate: bool = False
 ) -> Tensor:
     """Tokenise texts into rows that end at the longest end-of-text token.
 
@@ -161,7 +163,7 @@ def tokenize(
 
 
 def _check_special_tokens(
-    texts: Sequence[str], rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, config: CLIPConfig
+    texts: Sequence[str], rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
 ) -> None:
     """Raise `ValueError` if a text ends early by its own words, or CLIP would read it at a token that was added."""
     end = tokenizer.eos_token_id
@@ -171,7 +173,7 @@ def _check_special_tokens(
                 f"The text {text!r} contains {tokenizer.eos_token!r}, where CLIP stops reading. Take it out of the "
                 "class name or template."
             )
-        if config.text_config.eos_token_id == 2 and row[-1] == end < max(row) < config.text_config.vocab_size:
+        if reads_highest(config) and row[-1] == end < max(row) < config.text_config.vocab_size:
             raise ValueError(
                 f"The text {text!r} has a token added behind {tokenizer.eos_token!r}, and with eos_token_id=2 "
                 "transformers reads a text at its highest token. Set config.text_config.eos_token_id = "
@@ -179,13 +181,15 @@ def _check_special_tokens(
             )
 
 
-def end_of_text_positions(input_ids: Tensor, config: CLIPConfig) -> Tensor:
-    """Return the positions `[n]` that CLIP pools at, by the same rule as transformers' `CLIPTextModel`."""
-    if config.text_config.eos_token_id == 2:
+def end_of_text_positions(input_ids: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Return the positions `[n]` that texts are read at, by the same rule as transformers' text model."""
+    if family_of(config).text_end == "last":
+        return torch.full_like(input_ids[:, 0], input_ids.shape[1] - 1)
+    if reads_highest(config):
         return input_ids.argmax(dim=-1)
     return (input_ids == config.text_config.eos_token_id).int().argmax(dim=-1)
 
 
-def trim(input_ids: Tensor, config: CLIPConfig) -> Tensor:
+def trim(input_ids: Tensor, config: PreTrainedConfig) -> Tensor:
     """Cut the rows after the longest end-of-text position."""
     return input_ids[:, : int(end_of_text_positions(input_ids, config).max()) + 1]

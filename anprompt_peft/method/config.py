@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from huggingface_hub.dataclasses import type_validator
 from peft.config import PeftConfig
-from transformers import CLIPConfig
+from transformers import PreTrainedConfig
 
 from .class_texts import as_read, check_class_names, check_descriptions, check_template, composed
+from .families import CLIP, FAMILIES, Family, family_of, joint_width
 from .registration import peft_type
 
 NoiseSource = Literal["text", "descriptions", "gaussian"]
@@ -284,24 +285,40 @@ class ANPromptConfig(PeftConfig):
         same = kind == "fused" and self.num_prompts == 0
         return "class" if plain or same else kind
 
-    def resolved(self, clip_config: CLIPConfig) -> ANPromptConfig:
+    @property
+    def family(self) -> Family:
+        """The family that a saved or resolved configuration is for: CLIP's, unless `auto_mapping` names another."""
+        name = (self.auto_mapping or {}).get("base_model_class")
+        return next((each for each in FAMILIES.values() if each.model.__name__ == name), CLIP)
+
+    def resolved(self, clip_config: PreTrainedConfig) -> ANPromptConfig:
         """Return a copy that shares no list with this object, completed by [`resolve`] for a backbone."""
         own = copy.copy(self)
         own.__dict__ |= {name: copy.deepcopy(it) for name, it in vars(self).items() if isinstance(it, (dict, list))}
         own.resolve(clip_config)
         return own
 
-    def resolve(self, clip_config: CLIPConfig) -> None:
+    def resolve(self, clip_config: PreTrainedConfig) -> None:
         """Fill in, in place, what depends on the backbone, and check it against the backbone.
 
         Args:
-            clip_config (`CLIPConfig`): the configuration of the CLIP to adapt.
+            clip_config (`CLIPConfig`): the configuration of the model to adapt.
 
         Raises:
-            ValueError: if a layer number lies outside the encoder, a rank exceeds the width it applies to, or the
-                configuration of a saved adapter names a denoiser without its rank.
+            ValueError: if a saved adapter was made for another class of models, a layer number lies outside the
+                encoder, a rank exceeds the width it applies to, or the configuration of a saved adapter names a
+                denoiser without its rank.
         """
-        self.latent_dim = self.latent_dim or clip_config.projection_dim
+        family = family_of(clip_config)
+        if not self.init_noise_prompts and self.family is not family:
+            base = f", {self.base_model_name_or_path}" if self.base_model_name_or_path else ""
+            raise ValueError(
+                f"The adapter was made for transformers' {self.family.model.__name__} and does not fit a "
+                f"{family.model.__name__}. Load the model that it was trained with{base}, and then the adapter."
+            )
+        if family is not CLIP:
+            self.auto_mapping = _named(family)
+        self.latent_dim = self.latent_dim or joint_width(clip_config)
         self.text_layers = resolve_layers("text_layers", self.text_layers, clip_config.text_config.num_hidden_layers)
         self.vision_layers = resolve_layers(
             "vision_layers", self.vision_layers, clip_config.vision_config.num_hidden_layers
@@ -317,7 +334,7 @@ class ANPromptConfig(PeftConfig):
                 "trained with. Use its own adapter_config.json, or set denoiser to None for an adapter without one."
             )
         if self.prototype_rank is not None:
-            _check("prototype_rank", self.prototype_rank, int, 1, min(clip_config.projection_dim, widths[1]))
+            _check("prototype_rank", self.prototype_rank, int, 1, min(joint_width(clip_config), widths[1]))
         self.noise_source = self.noise_sources
 
     def to_dict(self) -> dict[str, Any]:
@@ -326,13 +343,18 @@ class ANPromptConfig(PeftConfig):
         return {**super().to_dict(), "init_noise_prompts": computes, "format_version": FORMAT_VERSION}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save the configuration as PEFT does; the base model is recorded as the plain `CLIPModel` it is."""
+        """Save the configuration as PEFT does; the base model is recorded as the plain model it is."""
         if kwargs.get("auto_mapping_dict") is not None:
-            kwargs["auto_mapping_dict"] = {"base_model_class": "CLIPModel", "parent_library": "transformers"}
+            kwargs["auto_mapping_dict"] = _named(self.family)
         super().save_pretrained(save_directory, **kwargs)
 
 
 TYPES = get_type_hints(ANPromptConfig)
+
+
+def _named(family: Family) -> dict[str, str]:
+    """Return how PEFT records the class of a base model."""
+    return {"base_model_class": family.model.__name__, "parent_library": "transformers"}
 
 
 def resolve_layers(name: str, layers: int | list[int] | None, depth: int) -> list[int]:

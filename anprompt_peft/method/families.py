@@ -1,81 +1,121 @@
 """Families of dual encoders: one row each with what is particular to it, which all other modules ask.
 
-Common to those of transformers are the encoders `text_model` and `vision_model`, each with `embeddings`,
-`encoder.layers` and a configuration of its own. Texts end as [`~class_texts.end_of_text_positions`] says.
+Common to those of transformers are the encoders `text_model` and `vision_model`, each with a configuration of its own,
+`embeddings`, `encoder.layers` and a norm behind them, `final_layer_norm` and `post_layernorm`. Layers have
+`layer_norm1`, `self_attn` with four matrices, `layer_norm2` and `mlp`.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from types import new_class
+from typing import Any, Literal
 
 from torch import Tensor, nn
-from transformers import CLIPModel, PreTrainedModel
+from transformers import CLIPForImageClassification, CLIPModel, PreTrainedConfig, PreTrainedModel
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
 from .updates import UpdatedAttention
 
 
-@dataclass(frozen=True)
+def made_of(mixin: type[Any], own: type[Any], name: str) -> type[Any]:
+    """Return a class `name` of a mixin and a class of transformers, an attribute of the mixin's module for pickles."""
+    module = sys.modules[mixin.__module__]
+    made = new_class(name, (mixin, own), exec_body=lambda body: body.update(__module__=module.__name__))
+    setattr(module, name, made)
+    return made
+
+
+@dataclass(frozen=True, eq=False)
 class Family:
-    """The classes of a family, and the names of its parts."""
+    """The classes of a family, the names of its parts, and its rules."""
 
     model: type[PreTrainedModel]
+    classifier: type[PreTrainedModel]  # of images alone, which pipelines ask for
     layer: type[nn.Module]
     attention: type[nn.Module]  # a layer's `self_attn`
     updated_attention: type[nn.Module]  # what it becomes where adapters update its matrices
-    image_head: str  # of the model, from the vision encoder's width to the joint one; it holds the adapters
+    image_head: str  # of the model, from images that left the last norm to the joint width; it holds the adapters
     text_head: str
-    image_norms: tuple[str, str]  # of the vision encoder, in front of the layers and behind them
-    text_norm: str  # of the text encoder, behind the layers
+    joint_width: str  # in the configuration
+    image_norm: str | None  # of the vision encoder, in front of the layers
+    start: int  # positions in front of the prompts: the begin-of-text and the class token
+    text_end: Literal["first", "first, or highest", "last"]  # which end-of-text token, or position, texts are read at
+    causal: bool  # whether texts are read from left to right
+    pads: bool  # whether texts are padded to the context's end and padding is read, and all letters are lower case
+    pools_images: bool  # whether the image head takes all positions, and not the class token alone
+    biased: bool  # whether logits have a bias
+    saves: bool  # whether the savings of `fast/` know its layers
 
 
 CLIP = Family(
     CLIPModel,
+    CLIPForImageClassification,
     CLIPEncoderLayer,
     CLIPAttention,
-    UpdatedAttention,
+    made_of(UpdatedAttention, CLIPAttention, "UpdatedCLIPAttention"),
     image_head="visual_projection",
     text_head="text_projection",
-    image_norms=("pre_layrnorm", "post_layernorm"),
-    text_norm="final_layer_norm",
+    joint_width="projection_dim",
+    image_norm="pre_layrnorm",
+    start=1,
+    text_end="first, or highest",
+    causal=True,
+    pads=False,
+    pools_images=False,
+    biased=False,
+    saves=True,
 )
 FAMILIES = {"clip": CLIP}  # by the model type in the configuration
 
 
 def family_of(model: Any) -> Family:
-    """Return a model's row."""
-    return FAMILIES[model.config.model_type]
+    """Return the row of a model, or of its configuration."""
+    return FAMILIES[getattr(model, "config", model).model_type]
+
+
+def joint_width(config: PreTrainedConfig) -> int:
+    """Return the width d of the features that images and texts share."""
+    return attrgetter(family_of(config).joint_width)(config)
+
+
+def reads_highest(config: PreTrainedConfig) -> bool:
+    """Whether texts are read at their highest token: by CLIP, where the configuration has 2 as end-of-text token."""
+    return family_of(config).text_end == "first, or highest" and config.text_config.eos_token_id == 2
 
 
 def image_head(model: Any) -> Any:
-    """Return the module that maps pooled images to the joint width; in an adapted model it holds the adapters."""
-    return getattr(model, family_of(model).image_head)
+    """Return the module that maps images to the joint width; in an adapted model it holds the adapters."""
+    return attrgetter(family_of(model).image_head)(model)
 
 
-def text_modules(model: Any) -> tuple[nn.Module, nn.Module]:
-    """Return the text encoder, and the module that maps pooled texts to the joint width."""
-    return model.text_model, getattr(model, family_of(model).text_head)
+def text_modules(model: Any) -> tuple[Any, Any]:
+    """Return the text encoder, and the module that maps pooled texts to the joint width, which may be within."""
+    return model.text_model, attrgetter(family_of(model).text_head)(model)
 
 
-def image_norms(model: Any) -> tuple[Any, Any]:
-    """Return the norms in front of the layers of the vision encoder, and behind them."""
-    first, last = family_of(model).image_norms
-    return getattr(model.vision_model, first), getattr(model.vision_model, last)
+def image_entry(model: Any) -> tuple[Any, ...]:
+    """Return the modules that images pass before the first layer."""
+    vision, norm = model.vision_model, family_of(model).image_norm
+    return (vision.embeddings,) if norm is None else (vision.embeddings, getattr(vision, norm))
 
 
 def embed_images(model: Any, pixel_values: Tensor, interpolate: bool) -> Tensor:
     """Return images `[B, 3, H, W]` as they enter the first layer, `[B, L, d_v]`."""
-    embedded = model.vision_model.embeddings(pixel_values, interpolate_pos_encoding=interpolate)
-    return image_norms(model)[0](embedded)
+    embeddings, *norms = image_entry(model)
+    hidden = embeddings(pixel_values, interpolate_pos_encoding=interpolate)
+    return norms[0](hidden) if norms else hidden
 
 
-def project_images(model: Any, pooled: Tensor) -> Tensor:
-    """Return features `[B, d]` of images that left the last layer, `[B, d_v]`."""
-    return image_head(model)(image_norms(model)[1](pooled))
+def project_images(model: Any, hidden: Tensor) -> Tensor:
+    """Return features `[B, d]` of images that left the last layer, `[B, m, d_v]`, at least at the first position."""
+    pooled = hidden if family_of(model).pools_images else hidden[:, 0]
+    return image_head(model)(model.vision_model.post_layernorm(pooled))
 
 
 def project_texts(model: Any, pooled: Tensor) -> Tensor:
     """Return features `[n, d]` of texts that left the last layer, `[n, d_t]`."""
     encoder, head = text_modules(model)
-    return head(getattr(encoder, family_of(model).text_norm)(pooled))
+    return head(encoder.final_layer_norm(pooled))

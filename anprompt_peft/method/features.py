@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from .config import ANPromptConfig
 
@@ -36,7 +36,7 @@ class Pass:
 
 
 @torch.no_grad()
-def frozen_text_features(clip: CLIPModel, input_ids: Tensor, adapter: str = "") -> Tensor:
+def frozen_text_features(clip: PreTrainedModel, input_ids: Tensor, adapter: str = "") -> Tensor:
     """Return the normalised text features `[n, d]` of tokens `[n, L]` by the frozen CLIP, with adapters or without.
 
     An `adapter` that has a denoiser denoises them.

@@ -10,9 +10,10 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextConfig
+from transformers import PreTrainedConfig
 
 from .config import ANPromptConfig
+from .families import Family
 from .features import Pass, at_least_float32
 from .noise import Fitted
 from .updates import MATRICES, Denoiser, TrainedUpdate, Updates, recorded
@@ -45,9 +46,15 @@ class OneAdapterLayer(BaseTunerLayer):
             raise ValueError(f"ANPrompt can have one active adapter at a time, not {adapter_names}.")
         super().set_adapter(adapter_names, inference_mode=inference_mode)
 
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        weight = next(base_layer.parameters())
+        return weight.device, weight.dtype
+
 
 class ANPromptHead(nn.Module, OneAdapterLayer):
-    """Wraps CLIP's `visual_projection` (`d_v -> d`) and holds per adapter what its layers share, and which is active.
+    """Wraps the image head (`d_v -> d`) and holds per adapter what its layers share, and which is active.
+
+    That is CLIP's `visual_projection`, or, where images are pooled by attention, all that pools them.
 
     Trained are tokens, maps and the prototype projection. Noise prompts, what is known of the classes, and a denoiser
     are buffers.
@@ -70,7 +77,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         "anprompt_denoiser_up",
     )
 
-    base_layer: nn.Linear
+    base_layer: nn.Module
     anprompt_noise_prompts: BufferDict
     anprompt_clean_features: BufferDict
     anprompt_perturbed_features: BufferDict
@@ -79,7 +86,7 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
     anprompt_denoiser_down: BufferDict
     anprompt_denoiser_up: BufferDict
 
-    def __init__(self, base_layer: nn.Linear) -> None:
+    def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.configs: dict[str, ANPromptConfig] = {}
@@ -92,11 +99,11 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
             setattr(self, name, BufferDict(persistent=True))
 
     def update_layer(
-        self, adapter_name: str, config: ANPromptConfig, text: CLIPTextConfig, inference_mode: bool = False
+        self, adapter_name: str, config: ANPromptConfig, text: PreTrainedConfig, inference_mode: bool = False
     ) -> None:
         """Create the parameters and (empty) buffers of an adapter whose configuration is resolved."""
         self.configs[adapter_name] = config
-        latent, (dim, vision_width) = _latent_dim(config), self.base_layer.weight.shape
+        latent, (dim, vision_width) = _latent_dim(config), self._widths
         if config.num_virtual_tokens:
             tokens = torch.randn(config.num_virtual_tokens, latent) * TOKEN_STD
             self.anprompt_tokens[adapter_name] = nn.Parameter(tokens)
@@ -111,21 +118,30 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """The joint width d and that of the vision encoder, d_v; heads that pool images keep the width."""
+        *rows, width = next(self.base_layer.parameters()).shape
+        return (rows[0] if isinstance(self.base_layer, nn.Linear) else width), width
+
     def _new_prototype(self, config: ANPromptConfig) -> nn.Module:
-        dim, vision_width = self.base_layer.weight.shape
+        """Return a trained projection: a copy of a linear image head, or an update of the head that starts at zero."""
+        dim, vision_width = self._widths
         if config.prototype_rank is not None:
             return LowRank(vision_width, dim, config.prototype_rank)
         projection = nn.Linear(vision_width, dim, bias=False)
-        if not projection.weight.is_meta and not self.base_layer.weight.is_meta:
+        if not isinstance(self.base_layer, nn.Linear):
+            nn.init.zeros_(projection.weight)
+        elif not projection.weight.is_meta and not self.base_layer.weight.is_meta:
             with torch.no_grad():
                 projection.weight.copy_(self.base_layer.weight)
         return projection
 
-    def _create_buffers(self, adapter_name: str, config: ANPromptConfig, text: CLIPTextConfig) -> None:
-        dim = self.base_layer.weight.shape[0]
+    def _create_buffers(self, adapter_name: str, config: ANPromptConfig, text: PreTrainedConfig) -> None:
+        dim, _ = self._widths
         noise_width = dim if adapter_name in self.anprompt_noise_map else _latent_dim(config)
         num_classes = len(config.class_names)
-        empty = self.base_layer.weight.new_full
+        empty = next(self.base_layer.parameters()).new_full
         for name, shape in (
             ("anprompt_noise_prompts", (config.num_noise_tokens, noise_width)),
             ("anprompt_clean_features", (num_classes, dim)),
@@ -208,16 +224,20 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
         return torch.cat([tokens, noise])
 
     def prototype(self, prompts: Tensor, adapter_name: str) -> Tensor:
-        """Return the NRVPP `[B, d]`, not normalised, of output prompts `[B, n, d_v]` after the final layer norm."""
-        projection = self.anprompt_prototype[adapter_name]
-        mean = prompts.mean(dim=1)
-        if isinstance(projection, LowRank):
-            base, dtype = self.base_layer, projection.up.dtype
-            return base(mean.to(base.weight.dtype)).to(dtype) + projection(mean.to(dtype))
-        return projection(mean.to(next(projection.parameters()).dtype))
+        """Return the NRVPP `[B, d]`, not normalised, of output prompts `[B, n, d_v]` after the final layer norm.
+
+        A head that pools images is asked about their mean alone.
+        """
+        projection: nn.Module = self.anprompt_prototype[adapter_name]
+        mean, dtype = prompts.mean(dim=1), next(projection.parameters()).dtype
+        trained, linear = projection(mean.to(dtype)), isinstance(self.base_layer, nn.Linear)
+        if linear and not isinstance(projection, LowRank):
+            return trained
+        frozen = mean.to(next(self.base_layer.parameters()).dtype)
+        return self.base_layer(frozen if linear else frozen[:, None]).to(dtype) + trained
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Apply CLIP's own visual projection, untouched."""
+        """Apply the model's own image head, untouched."""
         return self.base_layer(hidden_states)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -229,14 +249,18 @@ class ANPromptHead(nn.Module, OneAdapterLayer):
 class ANPromptLayer(nn.Module, OneAdapterLayer):
     """Wraps the encoder layer of a 1-based number, from a tower's first one that an adapter changes to its last.
 
-    Inserts the prompts behind BOS/CLS at the first target layer, replaces (or mixes) them at later ones and strips
-    them after the last layer of the encoder. In between, the attention mask grows with the sequence.
+    Inserts the prompts behind BOS/CLS, or in front where there is none, at the first target layer, replaces (or mixes)
+    them at later ones and strips them after the last layer of the encoder. In between, the attention mask grows with
+    the sequence.
     """
 
     adapter_layer_names = ("anprompt_projection", "anprompt_update", "anprompt_lora")
 
-    def __init__(self, base_layer: nn.Module, tower: str, number: int, width: int, is_last: bool) -> None:
+    def __init__(
+        self, base_layer: nn.Module, family: Family, tower: str, number: int, width: int, is_last: bool
+    ) -> None:
         super().__init__()
+        self.family = family
         self.base_layer = base_layer
         self.tower = tower
         self.number = number
@@ -283,7 +307,7 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
     ) -> Tensor:
         """Run the layer with prompts in, by default those of the active adapter, if it is on.
 
-        From the first target layer on, n prompts stand behind position 0: `[B, L, width]` becomes `[B, L + n, width]`,
+        From the first target layer on, n prompts stand behind the start: `[B, L, width]` becomes `[B, L + n, width]`,
         and `[B, L, width]` again behind the last layer. The mask is that of the sequence without prompts.
         """
         head = self._head[0]
@@ -297,27 +321,28 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
         if self.base_layer.gradient_checkpointing and self.base_layer.training:
             hidden_states = recorded(hidden_states, updates)
         count = config.num_prompts if self.number >= self.target_layers(config)[0] else 0
-        mask = grow_mask(attention_mask, count) if count else attention_mask
+        mask = grow_mask(attention_mask, count, self.family.start, self.family.causal) if count else attention_mask
         hidden_states = self.base_layer(hidden_states, mask, **kwargs)
         if not (self.is_last and count):
             return hidden_states
-        start, prompts, rest = hidden_states.split([1, count, hidden_states.shape[1] - 1 - count], dim=1)
+        at = self.family.start
+        start, prompts, rest = hidden_states.split([at, count, hidden_states.shape[1] - at - count], dim=1)
         if self.tower == "vision":
             context.vision_prompts = prompts
         return torch.cat([start, rest], dim=1)
 
     def _put_prompts(self, hidden_states: Tensor, adapter_name: str, config: ANPromptConfig) -> Tensor:
-        layers = self.target_layers(config)
+        layers, start = self.target_layers(config), self.family.start
         if self.number not in layers or config.num_prompts == 0:
             return hidden_states
         prompts = self.project(adapter_name).to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
         if self.number == layers[0]:
-            return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1:]], dim=1)
+            return torch.cat([hidden_states[:, :start], prompts, hidden_states[:, start:]], dim=1)
         count = config.num_prompts
         if self.tower == "vision" and config.prompt_mixing != 1:
-            before = hidden_states[:, 1 : 1 + count]
+            before = hidden_states[:, start : start + count]
             prompts = config.prompt_mixing * prompts + (1 - config.prompt_mixing) * before
-        return torch.cat([hidden_states[:, :1], prompts, hidden_states[:, 1 + count :]], dim=1)
+        return torch.cat([hidden_states[:, :start], prompts, hidden_states[:, start + count :]], dim=1)
 
     def update(self, hidden_states: Tensor, adapter_name: str) -> Tensor:
         """Return what enters the layer, `[..., width]`, with an adapter's update `h + B A h`, if it has one here."""
@@ -351,35 +376,35 @@ class ANPromptLayer(nn.Module, OneAdapterLayer):
             projected = projected + shared[adapter_name](prompts)
         return projected
 
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
-        weight = next(base_layer.parameters())
-        return weight.device, weight.dtype
 
-
-def grow_mask(mask: Tensor | None, count: int) -> Tensor | None:
-    """Make room in an attention mask for n prompts behind position 0, in any form that CLIP's text encoder is given.
+def grow_mask(mask: Tensor | None, count: int, start: int = 1, causal: bool = True) -> Tensor | None:
+    """Make room in an attention mask for n prompts behind the start, in any form that text encoders are given.
 
     These are `None`; bool (sdpa, `True` attends) or additive float (eager) `[B, 1, L, L]`; `[B, L]` (flash attention).
-    The prompts are seen by every later position, and by each other and BOS causally; padding stays hidden.
+    The prompts are seen by every later position, and by each other and BOS causally, or else by all; padding stays
+    hidden.
     """
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         form = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise NotImplementedError(
-            f"Prompts cannot be inserted into an attention mask of the form {form}. Load CLIP with "
+            f"Prompts cannot be inserted into an attention mask of the form {form}. Load the model with "
             "attn_implementation='sdpa', 'eager' or 'flash_attention_2'."
         )
     if mask.dim() == 2:
-        return torch.cat([mask[:, :1], mask.new_ones(len(mask), count), mask[:, 1:]], dim=1)
+        return torch.cat([mask[:, :start], mask.new_ones(len(mask), count), mask[:, start:]], dim=1)
     length = mask.shape[-1]
     positions = torch.arange(length + count, device=mask.device)
-    source = torch.where(positions <= count, 0, positions - count)
+    source = torch.where(positions < start + count, 0, positions - count)
     grown = mask[:, :, source][:, :, :, source]
-    block = torch.ones(1 + count, 1 + count, dtype=torch.bool, device=mask.device).tril()
+    if not causal:
+        grown[..., start : start + count] = mask.dtype == torch.bool  # True, or nothing added
+        return grown
+    block = torch.ones(start + count, start + count, dtype=torch.bool, device=mask.device).tril()
     if mask.dtype != torch.bool:
         block = torch.zeros_like(block, dtype=mask.dtype).masked_fill(~block, torch.finfo(mask.dtype).min)
-    grown[:, :, : 1 + count, : 1 + count] = block
+    grown[:, :, : start + count, : start + count] = block
     return grown
 
 

@@ -48,12 +48,13 @@ def score(
     scale: Tensor,  # exp(logit_scale)
     config: ANPromptConfig,
     frozen: Tensor | None = None,  # the frozen CLIP's logits [B, C]
+    bias: Tensor | None = None,  # of logits
 ) -> Scores:
     """Return all logits of images, with prompts in; those of the ensemble only with the frozen CLIP's."""
-    logits = clip_logits(image, text, scale)
+    logits = clip_logits(image, text, scale, bias)
     scores = Scores(image, logits, logits, prototype)
     if prototype is not None:
-        scores.logits_prototype = clip_logits(prototype, text, scale)
+        scores.logits_prototype = clip_logits(prototype, text, scale, bias)
         scores.logits_fused = config.alpha * logits + (1 - config.alpha) * scores.logits_prototype
     if frozen is not None:
         scores.logits_ensemble = (1 - config.frozen_share) * logits + config.frozen_share * frozen
@@ -95,9 +96,10 @@ def total_loss(terms: dict[str, Term]) -> Tensor:
     return sum(others, start=first)
 
 
-def clip_logits(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """Return `scale * image @ text.T`, `[B, C]`, in the order of operations of transformers' `CLIPModel`."""
-    return (text @ image.t() * scale).t()
+def clip_logits(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `scale * image @ text.T + bias`, `[B, C]`, in the order of operations of transformers' models."""
+    logits = text @ image.t() * scale
+    return (logits if bias is None else logits + bias).t()
 
 
 def similarity_loss(adapted: Tensor, frozen: Tensor) -> Tensor:

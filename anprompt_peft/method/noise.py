@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from .class_texts import ClassSet, check_descriptions, own_tokenizer, tokenize, tokenize_classes
 from .config import ANPromptConfig
@@ -36,7 +36,7 @@ class Fitted(NamedTuple):
     denoiser: Denoiser | None = None
 
 
-def fit(clip: CLIPModel, config: ANPromptConfig, denoiser: Denoiser | None = None) -> Fitted:
+def fit(clip: PreTrainedModel, config: ANPromptConfig, denoiser: Denoiser | None = None) -> Fitted:
     """Compute what an adapter freezes, from the frozen CLIP and the class texts; the tokenizer stays in `config`.
 
     With a denoiser, in the CLIP's dtype and on its device, all texts are denoised.
@@ -57,7 +57,7 @@ def fit(clip: CLIPModel, config: ANPromptConfig, denoiser: Denoiser | None = Non
 
 @torch.no_grad()
 def text_targets(
-    clip: CLIPModel, classes: ClassSet, config: ANPromptConfig, adapter: str = ""
+    clip: PreTrainedModel, classes: ClassSet, config: ANPromptConfig, adapter: str = ""
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the method needs from the frozen text encoder about C classes with their tokenizer.
 
@@ -77,7 +77,7 @@ def text_targets(
     return clean, class_means(draws, owners, len(classes.names)), draws
 
 
-def clean_features(clip: CLIPModel, classes: ClassSet, adapter: str = "") -> Tensor:
+def clean_features(clip: PreTrainedModel, classes: ClassSet, adapter: str = "") -> Tensor:
     """Return the frozen CLIP's features w `[C, d]` of classes, normalised, at least float32; perhaps denoised."""
     return ensemble(frozen_text_features(clip, classes.input_ids, adapter), len(classes.templates))
 
@@ -106,7 +106,9 @@ def cluster(features: Tensor, num_clusters: int, seed: int) -> Tensor:
     return torch.from_numpy(kmeans.cluster_centers_).to(features)
 
 
-def _text_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig, adapter: str) -> Noise:
+def _text_noise(
+    clip: PreTrainedModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig, adapter: str
+) -> Noise:
     texts = [
         perturb_class_text(name, list(classes.templates), random.Random(f"{config.noise_seed}-{name}-{draw}"))
         for name in classes.names
@@ -116,7 +118,9 @@ def _text_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPro
     return frozen_text_features(clip, input_ids, adapter), _repeat(len(classes.names), config.noise_draws)
 
 
-def _described_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig, adapter: str) -> Noise:
+def _described_noise(
+    clip: PreTrainedModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig, adapter: str
+) -> Noise:
     sentences = check_descriptions(config.descriptions, classes.names)
     texts, owner = [], []
     for index, name in enumerate(classes.names):
@@ -127,7 +131,9 @@ def _described_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: 
     return frozen_text_features(clip, tokenize(texts, classes.tokenizer, clip.config), adapter), owner
 
 
-def _gaussian_noise(clip: CLIPModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig, adapter: str) -> Noise:
+def _gaussian_noise(
+    clip: PreTrainedModel, classes: ClassSet, clean: Tensor, config: ANPromptConfig, adapter: str
+) -> Noise:
     draws = []
     for name in classes.names:
         seed = random.Random(f"{config.noise_seed}-{name}-gaussian").getrandbits(63)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.models.clip.modeling_clip import CLIPAttention
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -82,21 +81,22 @@ class TrainedUpdate(nn.Module):
         return Update(self.down, self.up, self.down.shape[1] ** -0.5)
 
 
-class UpdatedAttention(CLIPAttention):
-    """CLIP's attention, with updates of its matrices where a call gives some. It has no weights of its own."""
+class UpdatedAttention:
+    """Makes of an attention one with updates of its matrices where a call gives some, without weights of its own."""
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, updates: Updates = (), **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Run CLIP's own forward on `[B, L, d]`."""
+        """Run the attention's own forward on `[B, L, d]`."""
         attention: Any = _WithUpdates(self, updates) if updates else self
-        return CLIPAttention.forward(attention, hidden_states, attention_mask, **kwargs)
+        own: Any = super(UpdatedAttention, type(self))
+        return own.forward(attention, hidden_states, attention_mask, **kwargs)
 
 
 class _WithUpdates:
     """Stands for an attention within its own forward, and answers as it does but for the four matrices."""
 
-    def __init__(self, attention: CLIPAttention, updates: Updates) -> None:
+    def __init__(self, attention: Any, updates: Updates) -> None:
         self._attention = attention
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             partial(project, attention, name, updates=updates) for name in MATRICES

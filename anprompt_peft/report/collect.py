@@ -21,7 +21,7 @@ def read_geometry(model: Any) -> Geometry:
     Noise prompts that were mapped into another latent space have no place there and are left out; the note says so.
 
     Args:
-        model (`PeftModel` or `ANPromptCLIPModel`): with an active adapter.
+        model (`PeftModel` or `AdaptedModel`): with an active adapter.
 
     Raises:
         TypeError: if the model carries no ANPrompt adapter.
@@ -52,7 +52,7 @@ def describe_adapter(model: Any) -> dict[str, Any]:
     """Return what the active adapter is: base model, classes, template, size, and hyper-parameters.
 
     Args:
-        model (`PeftModel` or `ANPromptCLIPModel`): with an active adapter.
+        model (`PeftModel` or `AdaptedModel`): with an active adapter.
 
     Raises:
         TypeError: if the model carries no ANPrompt adapter.

@@ -63,7 +63,7 @@ def predict(
     thread, at most one batch ahead, so it may be endless.
 
     Args:
-        model (`PeftModel`, `ANPromptCLIPModel` or `CLIPClassifier`): the adapted model, or a saved classifier.
+        model (`PeftModel`, `AdaptedModel` or `CLIPClassifier`): the adapted model, or a saved classifier.
         images (`Iterable`): paths and PIL images, in any mixture. EXIF rotation is applied.
         processor (`CLIPProcessor` or CLIP image processor): gives size, crop, resampling, mean and std.
         top_k (`int`): classes to rank per image; all of them if there are fewer.

@@ -24,7 +24,7 @@ from ..files import atomic_file, hub_id
 from ..method.config import LogitsKind
 from ..method.families import family_of
 from ..provenance import provenance
-from ..tuner import ANPromptCLIPModel, adapted_clip
+from ..tuner import AdaptedModel, adapted_clip
 
 ONNX_PACKAGES = ("onnx", "onnxscript")
 OPSETS = range(18, 25)
@@ -37,7 +37,7 @@ class ImageSide(nn.Module):
     """The image encoder, the prototype and the text features of fixed classes.
 
     Args:
-        clip (`ANPromptCLIPModel`): the adapted model, in evaluation mode. Its text encoder is removed.
+        clip (`AdaptedModel`): the adapted model, in evaluation mode. Its text encoder is removed.
         logits (`LogitsKind`, *optional*): defaults to those the model returns.
     """
 
@@ -46,7 +46,7 @@ class ImageSide(nn.Module):
     classifier_at: Tensor | None
     classifier_rows: Tensor | None
 
-    def __init__(self, clip: ANPromptCLIPModel, logits: LogitsKind | None) -> None:
+    def __init__(self, clip: AdaptedModel, logits: LogitsKind | None) -> None:
         super().__init__()
         clip.set_savings(Savings.none())
         self.plan = clip.plan(kind=_checked(clip, logits))
@@ -55,8 +55,8 @@ class ImageSide(nn.Module):
         at, rows = self.plan.classifier or (None, None)
         self.register_buffer("classifier_at", at)
         self.register_buffer("classifier_rows", rows)
-        del clip.text_model
-        delattr(clip, family_of(clip).text_head)
+        for name in {family_of(clip).text_head.split(".")[0], "text_model"}:
+            delattr(clip, name)
         self.clip = clip
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def export_onnx(
     `versions`.
 
     Args:
-        model (`PeftModel` or `ANPromptCLIPModel`): the adapted model, with one active adapter.
+        model (`PeftModel` or `AdaptedModel`): the adapted model, with one active adapter.
         processor (`CLIPProcessor` or CLIP image processor): the one that prepared the images in training.
         path (path): the file, written atomically. An existing file is replaced.
         logits (`"fused"`, `"class"`, `"prototype"` or `"ensemble"`, *optional*): defaults to those the model itself
@@ -167,7 +167,7 @@ def preprocessing(processor: Any, pixel_shape: tuple[int, int, int]) -> dict[str
     }
 
 
-def _checked(clip: ANPromptCLIPModel, wanted: LogitsKind | None) -> LogitsKind | None:
+def _checked(clip: AdaptedModel, wanted: LogitsKind | None) -> LogitsKind | None:
     config = clip.active_config
     there: tuple[str, ...] = ("fused", "class")
     if not clip.head.disable_adapters and config.trains:

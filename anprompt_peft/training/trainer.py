@@ -31,7 +31,7 @@ from ..fast.sharding import refuse_weight_sharding
 from ..files import sync, sync_folder
 from ..publish.hub import CardCallback
 from ..publish.non_finite import NonFiniteError, check_finite
-from ..tuner import ANPromptCLIPModel, adapted_clip
+from ..tuner import AdaptedModel, adapted_clip
 from .checkpoint import newest_complete, rename_damaged
 from .lock import lock_folder
 from .metrics import Accuracy
@@ -190,7 +190,7 @@ class ANPromptTrainer(Trainer):
             logger.info("CLIP's frozen weights are in %s.", precision)
         self._set_loss(adapted_clip(model))
 
-    def _set_loss(self, clip: ANPromptCLIPModel) -> None:
+    def _set_loss(self, clip: AdaptedModel) -> None:
         if getattr(self.args, "class_weights", None) and self.train_dataset is not None:
             rows = self.train_dataset
             rows = rows.dataset if isinstance(rows, SeededDataset) else rows
@@ -311,7 +311,7 @@ class ANPromptTrainer(Trainer):
             check_finite(self.model, self.model.active_adapter)
         return result
 
-    def _why_no_classifier(self, clip: ANPromptCLIPModel) -> str | None:
+    def _why_no_classifier(self, clip: AdaptedModel) -> str | None:
         """Return why the training data are not for a classifier, if they are not."""
         if not _has_rows(self.train_dataset):
             return "A stream of training data may have no end"
@@ -324,7 +324,7 @@ class ANPromptTrainer(Trainer):
         """Whether a callback has received a signal, after which the run is to be resumed."""
         return any(getattr(each, "received", None) for each in self.callback_handler.callbacks)
 
-    def _fit_classifier(self, clip: ANPromptCLIPModel) -> float:
+    def _fit_classifier(self, clip: AdaptedModel) -> float:
         """Fit the classifier on all training images, the same on every process, and return its strength."""
         rows = self.train_dataset
         rows = without_augmentation(rows.dataset if isinstance(rows, SeededDataset) else rows)

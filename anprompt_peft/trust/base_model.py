@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from ..method.families import image_head
 from ..method.features import ensemble, frozen_text_features
@@ -15,7 +15,7 @@ SAME, SAME_IF_QUANTISED = 0.99, 0.9
 """Least mean cosine of text features of one and the same CLIP, whatever the precision of its weights."""
 
 
-def warn_of_another_clip(clip: CLIPModel, adapter: str) -> None:
+def warn_of_another_clip(clip: PreTrainedModel, adapter: str) -> None:
     """Warn if this CLIP does not compute the clean text features, of `TEXTS` texts, that an adapter was saved with."""
     if any(parameter.is_meta for parameter in clip.parameters()):
         return
@@ -36,5 +36,5 @@ def warn_of_another_clip(clip: CLIPModel, adapter: str) -> None:
         )
 
 
-def _is_quantised(clip: CLIPModel) -> bool:
+def _is_quantised(clip: PreTrainedModel) -> bool:
     return not all(parameter.is_floating_point() for parameter in clip.parameters())

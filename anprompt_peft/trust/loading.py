@@ -16,10 +16,11 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from peft import AutoPeftModel, PeftConfig, PeftModel
 from peft.config import PeftConfigMixin
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from transformers import CLIPForImageClassification, CLIPModel, CLIPPreTrainedModel
+from transformers import PreTrainedModel
 
 from ..files import hub_id
 from ..method.config import ANPromptConfig
+from ..method.families import FAMILIES
 from ..method.registration import NAME
 from ..patches import wrap
 from ..tuner import ANPromptModel, check_backbone
@@ -46,8 +47,9 @@ def patch_loading() -> None:
     wrap(PeftConfigMixin, "from_peft_type", _from_peft_type)
     wrap(PeftModel, "from_pretrained", _from_pretrained)
     wrap(PeftModel, "load_adapter", _load_adapter)
-    wrap(CLIPModel, "load_adapter", _native_load_adapter)
-    wrap(CLIPPreTrainedModel, "from_pretrained", _clip_from_pretrained)
+    for family in FAMILIES.values():
+        wrap(family.model, "load_adapter", _native_load_adapter)
+        wrap(family.model.mro()[1], "from_pretrained", _clip_from_pretrained)
     wrap(AutoPeftModel, "from_pretrained", _auto_from_pretrained)
 
 
@@ -116,7 +118,7 @@ def _load_adapter(stock: Stock, self: PeftModel, model_id: Any, adapter_name: st
 
 def _native_load_adapter(
     stock: Stock,
-    self: CLIPModel,
+    self: PreTrainedModel,
     peft_model_id: str | None = None,
     adapter_name: str | None = None,
     peft_config: Any = None,
@@ -151,25 +153,28 @@ def _native_load_adapter(
 
 def _clip_from_pretrained(
     stock: Stock,
-    cls: type[CLIPPreTrainedModel],
+    cls: type[PreTrainedModel],
     pretrained_model_name_or_path: Any = None,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
     """Before the base model is loaded, take the adapted CLIP as the image classifier, or refuse another class."""
     name = pretrained_model_name_or_path
-    if name is None or issubclass(cls, CLIPModel):
+    if name is None or issubclass(cls, tuple(each.model for each in FAMILIES.values())):
         return stock(cls, name, *args, **kwargs)
     hub = dict(kwargs.get("adapter_kwargs") or {})
     adapter = hub.pop("_adapter_model_path", None)  # from transformers' auto classes, and so its pipelines
     source = adapter or name
-    if (adapter is None and not Path(name, CONFIG_NAME).is_file()) or _read_config(source, **hub) is None:
+    config = None if adapter is None and not Path(name, CONFIG_NAME).is_file() else _read_config(source, **hub)
+    if config is None:
         return stock(cls, name, *args, **kwargs)
-    if cls is CLIPForImageClassification and adapter is not None:
-        return CLIPModel.from_pretrained(name, *args, **kwargs)
+    family = config.family
+    if cls is family.classifier and adapter is not None:
+        return family.model.from_pretrained(name, *args, **kwargs)
+    own = family.model.__name__
     raise TypeError(
-        f"{source} is an ANPrompt adapter, which works in transformers' CLIPModel, with both towers, and not in "
-        f"{cls.__name__}. Load it with CLIPModel.from_pretrained({str(source)!r})."
+        f"{source} is an ANPrompt adapter, which works in transformers' {own}, with both towers, and not in "
+        f"{cls.__name__}. Load it with {own}.from_pretrained({str(source)!r})."
     )
 
 
@@ -184,7 +189,7 @@ def _auto_from_pretrained(
     import_allowlist: list[str] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Load the `CLIPModel` that the adapter names, and no tokenizer: this method never resizes embeddings."""
+    """Load the base model that the adapter names, and no tokenizer: this method never resizes embeddings."""
     name = pretrained_model_name_or_path
     found = _read_config(name, revision=revision, **kwargs)
     if not isinstance(found, ANPromptConfig):
@@ -196,7 +201,7 @@ def _auto_from_pretrained(
         logger.warning("Loading the base model %r, which the adapter names.", base)
     try:
         of_both = {key: value for key, value in kwargs.items() if key not in OF_THE_ADAPTER}
-        clip = CLIPModel.from_pretrained(base, revision=found.revision, **of_both)
+        clip = found.family.model.from_pretrained(base, revision=found.revision, **of_both)
     except OSError as error:
         raise FileNotFoundError(
             f"{base!r}, the base model that {name} names, cannot be loaded: {error} {CURE}"
