@@ -408,7 +408,7 @@ class PromptedModel(DualEncoder):
         """Return the frozen CLIP's normalised features `[B, d]` of images `[B, 3, H, W]`, in evaluation mode."""
         with evaluating(self):
             pixels = pixel_values.to(self.device, self.dtype)
-            return unit(self.get_image_features(pixels, prompt_context=Pass()).pooler_output)
+            return unit(self.get_image_features(pixels, prompt_context=Pass()).pooler_output, self)
 
     @property
     def has_classifier(self) -> bool:

@@ -305,7 +305,10 @@ def check_backbone(model: Any) -> None:
     _check_forward(model)
     family = family_of(model)
     own, heads = family.model.__name__, [family.image_head, family.text_head]
-    parts = {name: weights_of(model.get_submodule(name)) for name in heads}
+    modules = dict(model.named_modules())
+    if absent := [name for name in heads if name not in modules]:
+        raise TypeError(f"This {own} has no {' and '.join(absent)}: its configuration leaves it out. Use one with it.")
+    parts = {name: weights_of(modules[name]) for name in heads}
     quantised = [name for name, weights in parts.items() if not all(map(torch.is_floating_point, weights))]
     if quantised:
         raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import string
 from collections.abc import Mapping, Sequence
 from functools import cache
 from html import unescape
@@ -20,13 +21,24 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    MetaClip2Config,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+)
 from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils import check_peft_version
 
 from anprompt_cli import main as command_line
 from anprompt_peft import ANPromptConfig
+from anprompt_peft.method.families import FAMILIES
 from anprompt_peft.training import ANPromptTrainer, ANPromptTrainingArguments
 
 TINY_CLIP = Path(__file__).parents[1] / "examples" / "embedded" / "tiny_clip"
@@ -58,10 +70,45 @@ def tiny_tokenizer() -> CLIPTokenizer:
     return train_tokenizer(CORPUS, merges=40, context=CONTEXT)
 
 
+@cache
+def tokenizer_of(family: str) -> Any:
+    """The tokenizer of the tiny model of a family, with the conventions of those that are published."""
+    if family == "clip":
+        return tiny_tokenizer()
+    begins = family == "metaclip_2"
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if begins else ["<pad>", "</s>", "<unk>"]
+    trained = Tokenizer(BPE(unk_token="<unk>"))
+    trained.normalizer = normalizers.NFKC()
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    alphabet = [*string.ascii_letters, *string.digits, *string.punctuation]
+    trainer = BpeTrainer(vocab_size=180, initial_alphabet=alphabet, special_tokens=special, show_progress=False)
+    trained.train_from_iterator(CORPUS, trainer)
+    start, ends = ("<s> $A </s>", ("<s>", "</s>")) if begins else ("$A </s>", ("</s>",))
+    trained.post_processor = processors.TemplateProcessing(
+        single=start, special_tokens=[(each, trained.token_to_id(each)) for each in ends]
+    )
+    named = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=trained, **named, **({"bos_token": "<s>"} if begins else {}))
+
+
+CONFIGS = {"clip": CLIPConfig, "metaclip_2": MetaClip2Config, "siglip": SiglipConfig}
+"""By family, as transformers calls it."""
+
+
 def make_clip(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0, **text: Any) -> CLIPModel:
     """A small random CLIP whose two towers differ in width and depth; equal seeds give equal weights."""
-    tokenizer = tiny_tokenizer()
-    config = CLIPConfig(
+    return make_model("clip", attention, dtype, seed, **text)
+
+
+def make_model(
+    family: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0, **text: Any
+) -> Any:
+    """The same of a family."""
+    tokenizer = tokenizer_of(family)
+    own: dict[str, Any] = {"text": {}, "projection_dim": 24}
+    if family == "siglip":  # its configurations do not name the tokens
+        own = {"text": {"projection_size": 48, "eos_token_id": 49407}}
+    config = CONFIGS[family](
         text_config={
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -72,6 +119,7 @@ def make_clip(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed:
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
+            **own.pop("text"),
             **text,
         },
         vision_config={
@@ -82,19 +130,22 @@ def make_clip(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed:
             "image_size": IMAGE_SIZE,
             "patch_size": 8,
         },
-        projection_dim=24,
         attn_implementation=attention,
+        **own,
     )
     torch.manual_seed(seed)
-    clip = CLIPModel(config)
+    clip = FAMILIES[family].model(config)
     with torch.no_grad():
         for parameter in clip.parameters():
             if parameter.dim():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
+        if family == "siglip":
+            clip.logit_scale.fill_(2.5)
+            clip.logit_bias.fill_(-3.0)
     return clip.to(dtype).eval()
 
 
-def make_config(tokenizer: CLIPTokenizer | None = None, **settings: Any) -> ANPromptConfig:
+def make_config(tokenizer: Any = None, **settings: Any) -> ANPromptConfig:
     """A configuration for three classes and two target layers per tower, whose loss draws nothing at random."""
     if "tokenizer_name_or_path" not in settings:
         settings["tokenizer_name_or_path"] = tokenizer or tiny_tokenizer()
@@ -103,7 +154,7 @@ def make_config(tokenizer: CLIPTokenizer | None = None, **settings: Any) -> ANPr
 
 
 def adapted(
-    clip: CLIPModel | None = None,
+    clip: Any = None,
     /,
     *,
     dtype: torch.dtype = torch.float32,
@@ -120,8 +171,9 @@ def adapted(
         adapter_name (`str`): of the adapter.
         settings: of the configuration, beside those of [`make_config`].
     """
-    config = make_config(**settings)
-    model: Any = get_peft_model(clip or make_clip(dtype=dtype), config, adapter_name=adapter_name).eval()
+    clip = clip or make_clip(dtype=dtype)
+    config = make_config(tokenizer_of(clip.config.model_type), **settings)
+    model: Any = get_peft_model(clip, config, adapter_name=adapter_name).eval()
     return scatter(model) if scattered else model
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPModel
 
 import reference
@@ -15,7 +15,7 @@ from anprompt_peft.method.layer import ANPromptHead, ANPromptLayer, LowRank
 
 def reference_adapter(model: Any) -> reference.Adapter:
     """The adapter's tensors in the reference's terms; gradients flow through to the adapter's parameters."""
-    head: ANPromptHead = model.visual_projection
+    head: ANPromptHead = model.head
     config = model.peft_config["default"]
     noise = head.anprompt_noise_prompts["default"]
     if "default" in head.anprompt_noise_map:
@@ -40,14 +40,19 @@ def reference_adapter(model: Any) -> reference.Adapter:
             else:
                 weight, bias = projection.weight, projection.bias
             maps[layer.tower][layer.number] = (weight, bias)
-    frozen: Any = head.base_layer.weight
+    linear = isinstance(head.base_layer, nn.Linear)
     prototype: Any = getattr(head.anprompt_prototype, "default", head.base_layer)  # it has none without prompts
+    if isinstance(prototype, LowRank):
+        update = prototype.up @ prototype.down
+        projection = head.base_layer.weight + update if linear else update
+    else:
+        projection = getattr(prototype, "weight", None)
     return reference.Adapter(
         tokens=head.anprompt_tokens["default"] if "default" in head.anprompt_tokens else noise[:0],
         noise=noise,
         text_maps=maps["text"],
         vision_maps=maps["vision"],
-        prototype=frozen + prototype.up @ prototype.down if isinstance(prototype, LowRank) else prototype.weight,
+        prototype=projection,
         text_updates=updates,
         matrices=matrices,
         integration=config.noise_integration,

@@ -1,8 +1,9 @@
 """The method written out plainly: the oracle that the tests compare the package with.
 
 It shares no code with the package and calls no module of CLIP: it takes CLIP's tensors by name, CLIP's sizes from its
-config, and spells the arithmetic out with torch functions. Everything is differentiable, nothing is cached, and the
-dtype is that of the tensors given. Layers are counted from 1. Dropout is not modelled (CLIP has none by default).
+config, and spells the arithmetic out with torch functions. MetaCLIP 2 and SigLIP differ where their model type is
+asked for. Everything is differentiable, nothing is cached, and the dtype is that of the tensors given. Layers are
+counted from 1. Dropout is not modelled (CLIP has none by default).
 
 Shapes: B images, C classes, L text positions, n prompt rows (N + K for `concat`, N for `add`), r latent width, d_t and
 d_v the encoders' widths, d the joint width.
@@ -30,7 +31,7 @@ class Adapter:
     noise: Tensor  # P [K, r], already in the latent space
     text_maps: Maps  # 1-based target layer -> (weight [d_t, r], bias [d_t])
     vision_maps: Maps  # 1-based target layer -> (weight [d_v, r], bias [d_v])
-    prototype: Tensor  # W_p [d, d_v]
+    prototype: Tensor  # W_p [d, d_v]; for SigLIP what is added to its head
     text_updates: dict[int, Tensor]  # 1-based layer -> B A [d_t, d_t], added to the identity
     matrices: Matrices  # by the weight's name in CLIP -> s B A, added to the weight
     integration: str = "concat"
@@ -76,11 +77,13 @@ def layer_norm(parameters: Parameters, name: str, config: Any, x: Tensor) -> Ten
 
 
 def activation(name: str, x: Tensor) -> Tensor:
-    """CLIP's two activations: `quick_gelu` (OpenAI's weights) and the exact `gelu`."""
+    """CLIP's two activations, `quick_gelu` (OpenAI's weights) and the exact `gelu`, and SigLIP's."""
     if name == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
     if name == "gelu":
         return F.gelu(x)
+    if name == "gelu_pytorch_tanh":
+        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
     raise ValueError(f"activation {name!r}")
 
 
@@ -123,15 +126,26 @@ def text_mask(attention_mask: Tensor, inserted: int, dtype: torch.dtype) -> Tens
     return torch.zeros(allowed.shape, dtype=dtype, device=kept.device).masked_fill(~allowed, float("-inf"))
 
 
-def place(hidden: Tensor, new: Tensor, present: int, mixing: float) -> Tensor:
-    """Puts prompts `new` [n, width] after position 0 of `hidden` [B, S, width], in the place of the `present` ones.
+def padding_mask(attention_mask: Tensor, inserted: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [C, 1, 1, S] of texts without direction: -inf on padded keys; the prompts stand in front."""
+    kept = F.pad(attention_mask.bool(), (inserted, 0), value=True)
+    return torch.zeros(kept.shape, dtype=dtype).masked_fill(~kept, float("-inf"))[:, None, None]
+
+
+def is_siglip(clip: Any) -> bool:
+    """No BOS and no class token, texts without direction, images pooled by attention, a bias of logits."""
+    return clip.config.model_type == "siglip"
+
+
+def place(hidden: Tensor, new: Tensor, present: int, mixing: float, start: int = 1) -> Tensor:
+    """Puts prompts `new` [n, width] after the start of `hidden` [B, S, width], in the place of the `present` ones.
 
     Mixing applies only where prompts come in: mixing * new + (1 - mixing) * incoming.
     """
     rows = new.expand(len(hidden), *new.shape)
     if present and mixing != 1.0:
-        rows = mixing * rows + (1.0 - mixing) * hidden[:, 1 : 1 + present]
-    return torch.cat([hidden[:, :1], rows, hidden[:, 1 + present :]], dim=1)
+        rows = mixing * rows + (1.0 - mixing) * hidden[:, start : start + present]
+    return torch.cat([hidden[:, :start], rows, hidden[:, start + present :]], dim=1)
 
 
 def encoder(
@@ -144,6 +158,7 @@ def encoder(
     maps: Maps,
     updates: dict[int, Tensor],
     mixing: float,
+    start: int,
 ) -> tuple[Tensor, Tensor]:
     """All the layers [B, S, width] -> ([B, S, width] without the prompts, the prompts [B, n or 0, width]).
 
@@ -155,12 +170,13 @@ def encoder(
     for layer in range(1, config.num_hidden_layers + 1):
         if rows is not None and layer in maps:
             weight, bias = maps[layer]
-            hidden = place(hidden, rows @ weight.T + bias, present, mixing)
+            hidden = place(hidden, rows @ weight.T + bias, present, mixing, start)
             present = len(rows)
         if layer in updates:
             hidden = hidden + hidden @ updates[layer].T
         hidden = encoder_layer(parameters, f"{name}.layers.{layer - 1}", config, hidden, mask(present))
-    return torch.cat([hidden[:, :1], hidden[:, 1 + present :]], dim=1), hidden[:, 1 : 1 + present]
+    prompts_out = hidden[:, start : start + present]
+    return torch.cat([hidden[:, :start], hidden[:, start + present :]], dim=1), prompts_out
 
 
 def eot_positions(input_ids: Tensor, eos_token_id: int) -> Tensor:
@@ -180,24 +196,50 @@ def encode_text(clip: CLIPModel, input_ids: Tensor, attention_mask: Tensor | Non
         "text_model.encoder",
         config,
         hidden,
-        mask=lambda inserted: text_mask(kept, inserted, hidden.dtype),
+        mask=lambda inserted: (padding_mask if is_siglip(clip) else text_mask)(kept, inserted, hidden.dtype),
         rows=None if adapter is None else prompts(adapter),
         maps={} if adapter is None else adapter.text_maps,
         updates={} if adapter is None else adapter.text_updates,
         mixing=1.0,
+        start=0 if is_siglip(clip) else 1,
     )
     hidden = layer_norm(parameters, "text_model.final_layer_norm", config, hidden)
-    pooled = hidden[torch.arange(len(hidden)), eot_positions(input_ids, config.eos_token_id)]
-    return linear(parameters, "text_projection", pooled)
+    if is_siglip(clip):
+        return linear(parameters, "text_model.head", hidden[:, -1])
+    ends = eot_positions(input_ids, config.eos_token_id)
+    if clip.config.model_type == "metaclip_2":  # whose end-of-text token is 2
+        ends = (input_ids == config.eos_token_id).int().argmax(dim=1)
+    return linear(parameters, "text_projection", hidden[torch.arange(len(hidden)), ends])
 
 
 def embed_image(parameters: Parameters, config: Any, pixel_values: Tensor) -> Tensor:
-    """[B, 3, H, W] -> [B, 1 + patches, d_v]: class token and patches with their positions, then the pre-norm."""
+    """[B, 3, H, W] -> [B, 1 + patches, d_v]: class token and patches with their positions, then the pre-norm.
+
+    SigLIP has patches alone, with a bias and without the norm.
+    """
     kernel = parameters["vision_model.embeddings.patch_embedding.weight"]
-    patches = F.conv2d(pixel_values, kernel, stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
+    bias = parameters.get("vision_model.embeddings.patch_embedding.bias")
+    patches = F.conv2d(pixel_values, kernel, bias, stride=kernel.shape[2:]).flatten(2).transpose(1, 2)
+    if "vision_model.embeddings.class_embedding" not in parameters:
+        return patches + parameters["vision_model.embeddings.position_embedding.weight"]
     first = parameters["vision_model.embeddings.class_embedding"].expand(len(patches), 1, -1)
     hidden = torch.cat([first, patches], dim=1) + parameters["vision_model.embeddings.position_embedding.weight"]
     return layer_norm(parameters, "vision_model.pre_layrnorm", config, hidden)
+
+
+def pool(parameters: Parameters, config: Any, hidden: Tensor) -> Tensor:
+    """SigLIP's image head [B, S, d_v] -> [B, d_v]: a learned query attends to all positions, then a residual MLP."""
+    name, (batch, _, width), heads = "vision_model.head", hidden.shape, config.num_attention_heads
+    weights = parameters[f"{name}.attention.in_proj_weight"].chunk(3)
+    biases = parameters[f"{name}.attention.in_proj_bias"].chunk(3)
+    query, key, value = (
+        F.linear(x, weight, bias).reshape(len(x), -1, heads, width // heads).transpose(1, 2)
+        for x, weight, bias in zip((parameters[f"{name}.probe"], hidden, hidden), weights, biases, strict=True)
+    )
+    mixed = torch.softmax(query @ key.mT * (width // heads) ** -0.5, dim=-1) @ value  # B, heads, 1, width / heads
+    pooled = linear(parameters, f"{name}.attention.out_proj", mixed.transpose(1, 2).reshape(batch, width))
+    inner = linear(parameters, f"{name}.mlp.fc1", layer_norm(parameters, f"{name}.layernorm", config, pooled))
+    return pooled + linear(parameters, f"{name}.mlp.fc2", activation(config.hidden_act, inner))
 
 
 def encode_image(clip: CLIPModel, pixel_values: Tensor, adapter: Adapter | None) -> tuple[Tensor, Tensor | None]:
@@ -213,7 +255,14 @@ def encode_image(clip: CLIPModel, pixel_values: Tensor, adapter: Adapter | None)
         maps={} if adapter is None else adapter.vision_maps,
         updates={},
         mixing=1.0 if adapter is None else adapter.prompt_mixing,
+        start=0 if is_siglip(clip) else 1,
     )
+    if is_siglip(clip):
+        features = pool(parameters, config, layer_norm(parameters, "vision_model.post_layernorm", config, hidden))
+        if adapter is None or rows.shape[1] == 0:
+            return features, None
+        mean = layer_norm(parameters, "vision_model.post_layernorm", config, rows).mean(dim=1)
+        return features, pool(parameters, config, mean[:, None]) + mean @ adapter.prototype.T
     pooled = layer_norm(parameters, "vision_model.post_layernorm", config, hidden[:, 0])
     features = linear(parameters, "visual_projection", pooled)
     if adapter is None or rows.shape[1] == 0:
@@ -252,14 +301,15 @@ def reference_forward(
     `clean` is w [C, d] and `perturbed` u [C, d], both normalised. Without vision prompts there is no prototype: then
     its logits, its cross entropy and WALoss are absent, and alpha scales nothing.
     """
-    scale = dict(clip.named_parameters())["logit_scale"].exp()
+    parameters = dict(clip.named_parameters())
+    scale, bias = parameters["logit_scale"].exp(), parameters.get("logit_bias", 0.0)
     text = normalize(encode_text(clip, input_ids, attention_mask, adapter))
     features, raw_prototype = encode_image(clip, pixel_values, adapter)
     image = normalize(features)
     with torch.no_grad():
         teacher = normalize(encode_image(clip, pixel_values, None)[0])
     out = {
-        "logits_class": scale * image @ text.T,
+        "logits_class": scale * image @ text.T + bias,
         "similarity_image": 1.0 - (image * teacher).sum(dim=1).mean(),
         "similarity_text": 1.0 - (text * clean).sum(dim=1).mean(),
     }
@@ -270,10 +320,10 @@ def reference_forward(
         out["loss"] = out["cross_entropy_class"] + similarity
         return out
     prototype, alpha = normalize(raw_prototype), adapter.alpha
-    out["logits_prototype"] = scale * prototype @ text.T
+    out["logits_prototype"] = scale * prototype @ text.T + bias
     out["logits_fused"] = alpha * out["logits_class"] + (1.0 - alpha) * out["logits_prototype"]
     out["cross_entropy_prototype"] = cross_entropy(out["logits_prototype"], labels)
-    out["waloss"] = waloss(scale * prototype @ perturbed.T, out["logits_class"])
+    out["waloss"] = waloss(scale * prototype @ perturbed.T + bias, out["logits_class"])
     out["loss"] = (
         alpha * out["cross_entropy_class"]
         + (1.0 - alpha) * out["cross_entropy_prototype"]

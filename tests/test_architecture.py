@@ -86,7 +86,7 @@ def test_no_module_uses_anothers_private_names(path: Path) -> None:
 
 def test_the_method_can_be_read_in_one_sitting() -> None:
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (PACKAGE / "method").glob("*.py"))
-    assert lines < 1925
+    assert lines < 1975
 
 
 def test_imports_load_nothing_that_only_some_need(tmp_path: Path) -> None:

@@ -20,8 +20,12 @@ from transformers import (
     CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Siglip2Config,
+    Siglip2Model,
     SiglipConfig,
     SiglipModel,
+    SiglipTextConfig,
+    SiglipTextModel,
     VisionTextDualEncoderModel,
 )
 
@@ -47,9 +51,17 @@ def own() -> CLIPModel:
 
 
 UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
-    "SigLIP": (
-        lambda: SiglipModel(SiglipConfig(text_config=TEXT, vision_config=VISION)),
-        BUILT_DIFFERENTLY.format("SiglipModel"),
+    "SigLIP 2 of any size": (
+        lambda: Siglip2Model(Siglip2Config(text_config=TEXT, vision_config={**TINY, "num_patches": 4})),
+        BUILT_DIFFERENTLY.format("Siglip2Model"),
+    ),
+    "one tower of SigLIP": (
+        lambda: SiglipTextModel(SiglipTextConfig(**TEXT)),
+        "both towers of transformers' SiglipModel together, not SiglipTextModel alone",
+    ),
+    "SigLIP without its pooling": (
+        lambda: SiglipModel(SiglipConfig(text_config=TEXT, vision_config={**VISION, "vision_use_head": False})),
+        r"This SiglipModel has no vision_model\.head: its configuration leaves it out",
     ),
     "Chinese CLIP": (
         lambda: ChineseCLIPModel(ChineseCLIPConfig(text_config=BERT, vision_config=VISION)),

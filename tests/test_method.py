@@ -7,14 +7,31 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 from transformers.models.clip import modeling_clip
+from transformers.models.metaclip_2 import modeling_metaclip_2
+from transformers.models.siglip import modeling_siglip
 
 import reference
 from anprompt_peft.fast.savings import Savings
-from helpers import CLASSES, LABELS, adapted, assert_exact, count_calls, logits, make_clip, scatter, trainable
+from anprompt_peft.method.families import FAMILIES, family_of
+from helpers import (
+    CLASSES,
+    CONTEXT,
+    LABELS,
+    adapted,
+    assert_exact,
+    count_calls,
+    logits,
+    make_clip,
+    make_model,
+    scatter,
+    tokenizer_of,
+    trainable,
+)
 from oracle import reference_adapter, reference_outputs
 
+OTHERS = [each for each in FAMILIES if each != "clip"]
 NO_PROMPTS: dict[str, Any] = {"num_virtual_tokens": 0, "num_noise_tokens": 0, "text_update_rank": None}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -53,17 +70,18 @@ def _double_precision_eager(monkeypatch: pytest.MonkeyPatch) -> None:
         weights = (scores if mask is None else scores + mask).softmax(dim=-1)
         return (weights @ value).transpose(1, 2).contiguous(), None
 
-    monkeypatch.setattr(modeling_clip, "eager_attention_forward", attend)
+    for module in (modeling_clip, modeling_metaclip_2, modeling_siglip):
+        monkeypatch.setattr(module, "eager_attention_forward", attend)
 
 
-def reference_clip(model: Any) -> CLIPModel:
-    """A plain CLIP with the weights of the model's base, read out of the adapted model."""
+def reference_clip(model: Any) -> Any:
+    """A plain model with the weights of the model's base, read out of the adapted model."""
     weights = {
         name.removeprefix("base_model.model.").replace("base_layer.", ""): tensor.clone()
         for name, tensor in model.state_dict().items()
         if "anprompt_" not in name
     }
-    plain = CLIPModel(model.config).double().eval()
+    plain = family_of(model).model(model.config).double().eval()
     plain.load_state_dict(weights)
     return plain
 
@@ -73,27 +91,37 @@ WAYS = [
     *((variant, "sdpa", Savings.none()) for variant in ("default", "layers differ, with gaps", "low rank")),
     *((variant, way, Savings.none()) for variant in VARIANTS if "updates" in variant for way in ("sdpa", "eager")),
 ]
+OF_FAMILIES = [
+    *(("clip", *way) for way in WAYS),
+    *(
+        (family, variant, attention, savings)
+        for family in OTHERS
+        for variant in ("default", "layers differ, with gaps", "attention updates", "low rank", "template ensemble")
+        for attention, savings in (("sdpa", Savings()), ("eager", Savings.none()))
+    ),
+]
 
 
 @pytest.mark.parametrize(
-    ("variant", "attention", "savings"),
-    WAYS,
-    ids=["-".join((variant, way, *(() if saved.decomposed else ("plain",)))) for variant, way, saved in WAYS],
+    ("family", "variant", "attention", "savings"),
+    OF_FAMILIES,
+    ids=[
+        "-".join((*(() if family == "clip" else (family,)), variant, way, *(() if saved.decomposed else ("plain",))))
+        for family, variant, way, saved in OF_FAMILIES
+    ],
 )
-def test_classes_and_losses(
-    variant: str, attention: str, savings: Savings, tokenizer: CLIPTokenizer, pixels: Tensor
-) -> None:
-    """Plain is CLIP's own forward, layer by layer."""
+def test_classes_and_losses(family: str, variant: str, attention: str, savings: Savings, pixels: Tensor) -> None:
+    """Plain is the model's own forward, layer by layer."""
     settings = VARIANTS[variant]
-    model = adapted(make_clip(attention, torch.float64), **settings)
+    model = adapted(make_model(family, attention, torch.float64), **settings)
     model.set_savings(savings)
     output = model(pixel_values=pixels.double(), labels=LABELS)
 
     plain, adapter = reference_clip(model), reference_adapter(model)
     templates = model.peft_config["default"].templates
     texts = [template.format(name) for name in CLASSES for template in templates]
-    tokens = tokenizer(texts, padding="max_length", return_tensors="pt")
-    head = model.visual_projection
+    tokens = tokenizer_of(family)(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt")
+    head = model.head
     expected = reference_outputs(
         plain, adapter, pixels.double(), tokens, LABELS, head.anprompt_perturbed_features["default"], len(templates)
     )
@@ -119,9 +147,10 @@ def test_classes_and_losses(
     "variant",
     ["default", "layers differ, with gaps", "the last layer only", "attention updates", "all updates alone"],
 )
-def test_clip_form(variant: str, attention: str, padded: bool, tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    model = adapted(make_clip(attention, torch.float64), **VARIANTS[variant])
-    texts = ["a cat", "a photo of one red bird and a very small dog."] if padded else ["a red cat", "a red dog"]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_clip_form(family: str, variant: str, attention: str, padded: bool, pixels: Tensor) -> None:
+    model, tokenizer = adapted(make_model(family, attention, torch.float64), **VARIANTS[variant]), tokenizer_of(family)
+    texts = ["a cat", "a photo of one red bird and a very small dog."] if padded else ["a red cat", "a cat red"]
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     assert bool((tokens.attention_mask == 0).any()) is padded
     output = model(**tokens, pixel_values=pixels.double())
@@ -132,6 +161,7 @@ def test_clip_form(variant: str, attention: str, padded: bool, tokenizer: CLIPTo
     assert_exact(model.get_text_features(**tokens).pooler_output, text)
     assert_exact(model.get_image_features(pixels.double()).pooler_output, image)
     expected = plain.logit_scale.exp() * reference.normalize(image) @ reference.normalize(text).T
+    expected = expected + getattr(plain, "logit_bias", 0.0)
     assert_exact(output.logits_per_image, expected)
 
     probe = torch.randn(expected.shape, dtype=torch.float64)
@@ -143,9 +173,12 @@ def test_clip_form(variant: str, attention: str, padded: bool, tokenizer: CLIPTo
         assert_exact(mine, other)
 
 
-def test_no_prompts_is_clip_bit_for_bit(tokenizer: CLIPTokenizer, pixels: Tensor) -> None:
-    clip = make_clip()
-    tokens = tokenizer([f"a photo of a {name}." for name in CLASSES], padding=True, return_tensors="pt")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_prompts_is_clip_bit_for_bit(family: str, pixels: Tensor) -> None:
+    clip, tokenizer = make_model(family).requires_grad_(False), tokenizer_of(family)  # torch's pooling rounds by that
+    given: Any = {"padding": "max_length", "max_length": CONTEXT} if family == "siglip" else {"padding": True}
+    texts = [f"a photo of a {name}." for name in CLASSES]
+    tokens = tokenizer(texts, return_tensors="pt", return_attention_mask=family != "siglip", **given)
     with torch.no_grad():
         expected = clip(**tokens, pixel_values=pixels)
     model = adapted(clip, **NO_PROMPTS)

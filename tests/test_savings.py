@@ -15,13 +15,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from anprompt_peft.fast import Savings, encoders, text
 from anprompt_peft.fast.blocks import attend, attend_first, queries_keys_values
+from anprompt_peft.method.families import FAMILIES
 from conftest import IMAGE_SIZE
-from helpers import LABELS, adapted, assert_exact, count_calls, make_clip, make_config, trainable
+from helpers import (
+    CONTEXT,
+    LABELS,
+    adapted,
+    assert_exact,
+    count_calls,
+    make_clip,
+    make_config,
+    make_model,
+    tokenizer_of,
+    trainable,
+)
 from oracle import reference_adapter, reference_outputs
 
 FORMER: dict[str, Any] = {"text_update_rank": None}  # the first text layers stay frozen
@@ -56,40 +67,55 @@ def adapters(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def expected_outputs(model: Any, clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, labels: Tensor) -> Any:
+DRAWN: dict[str, Any] = {
+    "adapter": adapters(),
+    "chosen": savings,
+    "packs": st.booleans(),
+    "images": st.integers(1, 4),
+    "checkpointing": st.booleans(),
+}
+
+
+def expected_outputs(model: Any, clip: Any, tokenizer: Any, pixels: Tensor, labels: Tensor) -> Any:
     config = model.peft_config["default"]
     texts = [template.replace("{}", name) for name in config.class_names for template in config.templates]
-    tokens = tokenizer(texts, padding="max_length", return_tensors="pt")
-    perturbed = model.visual_projection.anprompt_perturbed_features["default"]
+    tokens = tokenizer(texts, padding="max_length", max_length=CONTEXT, return_tensors="pt")
+    perturbed = model.head.anprompt_perturbed_features["default"]
     return reference_outputs(clip, reference_adapter(model), pixels, tokens, labels, perturbed, len(config.templates))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    adapter=adapters(),
-    chosen=savings,
-    packs=st.booleans(),
-    images=st.integers(1, 4),
-    checkpointing=st.booleans(),
-)
-def test_against_the_reference(
+@given(**DRAWN)
+def test_against_the_reference(monkeypatch: pytest.MonkeyPatch, **drawn: Any) -> None:
+    check_against_the_reference("clip", monkeypatch, **drawn)
+
+
+@pytest.mark.parametrize("family", [each for each in FAMILIES if each != "clip"])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(**DRAWN)
+def test_other_families_against_the_reference(family: str, monkeypatch: pytest.MonkeyPatch, **drawn: Any) -> None:
+    check_against_the_reference(family, monkeypatch, **drawn)
+
+
+def check_against_the_reference(
+    family: str,
+    monkeypatch: pytest.MonkeyPatch,
     adapter: dict[str, Any],
     chosen: Savings,
     packs: bool,
     images: int,
     checkpointing: bool,
-    tokenizer: CLIPTokenizer,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(text, "packs", lambda _: packs)
-    model = adapted(dtype=torch.float64, **adapter).train()
+    model = adapted(make_model(family, dtype=torch.float64), **adapter).train()
     model.set_savings(chosen)
     if checkpointing:
         checkpoint(model.get_base_model())
     generator = torch.Generator().manual_seed(images)
     pixels = torch.randn(images, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator, dtype=torch.float64)
     labels = torch.randint(len(adapter["class_names"]), (images,), generator=generator)
-    expected = expected_outputs(model, make_clip(dtype=torch.float64), tokenizer, pixels, labels)
+    plain = make_model(family, dtype=torch.float64)
+    expected = expected_outputs(model, plain, tokenizer_of(family), pixels, labels)
     assume(expected["logits_class"].std() > 0.1)  # WALoss divides by it: gradients in the thousands have no 1e-10
     weights = trainable(model)
     theirs = torch.autograd.grad(expected["loss"], list(weights.values()), allow_unused=True)

@@ -45,7 +45,9 @@ def join_classifier(
     """Return logits `[B, C]` with a classifier's joined, of the frozen CLIP's image features `[B, d]`."""
     at, rows = classifier
     with full_precision(logits):
-        return join(logits, at, unit(frozen).to(logits), rows.to(logits), logit_scale(clip), config.classifier_weight)
+        return join(
+            logits, at, unit(frozen, clip).to(logits), rows.to(logits), logit_scale(clip), config.classifier_weight
+        )
 
 
 def encode_classes(clip: PreTrainedModel, plan: Plan) -> Tensor:
@@ -65,8 +67,8 @@ def score_images(clip: PreTrainedModel, plan: Plan, images: ImageFeatures, text:
         prototype = None if prompts is None else unit(image_head(clip).prototype(prompts, plan.adapter))  # B, d
         frozen, scale, bias = None, logit_scale(clip), logit_bias(clip)
         if plan.clean_text is not None and images.frozen is not None:
-            frozen = clip_logits(unit(images.frozen), plan.clean_text.to(text), scale, bias)  # B, C
-        return score(unit(images.features), prototype, text, scale, plan.config, frozen, bias)
+            frozen = clip_logits(unit(images.frozen, clip), plan.clean_text.to(text), scale, bias)  # B, C
+        return score(unit(images.features, clip), prototype, text, scale, plan.config, frozen, bias)
 
 
 def _terms(
@@ -78,7 +80,7 @@ def _terms(
     with full_precision(text):
         if image is not None and plan.text_targets is not None:
             clean, perturbed = plan.text_targets
-            frozen = Frozen(unit(image), clean.to(text), perturbed.to(text))
+            frozen = Frozen(unit(image, clip), clean.to(text), perturbed.to(text))
         if plan.class_weights is not None:
             weights = plan.class_weights.to(text)
         smoothing = plan.label_smoothing
@@ -88,7 +90,7 @@ def _terms(
 def _unit_rows(clip: PreTrainedModel, plan: Plan, texts: Texts) -> Tensor:
     features = encode_texts(clip, plan, texts)
     with full_precision(features):
-        rows = unit(features)
+        rows = unit(features, clip)
     return rows if texts.shared is None else gather_shards(rows, texts.shared)
 
 

@@ -14,6 +14,9 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from .families import family_of, reads_highest
 
+SPARE_ROWS = 1024
+"""Fewer rows of token embeddings than these may belong to no token."""
+
 
 def composed(name: str) -> str:
     """Return a class name with its accents composed (NFC), the one form in which names are stored and compared.
@@ -134,14 +137,17 @@ def tokenize_classes(
 def tokenize(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, truncate: bool = False
 ) -> Tensor:
-    """Tokenise texts into rows that end at the longest end-of-text token.
+    """Tokenise texts into rows that end at the longest end-of-text token, or where padding is read, at the context's.
 
     Shorter rows are filled up with the end-of-text token. CLIP reads the first one and its text encoder is causal, so
     nothing after it matters and no attention mask is needed. Returns int64 `[n, L]`. Texts that exceed the
     context are cut with `truncate`, and else raise `ValueError`, as does a tokenizer that does not fit the backbone.
     """
-    context = config.text_config.max_position_embeddings
-    rows = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+    context, filled = config.text_config.max_position_embeddings, {}
+    if family_of(config).pads:
+        _check_padding(tokenizer, config)
+        texts, filled = [text.lower() for text in texts], {"padding": "max_length", "max_length": context}
+    rows = [tokenizer(text, verbose=False, **filled)["input_ids"] for text in texts]
     if truncate:
         rows = [row if len(row) <= context else row[: context - 1] + row[-1:] for row in rows]
     for text, row in zip(texts, rows, strict=True):
@@ -154,12 +160,27 @@ def tokenize(
     ends = end_of_text_positions(input_ids, config)
     if int(input_ids.max()) >= config.text_config.vocab_size or ends.tolist() != [len(row) - 1 for row in rows]:
         _check_special_tokens(texts, rows, tokenizer, config)
-        raise ValueError(
-            f"The tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__!r} does not belong to "
-            f"this CLIP (vocabulary of {config.text_config.vocab_size}, end-of-text token "
-            f"{config.text_config.eos_token_id}). Pass the backbone's own as tokenizer_name_or_path."
-        )
+        raise _misfit(tokenizer, config, f"end-of-text token {config.text_config.eos_token_id}")
     return input_ids
+
+
+def _misfit(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, needed: str) -> ValueError:
+    return ValueError(
+        f"The tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__!r} does not belong to "
+        f"this CLIP (vocabulary of {config.text_config.vocab_size}, {needed}). Pass the backbone's own as "
+        "tokenizer_name_or_path."
+    )
+
+
+def _check_padding(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Raise `ValueError` for a tokenizer that does not pad, puts a token in front, or has another vocabulary.
+
+    Configurations of these models do not name the end-of-text token; a vocabulary may have a few rows to spare.
+    """
+    spare = config.text_config.vocab_size - len(tokenizer)
+    first, *_ = tokenizer("a", verbose=False)["input_ids"]
+    if tokenizer.pad_token_id is None or first == tokenizer.bos_token_id or not 0 <= spare < SPARE_ROWS:
+        raise _misfit(tokenizer, config, "a padding token, and no token in front of texts")
 
 
 def _check_special_tokens(

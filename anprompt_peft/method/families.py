@@ -8,14 +8,28 @@ Common to those of transformers are the encoders `text_model` and `vision_model`
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from types import new_class
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
-from transformers import CLIPForImageClassification, CLIPModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    CLIPForImageClassification,
+    CLIPModel,
+    MetaClip2ForImageClassification,
+    MetaClip2Model,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipForImageClassification,
+    SiglipModel,
+)
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
+from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2Attention, MetaClip2EncoderLayer
+from transformers.models.siglip.modeling_siglip import SiglipAttention, SiglipEncoderLayer
 
 from .updates import UpdatedAttention
 
@@ -48,6 +62,12 @@ class Family:
     pools_images: bool  # whether the image head takes all positions, and not the class token alone
     biased: bool  # whether logits have a bias
     saves: bool  # whether the savings of `fast/` know its layers
+    length: Callable[[Tensor], Tensor]  # of features `[..., d]`, `[..., 1]`, to the last bit as the model computes it
+
+
+def root_of_squares(features: Tensor) -> Tensor:
+    """Return the lengths `[..., 1]` of features `[..., d]`, as CLIP computes them."""
+    return features.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
 
 
 CLIP = Family(
@@ -67,8 +87,37 @@ CLIP = Family(
     pools_images=False,
     biased=False,
     saves=True,
+    length=root_of_squares,
 )
-FAMILIES = {"clip": CLIP}  # by the model type in the configuration
+METACLIP_2 = replace(
+    CLIP,
+    model=MetaClip2Model,
+    classifier=MetaClip2ForImageClassification,
+    layer=MetaClip2EncoderLayer,
+    attention=MetaClip2Attention,
+    updated_attention=made_of(UpdatedAttention, MetaClip2Attention, "UpdatedMetaClip2Attention"),
+    text_end="first",
+)
+SIGLIP = Family(  # SigLIP 2 at a fixed resolution, too
+    SiglipModel,
+    SiglipForImageClassification,
+    SiglipEncoderLayer,
+    SiglipAttention,
+    made_of(UpdatedAttention, SiglipAttention, "UpdatedSiglipAttention"),
+    image_head="vision_model.head",
+    text_head="text_model.head",
+    joint_width="vision_config.hidden_size",
+    image_norm=None,
+    start=0,
+    text_end="last",
+    causal=False,
+    pads=True,
+    pools_images=True,
+    biased=True,
+    saves=True,
+    length=partial(torch.linalg.vector_norm, dim=-1, keepdim=True),
+)
+FAMILIES = {"clip": CLIP, "metaclip_2": METACLIP_2, "siglip": SIGLIP}  # by the model type in the configuration
 
 
 def family_of(model: Any) -> Family:

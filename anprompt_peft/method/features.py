@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .config import ANPromptConfig
+from .families import family_of, root_of_squares
 
 TEXT_CHUNK = 256
 _LOCK = Lock()
@@ -47,7 +48,7 @@ def frozen_text_features(clip: PreTrainedModel, input_ids: Tensor, adapter: str 
             clip.get_text_features(input_ids=chunk.to(clip.device, non_blocking=True), **frozen).pooler_output
             for chunk in input_ids.split(TEXT_CHUNK)
         ]
-    return unit(torch.cat(rows))
+    return unit(torch.cat(rows), clip)
 
 
 @contextmanager
@@ -92,9 +93,10 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def unit(features: Tensor) -> Tensor:
-    """Return features `[..., d]` of length 1, at least float32."""
-    return normalize(at_least_float32(features))
+def unit(features: Tensor, model: Any = None) -> Tensor:
+    """Return features `[..., d]` of length 1, at least float32; those of a model to the last bit as it does."""
+    features = at_least_float32(features)
+    return features / (root_of_squares if model is None else family_of(model).length)(features)
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -104,4 +106,4 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
 
 def normalize(features: Tensor) -> Tensor:
     """Return `features` divided by their L2 norm over the last dimension, computed as transformers' CLIP does."""
-    return features / features.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
+    return features / root_of_squares(features)

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .perturb import noun_phrase
 
-WORD_END = "</w>"
+WORD_END, WORD_START = "</w>", "\u2581"
+"""How tokenizers of CLIP and of sentencepiece mark pieces."""
 SENTENCES = (
     "an image of {}.", "a picture showing {}.", "this is {}.", "there is {} here.", "it looks like {}.", "{}",
     "{}, seen here.", "what you see is {}.", "the picture shows {}.", "one example of {}.", "a simple sketch of {}.",
@@ -65,12 +66,13 @@ def rephrase(name: str, template: str, rng: random.Random) -> str:
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the words of at least three letters that a CLIP tokenizer has as one piece, sorted.
+    """Return the words of at least three letters that a tokenizer has as one piece, sorted.
 
     Raises:
         ValueError: if there are fewer than two.
     """
-    pieces = (piece.removesuffix(WORD_END) for piece in tokenizer.get_vocab() if piece.endswith(WORD_END))
+    marked = (piece for piece in tokenizer.get_vocab() if piece.endswith(WORD_END) or piece.startswith(WORD_START))
+    pieces = (piece.removesuffix(WORD_END).removeprefix(WORD_START) for piece in marked)
     words = sorted(piece for piece in pieces if len(piece) > 2 and piece.isalpha())
     if len(words) < 2:
         raise ValueError(

@@ -1,0 +1,227 @@
+"""Models of other families than CLIP's: what holds for each, beside `test_method.py` and `test_savings.py`."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModel, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+from anprompt_peft.fast import Savings, set_precision
+from anprompt_peft.method.class_texts import tokenize
+from anprompt_peft.method.families import FAMILIES
+from helpers import (
+    CLASSES,
+    LABELS,
+    adapted,
+    assert_exact,
+    logits,
+    make_config,
+    make_model,
+    needs_add_adapter,
+    scatter,
+    tokenizer_of,
+    trainable,
+)
+
+OTHERS = [each for each in FAMILIES if each != "clip"]
+every_family = pytest.mark.parametrize("family", FAMILIES)
+other_families = pytest.mark.parametrize("family", OTHERS)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By family, a folder with the tiny model, its tokenizer and an adapter of it, in `base` and `adapter`."""
+    folders = {}
+    for family in FAMILIES:
+        folders[family] = folder = tmp_path_factory.mktemp(family)
+        make_model(family).save_pretrained(folder / "base")
+        tokenizer_of(family).save_pretrained(folder / "base")
+        base = FAMILIES[family].model.from_pretrained(folder / "base")
+        settings = {"tokenizer_name_or_path": None, "classifier_weight": 0.0}
+        scatter(get_peft_model(base, make_config(**settings))).save_pretrained(folder / "adapter")
+    return folders
+
+
+@every_family
+def test_no_text_sees_another(family: str) -> None:
+    model = adapted(make_model(family, dtype=torch.float64))
+    ids = tokenize([f"a photo of a {name}." for name in CLASSES], tokenizer_of(family), model.config)
+    with torch.no_grad():
+        together = model.get_text_features(ids).pooler_output
+        for row, alone in zip(ids, together, strict=True):
+            assert_exact(model.get_text_features(row[None]).pooler_output[0], alone)
+        changed = torch.cat([ids[:1], ids[2:], ids[1:2]])
+        assert_exact(model.get_text_features(changed).pooler_output[0], together[0])
+
+
+@every_family
+def test_order_of_classes_and_of_the_batch(family: str, pixels: Tensor) -> None:
+    model = adapted(make_model(family, dtype=torch.float64))
+    expected = logits(model, pixels.double())
+    assert_exact(logits(model, pixels.double().flip(0)), expected.flip(0))
+    model.set_classes(CLASSES[::-1])
+    assert_exact(logits(model, pixels.double()), expected.flip(1))
+
+
+@every_family
+@pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["decomposed", "plain"])
+def test_padding_is_read_where_the_model_was_trained_so(family: str, savings: Savings) -> None:
+    model, tokenizer = adapted(make_model(family, dtype=torch.float64)), tokenizer_of(family)
+    model.set_savings(savings)
+    before = model.encode_classes()
+    with torch.no_grad():
+        model.text_model.embeddings.token_embedding.weight[tokenizer.pad_token_id].add_(0.1)
+    reads = family == "siglip"
+    if family != "clip":  # whose padding is its end-of-text token
+        assert torch.equal(model.encode_classes(), before) is not reads
+    assert model.classes.input_ids.shape[1] == model.config.text_config.max_position_embeddings or not reads
+
+
+def test_siglip_reads_lower_case() -> None:
+    model = adapted(make_model("siglip"))
+    with pytest.raises(ValueError, match=r"\[\['cat', 'CAT'\]\] become the same tokens"):
+        model.set_classes(["cat", "CAT"])
+    adapted(make_model("metaclip_2")).set_classes(["cat", "CAT"])
+
+
+@every_family
+def test_a_training_step_lowers_the_loss(family: str, pixels: Tensor) -> None:
+    model = adapted(make_model(family), scattered=False, rephrased_weight=1.0).train()
+    optimizer, losses = torch.optim.SGD(trainable(model).values(), lr=0.02), []
+    for _ in range(4):
+        torch.manual_seed(0)  # the same rephrased texts
+        output = model(pixel_values=pixels, labels=LABELS)
+        losses.append(float(output.loss))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert output.loss_terms["similarity_rephrased"] > 0
+
+
+@other_families
+def test_bfloat16(family: str, pixels: Tensor) -> None:
+    model, exact = adapted(make_model(family)), adapted(make_model(family))
+    assert set_precision(model, "bf16") == "bf16"
+    kept = {
+        name for name, weight in model.named_parameters() if weight.dtype == torch.float32 and "anprompt" not in name
+    }
+    expected = {"logit_scale", "logit_bias"} if family == "siglip" else {"logit_scale"}
+    assert {name.rsplit(".", 1)[-1] for name in kept} == expected
+    for savings in (Savings(), Savings.none()):
+        model.set_savings(savings)
+        output = model(pixel_values=pixels, labels=LABELS)
+        assert output.logits.dtype == torch.float32
+        torch.testing.assert_close(output.logits, exact(pixel_values=pixels).logits, rtol=0.05, atol=0.3)
+        output.loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in trainable(model).values())
+
+
+@other_families
+@torch.no_grad()
+def test_unloading_gives_the_model_back(family: str, pixels: Tensor) -> None:
+    model = make_model(family).requires_grad_(False)  # torch's pooling rounds by that
+    ids = tokenize(["a cat", "a dog"], tokenizer_of(family), model.config)
+    before, kinds = model(ids, pixels).logits_per_image, [type(each) for each in model.modules()]
+    own = adapted(model, text_lora_rank=1)
+    assert type(model).__name__ == f"ANPrompt{FAMILIES[family].model.__name__}"
+    assert type(pickle.loads(pickle.dumps(model))) is type(model)
+    assert not torch.equal(model(ids, pixels).logits_per_image, before)
+    with own.disable_adapter():
+        assert torch.equal(model(ids, pixels).logits_per_image, before)
+    assert own.unload() is model
+    assert [type(each) for each in model.modules()] == kinds
+    assert torch.equal(model(ids, pixels).logits_per_image, before)
+
+
+@torch.no_grad()
+def test_saved_and_loaded_in_a_fresh_process(saved: dict[str, Path], tmp_path: Path, pixels: Tensor) -> None:
+    """By `AutoPeftModel`, which finds the base model's class and the tokenizer."""
+    save_file({"pixels": pixels}, tmp_path / "in.safetensors")
+    program = f"""
+import torch, anprompt_peft
+from peft import AutoPeftModel
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+pixels, found = load_file({str(tmp_path / "in.safetensors")!r})["pixels"], {{}}
+for folder in {[str(saved[family] / "adapter") for family in OTHERS]!r}:
+    model = AutoPeftModel.from_pretrained(folder).eval()
+    found[f"{{folder}} own"] = model(pixel_values=pixels).logits_fused.contiguous()
+    model.set_classes(["red bird", "drawing"])
+    found[f"{{folder}} others"] = model(pixel_values=pixels).logits.contiguous()
+save_file(found, {str(tmp_path / "out.safetensors")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    reloaded = load_file(tmp_path / "out.safetensors")
+    for family in OTHERS:
+        model = AutoPeftModel.from_pretrained(saved[family] / "adapter").eval()
+        assert torch.equal(reloaded[f"{saved[family] / 'adapter'} own"], model(pixel_values=pixels).logits_fused)
+        model.set_classes(["red bird", "drawing"])
+        assert torch.equal(reloaded[f"{saved[family] / 'adapter'} others"], logits(model, pixels))
+
+
+@needs_add_adapter
+@other_families
+def test_transformers_own_loading(family: str, saved: dict[str, Path], tmp_path: Path, pixels: Tensor) -> None:
+    expected = logits(AutoPeftModel.from_pretrained(saved[family] / "adapter").eval(), pixels)
+    model = AutoModel.from_pretrained(saved[family] / "adapter").eval()
+    assert torch.equal(logits(model, pixels), expected)
+    model.save_pretrained(tmp_path)
+    again = make_model(family)
+    again.load_adapter(str(tmp_path))
+    assert torch.equal(logits(again, pixels), expected)
+
+
+@pytest.mark.parametrize("made_for", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_of_another_family_changes_nothing(family: str, made_for: str, saved: dict[str, Path]) -> None:
+    if family == made_for:
+        return
+    names = FAMILIES[made_for].model.__name__, FAMILIES[family].model.__name__
+    message = (
+        f"made for transformers' {names[0]} and does not fit a {names[1]}. Load the model that it was trained with"
+    )
+    model = make_model(family)
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(model, saved[made_for] / "adapter")
+    assert type(model) is FAMILIES[family].model
+    assert not [name for name, _ in model.named_modules() if "anprompt" in name or "base_layer" in name]
+    own = adapted(model)
+    with pytest.raises(ValueError, match=message):
+        own.load_adapter(saved[made_for] / "adapter", "second")
+    assert list(own.peft_config) == ["default"]
+
+
+@every_family
+@pytest.mark.parametrize("other", FAMILIES)
+def test_the_tokenizer_of_another_family_is_refused(family: str, other: str) -> None:
+    if family == other:
+        return
+    model = make_model(family)
+    with pytest.raises(ValueError, match=r"The tokenizer .* does not belong to this CLIP \(vocabulary of"):
+        get_peft_model(model, make_config(tokenizer_of(other)))
+    assert type(model) is FAMILIES[family].model
+
+
+@every_family
+def test_a_step_takes_less_than_the_models_own_forward(family: str, pixels: Tensor) -> None:
+    """In operations on images and texts of training; the rest is what prompts before the last layers ask for."""
+    counts = []
+    for savings in (Savings(), Savings.none()):
+        model = adapted(make_model(family), text_update_rank=None).train()
+        model.set_savings(savings)
+        model(pixel_values=pixels, labels=LABELS)
+        with FlopCounterMode(display=False) as counted:
+            model(pixel_values=pixels, labels=LABELS).loss.backward()
+        counts.append(counted.get_total_flops())
+    assert counts[0] < (0.75 if family == "siglip" else 0.6) * counts[1]
