@@ -22,7 +22,7 @@ from .options import (
     number,
     option,
 )
-from .text import as_json, printable
+from .text import as_csv, as_json, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class EvaluateOptions(RunOptions, DataOptions, ModelOptions):
         'With --robustness, a JSON file with other names of classes: {"cat": ["kitten", "tabby"]}.', ROBUSTNESS
     )
     report: Path | None = option("Write a report as one HTML file.", dir_okay=False)
+    confusion: Path | None = option("Write the confusion matrix as CSV.", dir_okay=False)
+    as_csv: bool = flag("--csv", "Print CSV: image, truth, prediction and confidence of the adapter.")
     as_json: bool = flag("--json", "Print JSON.")
 
 
@@ -53,6 +55,7 @@ def evaluate(options: EvaluateOptions) -> None:
     * `anprompt evaluate adapter photos --split validation --classes cat --classes dog`
     * `anprompt evaluate adapter photos --halves adapter/base-new.json --report report.html`
     * `anprompt evaluate adapter photos --robustness --report report.html`
+    * `anprompt evaluate adapter photos --csv --confusion confusion.csv > answers.csv`
 
     Images of other classes are left out. Intervals are 95 % and cover the choice of images.
     """
@@ -61,12 +64,16 @@ def evaluate(options: EvaluateOptions) -> None:
             raise ValueError(f"--{name.replace('_', '-')} and --halves exclude each other.")
     if options.synonyms and not options.robustness:
         raise ValueError("--synonyms needs --robustness.")
+    if options.as_csv and options.as_json:
+        raise ValueError("--csv and --json exclude each other.")
     check_data(options.data)
     from .jobs.evaluate import evaluate_adapter
 
-    tables, record = evaluate_adapter(options)
+    tables, record, answers = evaluate_adapter(options)
     print(*map(printable, record["notes"]), sep="\n", file=sys.stderr, end="\n" if record["notes"] else "")
     if options.as_json:
         print(as_json(record))
+    elif options.as_csv:
+        print(as_csv(answers), end="")
     else:
         print(*tables, sep="\n\n")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 JOINERS = "\u200c\u200d"  # parts of words in Persian and Hindi, and of emoji
@@ -19,6 +21,13 @@ def as_json(record: Any, indent: int | None = 2) -> str:
     """Return a record as JSON text; NaN and infinity, which JSON lacks, are null."""
     finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
     return json.dumps(finite, indent=indent, ensure_ascii=False)
+
+
+def as_csv(rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows as CSV text, with a line end after each."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def short(value: Any) -> str:

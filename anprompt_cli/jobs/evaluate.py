@@ -16,6 +16,7 @@ from anprompt_peft.report import ReportData, read_geometry, write_report
 
 from ..config_file import RECORD
 from ..evaluate import EvaluateOptions
+from .answers import answer_rows, confusion_tables, write_confusions
 from .labelled import (
     check_parts,
     choose_split,
@@ -34,8 +35,11 @@ from .seen import HOLD_OUT, IMAGES, MEASURED_SPLITS, Run, Seen, read_run, read_s
 READING = ("data_config", "data_revision", "image_column", "label_column", "classes_file", "rename")
 
 
-def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any]]:
-    """Measure an adapter, write a report if one is asked for, and return the figures as tables and as JSON values."""
+def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any], list[tuple[Any, ...]]]:
+    """Measure an adapter, and write a report and confusions if they are asked for.
+
+    It returns the figures as tables and as JSON values, and the answers as rows.
+    """
     model, processor = load_adapter(
         options.adapter, options.revision, options.device, options.precision, options.model
     )
@@ -57,12 +61,15 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any
     ):
         print(f"Left out: the images of {len(others)} other classes. --classes can ask for them.", file=sys.stderr)
     measured = measure(model, parts, processor, options.batch_size, options.workers)
-    tables, robustness = [measured.summary(), measured.class_table()], []
+    tables = [measured.summary(), measured.class_table(), *confusion_tables(measured.adapted)]
+    robustness: list[Any] = []
     if options.robustness:
         robustness = robustness_of(model, parts, processor, options.robustness_images, options.synonyms)
         tables += map(robustness_table, robustness)
     notes = [*origin, *measured.notes(), *left_out(corrupt), *_exposure(options.split, splits, parts, run, seen)]
     made = provenance()
+    if options.confusion:
+        write_confusions(measured.adapted, options.confusion)
     if options.report:
         report = ReportData(
             f"{public_name(options.adapter)} on {public_name(options.data)}",
@@ -87,7 +94,7 @@ def evaluate_adapter(options: EvaluateOptions) -> tuple[list[str], dict[str, Any
         "notes": notes,
         **made,
     }
-    return tables, record
+    return tables, record, answer_rows(measured.adapted, list(parts.values()))
 
 
 def _load(options: EvaluateOptions, run: Run | None, seen: Seen | None) -> tuple[dict[str, Dataset], list[str]]:

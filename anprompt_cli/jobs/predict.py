@@ -13,20 +13,63 @@ from anprompt_peft.data.folders import is_hidden, list_folder
 from anprompt_peft.data.names import read_class_names
 from anprompt_peft.serve import Prediction, predict
 
-from ..predict import PredictOptions
+from ..predict import UNSURE, PredictOptions, threshold_of
+from .answers import calibrated
 from .models import load_adapter
+from .sorting import Sorter
 
 
-def classify(options: PredictOptions, paths: Sequence[str]) -> Iterable[Prediction]:
-    """Load an adapter and classify image files in order, with a progress bar."""
-    classes = read_class_names(options.classes_file) if options.classes_file else options.classes
-    model, processor = load_adapter(
-        options.adapter, options.revision, options.device, options.precision, options.model
-    )
-    if classes or options.template:
-        model.set_classes(classes or model.class_names, options.template)
-    predictions = predict(model, paths, processor, top_k=options.top_k, batch_size=options.batch_size)
-    return tqdm(predictions, total=len(paths), unit="image", disable=sys.stdout.isatty() or None)
+class Classifier:
+    """The adapters that are asked for, with their classes, and the threshold of their answers.
+
+    Attributes:
+        classes (`list[str]`): those of the first adapter.
+        threshold (`float`, *optional*): probability below which an answer is unsure.
+    """
+
+    def __init__(self, options: PredictOptions) -> None:
+        self._options = options
+        asked = read_class_names(options.classes_file) if options.classes_file else options.classes
+        self._loaded = []
+        for adapter in (options.adapter, *(options.also or ())):
+            model, processor = load_adapter(
+                adapter, options.revision, options.device, options.precision, options.model
+            )
+            if asked or options.template:
+                model.set_classes(asked or model.class_names, options.template)
+            self._loaded.append((model, processor))
+        self.classes = list(self._loaded[0][0].class_names)
+        self.threshold = self._threshold()
+        if self.threshold is not None and any(UNSURE in model.class_names for model, _ in self._loaded):
+            raise ValueError(f"--threshold answers {UNSURE}, and a class is called so. Give it another name.")
+
+    def _threshold(self) -> float | None:
+        if self._options.threshold is None:
+            return None
+        share = threshold_of(self._options.threshold)[0]
+        if self._options.calibrate is None:
+            return share
+        found = calibrated(self._options.calibrate, share, self.classes)
+        print(
+            f"Threshold {found:.4g}: {share:.1%} of the answers on held-out images are right above.", file=sys.stderr
+        )
+        return found
+
+    def sorter(self) -> Sorter | None:
+        """Return what puts files into folders, if that is asked for."""
+        folder = self._options.move_to or self._options.copy_to
+        answers = [*self.classes, *([UNSURE] if self.threshold is not None else [])]
+        return Sorter(folder, answers, move=self._options.move_to is not None) if folder else None
+
+    def classify(self, paths: Sequence[str]) -> Iterable[tuple[Prediction, ...]]:
+        """Classify image files in order with every adapter, with a progress bar."""
+        options = self._options
+        each = [
+            predict(model, paths, processor, top_k=options.top_k, batch_size=options.batch_size)
+            for model, processor in self._loaded
+        ]
+        together = zip(*each, strict=True)
+        return tqdm(together, total=len(paths), unit="image", disable=sys.stdout.isatty() or None)
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:
