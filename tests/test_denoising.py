@@ -21,6 +21,7 @@ from torch.func import functional_call
 from transformers import CLIPModel, CLIPTokenizer
 
 import denoised
+import denoised_controls
 from anprompt_cli import main as command_line
 from anprompt_peft.denoising import Denoising, load_denoised, save_denoiser, similarity, train_denoiser
 from anprompt_peft.denoising.grammar import FORMS, KINDS, SLOT, Grammar
@@ -406,3 +407,24 @@ def test_the_embedded_denoiser_helps_on_development_data() -> None:
         )
         assert after <= 0.62 * before
         assert kept >= plain - 1
+
+
+def test_closed_forms_map_noise_away_and_keep_what_has_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(200, 8, generator=generator)
+    axis = torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0)
+    noisy = clean + 3 * torch.randn(200, 1, generator=generator) * axis
+    removed = denoised_controls.without_noise(clean, noisy, 1)
+    torch.testing.assert_close(axis @ removed, torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(noisy @ removed, clean @ removed, atol=1e-4, rtol=0)
+    torch.testing.assert_close(denoised_controls.ridge(clean, clean, 1.0), torch.eye(8))
+    mapped = noisy @ denoised_controls.ridge(clean, noisy, 0.01)
+    assert (mapped - clean).pow(2).mean() < 0.2 * (noisy - clean).pow(2).mean()
+    assert torch.dist(denoised_controls.ridge(clean, noisy, 1e6), torch.eye(8)) < 1e-4
+
+
+def test_every_second_name_is_that_of_a_pictograph() -> None:
+    grammar = denoised_controls.Compound(["alpha", "beta"], lambda text: True)
+    rng, names = random.Random(0), denoised_controls.pictograph_names()
+    drawn = [grammar.pair(rng).clean for _ in range(200)]
+    assert 60 < sum(any(name in text for name in names) for text in drawn) < 140
