@@ -47,7 +47,7 @@ from pretrain_embedded import (
     text_features,
     tokenizer_of,
 )
-from tiny import Recipe, contrastive_loss, learning_rate_factor, make_model, parameter_groups
+from tiny import Recipe, contrastive_loss, deepened, learning_rate_factor, make_model, parameter_groups
 from tokenization import train_tokenizer
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -378,6 +378,21 @@ def test_pretraining_repeats_bit_for_bit_and_leaves_global_state_alone(tmp_path:
     assert {parameter.dtype for parameter in saved.parameters()} == {torch.float32}
     assert all(torch.equal(saved.state_dict()[name], first[name].half().float()) for name in saved.state_dict())
     assert record["recipe"]["steps"] == 3
+
+
+@pytest.mark.usefixtures("small")
+def test_a_deeper_clip_starts_with_the_answers_of_the_one_it_is_made_of(tmp_path: Path) -> None:
+    assert "start" not in run(tmp_path / "model", TINY, seed=0)
+    shallow = CLIPModel.from_pretrained(tmp_path / "model").eval()
+    state = torch.get_rng_state()
+    deep = deepened(shallow, 3).eval()
+    assert torch.equal(torch.get_rng_state(), state)
+    inputs = {"pixel_values": torch.randn(2, 3, 32, 32), "input_ids": torch.tensor([[5, 6, 7], [8, 9, 7]])}
+    assert torch.equal(deep(**inputs).logits_per_image, shallow(**inputs).logits_per_image)
+    assert run(tmp_path / "deep", replace(TINY, layers=3), seed=0, start=tmp_path / "model")["start"] == "model"
+    trained = CLIPModel.from_pretrained(tmp_path / "deep")
+    layers = [*trained.text_model.encoder.layers, *trained.vision_model.encoder.layers]
+    assert [bool(layer.mlp.fc2.weight.any()) for layer in layers] == [True] * 6
 
 
 def test_output_is_never_overwritten(

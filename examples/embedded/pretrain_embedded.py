@@ -41,6 +41,7 @@ from tiny import (
     MAX_LOGIT_SCALE,
     Recipe,
     contrastive_loss,
+    deepened,
     learning_rate_factor,
     make_image_processor,
     make_model,
@@ -197,27 +198,49 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def pretrain(recipe: Recipe, seed: int) -> tuple[CLIPModel, CLIPProcessor]:
-    """Train a model; the same recipe and seed give the same weights on the same machine."""
+def pretrain(recipe: Recipe, seed: int, start: Path | None = None) -> tuple[CLIPModel, CLIPProcessor]:
+    """Train a model, a new one or one of fewer layers in a folder, [`~tiny.deepened`].
+
+    The same recipe and seed give the same weights on the same machine.
+    """
     rng, icon_rng, character_rng = np.random.default_rng(seed).spawn(3)
     with one_thread_each(), ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as towers:
         icon_job = towers.submit(draw_icon_pool, recipe, icon_rng)
         digits, letters = towers.submit(draw_character_pool, recipe, character_rng).result()
         pools = [(icon_job.result(), recipe.icons), (digits, recipe.digits), (letters, recipe.letters)]
-        return train(pools, recipe, seed, rng, towers)
+        if start is None:
+            model, processor = new_model(pools, recipe, seed, rng)
+        else:
+            model = deepened(CLIPModel.from_pretrained(start), recipe.layers)
+            processor = CLIPProcessor.from_pretrained(start)
+        train(model.train(), processor, pools, recipe, rng, towers)
+        return model.eval(), processor
 
 
-def train(
-    pools: list[tuple[Images, int]], recipe: Recipe, seed: int, rng: np.random.Generator, towers: Executor
+def new_model(
+    pools: list[tuple[Images, int]], recipe: Recipe, seed: int, rng: np.random.Generator
 ) -> tuple[CLIPModel, CLIPProcessor]:
-    """Make a model and train it on batches taken from pools of images, so many of each."""
+    """Make a model, and a processor with the mean and deviation of a batch."""
     texts = all_texts()
     grey = draw_batch(pools, texts, recipe, rng)[0]
     mean, std = round(grey.mean().item(), 4), round(grey.std().item(), 4)
     processor = CLIPProcessor(make_image_processor(mean, std), tokenizer_of(recipe, texts))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make_model(recipe, processor.tokenizer).train()
+        return make_model(recipe, processor.tokenizer), processor
+
+
+def train(
+    model: CLIPModel,
+    processor: CLIPProcessor,
+    pools: list[tuple[Images, int]],
+    recipe: Recipe,
+    rng: np.random.Generator,
+    towers: Executor,
+) -> None:
+    """Train a model on batches taken from pools of images, so many of each."""
+    texts = all_texts()
+    mean, std = processor.image_processor.image_mean[0], processor.image_processor.image_std[0]
     optimizer = torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True
     )
@@ -233,7 +256,6 @@ def train(
         with torch.no_grad():
             model.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
-    return model.eval(), processor
 
 
 def save(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
@@ -253,15 +275,16 @@ def card_of(record: dict[str, Any]) -> str:
     return card.format(**record["recipe"], parameters=record["parameters"], rows=rows, seed=record["seed"])
 
 
-def run(output: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
+def run(output: Path, recipe: Recipe, seed: int, start: Path | None = None) -> dict[str, Any]:
     """Pre-train, save to a new folder, measure what was saved; returns what training.json holds."""
     with sigterm_interrupts(), atomic_folder(output.resolve()) as folder:
-        start = time.perf_counter()
-        model, processor = pretrain(recipe, seed)
-        seconds = round(time.perf_counter() - start, 1)
+        began = time.perf_counter()
+        model, processor = pretrain(recipe, seed, start)
+        seconds = round(time.perf_counter() - began, 1)
         save(model, processor, folder)
         record = {
             "seed": seed,
+            **({} if start is None else {"start": start.name}),
             "recipe": asdict(recipe),
             "parameters": model.num_parameters(),
             "seconds": seconds,
@@ -269,7 +292,8 @@ def run(output: Path, recipe: Recipe, seed: int) -> dict[str, Any]:
             **provenance("qtawesome", "tokenizers", "numpy", "scipy", "matplotlib", "pillow"),
         }
         (folder / "training.json").write_text(to_json(record))
-        (folder / "README.md").write_text(card_of(record))
+        if start is None:
+            (folder / "README.md").write_text(card_of(record))
     return record
 
 

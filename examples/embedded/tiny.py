@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
@@ -69,6 +71,32 @@ def make_model(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPModel:
     }
     vision = {**width, "image_size": IMAGE_SIZE, "patch_size": recipe.patch}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.projection))
+
+
+def deepened(model: CLIPModel, layers: int) -> CLIPModel:
+    """Return a CLIP of so many layers in each encoder, a multiple of those of `model`, that answers as `model` does.
+
+    Each layer is followed by copies of itself that add nothing to what they are given: the matrices by which they
+    write are 0. They may learn to add something when they are trained.
+    """
+    config = deepcopy(model.config)
+    for tower in (config.text_config, config.vision_config):
+        tower.num_hidden_layers = layers
+    with torch.random.fork_rng(devices=[]):
+        deep = CLIPModel(config)
+    times = layers // model.config.text_config.num_hidden_layers
+    for old, new in ((model.text_model, deep.text_model), (model.vision_model, deep.vision_model)):
+        stack = [deepcopy(layer) for layer in old.encoder.layers for _ in range(times)]
+        for at, layer in enumerate(stack):
+            for written in (layer.self_attn.out_proj, layer.mlp.fc2) if at % times else ():
+                torch.nn.init.zeros_(written.weight)
+                torch.nn.init.zeros_(written.bias)
+        new.load_state_dict(old.state_dict(), strict=False)
+        new.encoder.layers = torch.nn.ModuleList(stack)
+    for name in ("visual_projection", "text_projection"):
+        getattr(deep, name).load_state_dict(getattr(model, name).state_dict())
+    deep.logit_scale.data.copy_(model.logit_scale)
+    return deep
 
 
 def contrastive_loss(logits: Tensor, classes: Tensor) -> Tensor:
