@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from anprompt_peft.evaluation.adapter import FittedAdapter
 from anprompt_peft.evaluation.backbone import Backbone
+from anprompt_peft.evaluation.peers.anprompt import ANPrompt
 from anprompt_peft.evaluation.peers.equipped import Equipped
 from anprompt_peft.evaluation.peers.lora import LoRA
 from anprompt_peft.evaluation.peers.training import LossOfBatch
 from anprompt_peft.evaluation.task import ClassTexts, Fitted, ImageSet
 from anprompt_peft.method.features import frozen_text_features, normalize
 from anprompt_peft.method.rephrase import draw_rephrased, vocabulary
+from anprompt_peft.tuner import adapted_clip
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,37 @@ class HalfFrozen:
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Fitted:
         return Equipped(self.of, self.settings, self.share).fit(backbone, shots, classes, seed)
+
+
+@dataclass(frozen=True)
+class TrainedNoise(ANPrompt):
+    """ANPrompt whose noise prompts are where tokens start: they are trained too, in the tokens' space.
+
+    Args:
+        rate (`float`): their learning rate, as a multiple of the recipe's.
+    """
+
+    rate: float = 1.0
+
+    def adapt(self, backbone: Backbone, classes: ClassTexts, seed: int) -> Any:
+        model = super().adapt(backbone, classes, seed)
+        noise = adapted_clip(model).head.anprompt_noise_prompts["default"]
+        model.register_parameter("trained_noise", nn.Parameter(noise / self.rate))
+        return model
+
+    def loss_of(self, model: Any, backbone: Backbone, classes: ClassTexts, seed: int) -> LossOfBatch:
+        own = super().loss_of(model, backbone, classes, seed)
+
+        def loss(batch: Any) -> Tensor:
+            self._put(model, model.trained_noise)
+            return own(batch)
+
+        return loss
+
+    def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> FittedAdapter:
+        fitted = super().fit(backbone, shots, classes, seed)
+        self._put(fitted.model, fitted.model.trained_noise.detach())
+        return fitted
+
+    def _put(self, model: Any, noise: Tensor) -> None:
+        adapted_clip(model).head.anprompt_noise_prompts["default"] = self.rate * noise
