@@ -786,7 +786,12 @@ def test_evaluation_says_which_classes_it_leaves_out(adapter: Path, digits: Path
     gain, _, *table = answer.out.splitlines()
     assert re.fullmatch(r"[+-]\d+\.\d points over zero-shot, \d+\.\d against \d+\.\d", gain)
     assert table[0].split()[-1] == "test"
-    assert sorted(line.split()[0] for line in table[5:]) == NAMES[:5]
+    classes, confusions = table[5:10], table[10:]
+    assert sorted(line.split()[0] for line in classes) == NAMES[:5]
+    assert confusions[0] == ""
+    assert confusions[1].split()[:4] == ["test:", "truth,", "by", "answer"]
+    assert sorted(confusions[1].split()[4:]) == NAMES[:5]
+    assert [line.split()[0] for line in confusions[2:]] == confusions[1].split()[4:]
 
 
 def test_data_with_other_names_are_renamed(adapter: Path, digits: Path, tmp_path: Path) -> None:

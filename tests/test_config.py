@@ -21,8 +21,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionModel,
-    SiglipConfig,
-    SiglipModel,
+    Siglip2Config,
+    Siglip2Model,
 )
 
 from anprompt_peft import ANPromptConfig, TrainingFacts
@@ -177,15 +177,15 @@ def test_backbones_that_are_not_clip() -> None:
     config = CLIPConfig(
         text_config={**small, "vocab_size": 99}, vision_config={**small, "image_size": 16, "patch_size": 8}
     )
-    siglip = SiglipModel(
-        SiglipConfig(
-            text_config={**small, "vocab_size": 99}, vision_config={**small, "image_size": 16, "patch_size": 8}
+    naflex = Siglip2Model(
+        Siglip2Config(
+            text_config={**small, "vocab_size": 99}, vision_config={**small, "num_patches": 4, "patch_size": 8}
         )
     )
     for other in (
         CLIPTextModel(config.text_config),
         CLIPVisionModel(config.vision_config),
-        siglip,
+        naflex,
         torch.nn.Linear(2, 2),
     ):
         with pytest.raises(TypeError, match=f"not {type(other).__name__}"):

@@ -256,6 +256,7 @@ ESCAPED = (
 
 HOSTILE_COMMAND = """
 import json, logging, sys, warnings
+from pathlib import Path
 from tqdm import tqdm
 import anprompt_cli
 from anprompt_cli import main
@@ -270,7 +271,7 @@ def describe(folder):
     raise ValueError({text!r})
 
 module = sys.modules["anprompt_cli.info"]  # the name in the package is the command
-module.describe, module.locate = describe, lambda *_: None
+module.describe, module.locate = describe, lambda *_: Path("any")
 sys.exit(main(["--debug", "info", "any"]))
 """
 
