@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
-from huggingface_hub.repocard_data import ModelCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors.torch import save_file
 
 from ..files import hub_id
@@ -69,22 +66,6 @@ def save_classifier(
     processor = fitted.backbone.processor
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
-    _write_card(folder, config, facts)
-
-
-def _write_card(folder: Path, config: CLIPClassifierConfig, facts: Sequence[str]) -> None:
-    environment = Environment(
-        loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    base_model = hub_id(config.base_model_name_or_path)
-    environment.filters.update(text=model_card.plain_markdown)
-    body = environment.get_template("card_template.md").render(
-        config=config, facts=facts, base_model=base_model, here=model_card.HERE
-    )
-    card: Any = ModelCard(model_card.EMPTY)
-    relation = [f"{model_card.RELATION}adapter:{base_model}"] if base_model else []
-    card.data = ModelCardData(
-        base_model=base_model, library_name="transformers", pipeline_tag=model_card.TASK, tags=[*TAGS, *relation]
-    )
-    card.text = f"{model_card.BEGIN}\n\n{body.replace('<!--', '&lt;!--')}\n\n{model_card.END}\n"
-    model_card.write(card, folder / model_card.NAME)
+    base_id = hub_id(config.base_model_name_or_path)
+    body = model_card.render(__package__, config=config, facts=facts, base_model=base_id)
+    model_card.write_new(folder, body, base_id, "transformers", TAGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
@@ -105,6 +106,24 @@ def read(path: Path) -> ModelCard:
         raise ValueError(f"The metadata at the top of {path} cannot be read; correct it first. {error}") from error
 
 
+def write_new(folder: Path, body: str, base_model: str | None, library: str, tags: Sequence[str]) -> None:
+    """Write the card of something made on a base model, of a generated part alone, in place of any other card."""
+    relation = [f"{RELATION}adapter:{base_model}"] if base_model else []
+    card: Any = ModelCard(EMPTY)
+    card.data = ModelCardData(base_model=base_model, library_name=library, pipeline_tag=TASK, tags=[*tags, *relation])
+    card.text = f"{BEGIN}\n\n{body}\n\n{END}\n"
+    write(card, folder / NAME)
+
+
+def render(package: str, **values: Any) -> str:
+    """Return what the `card_template.md` of a package says of some values, without comments of Markdown."""
+    environment = Environment(
+        loader=PackageLoader(package, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(code=_code, text=plain_markdown, json=partial(json.dumps, ensure_ascii=False))
+    return environment.get_template("card_template.md").render(here=HERE, **values).replace("<!--", "&lt;!--")
+
+
 def write(card: ModelCard, path: Path) -> str:
     """Put the card in place of `path` in one step and return its text."""
     with atomic_file(path) as fresh:
@@ -153,23 +172,18 @@ def _eval_result(metric: Metric) -> EvalResult:
 def _body(
     config: ANPromptConfig, facts: TrainingFacts, base_model: str | None, subfolder: str | None, adapter: str
 ) -> str:
-    environment = Environment(
-        loader=PackageLoader(__package__, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(code=_code, text=plain_markdown, json=partial(json.dumps, ensure_ascii=False))
-    body = environment.get_template("card_template.md").render(
+    return render(
+        __package__,
         config=config,
         facts=facts,
         base_model=base_model,
         denoiser=hub_id(config.denoiser),
         subfolder=subfolder,
         adapter=adapter,
-        here=HERE,
         not_on_hub=NOT_ON_HUB,
         choices=hyper_parameters(config),
         versions={name: version(name) for name in PACKAGES},
     )
-    return body.replace("<!--", "&lt;!--")
 
 
 def _code(text: str) -> str:
