@@ -149,6 +149,7 @@ def test_weights_that_do_not_fit_are_refused(tensors: Any, reason: str, saved: P
         ({"class_names": "one"}, "the field 'class_names' must be of type"),
         ({"templates": ["a photo"]}, "must contain {} exactly once"),
         ({"settings": {"alpha": "x"}}, "the field 'settings' must be of type"),
+        ({"method": "tip-adapter-f"}, "the field 'settings' has no alpha, beta, which tip-adapter-f needs"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(fields: dict[str, Any], reason: str, saved: Path) -> None:

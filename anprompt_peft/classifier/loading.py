@@ -42,13 +42,17 @@ def load_classifier(folder: str | Path, model: str | None = None) -> CLIPClassif
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} with a classifier.")
+    from .kinds import KINDS
+
     config = read_config(folder)
+    if missing := [name for name in KINDS[config.method].settings if name not in config.settings]:
+        raise ValueError(f"{folder}: the field 'settings' has no {', '.join(missing)}, which {config.method} needs.")
     path = folder / weights_name(config.method)
     if not path.is_file():
         raise ValueError(f"{folder} holds no {path.name}. Weights in a pickle, which can run code, are not loaded.")
     base, revision = model or config.base_model_name_or_path, None if model else config.base_model_revision
     try:
-        clip_config = AutoConfig.from_pretrained(base, revision=revision)
+        clip_config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"{base!r}, the CLIP that {folder} names, cannot be loaded: {error}") from error
     if not isinstance(clip_config, CLIPConfig):
