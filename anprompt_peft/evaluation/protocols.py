@@ -17,7 +17,6 @@ read here: they can be drawn again.
 from __future__ import annotations
 
 import random
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,13 +26,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from sklearn.model_selection import StratifiedKFold
 
 from ..data import ClassHalves, ClipTransform, ShotsError, class_names_of, halves, sample_shots
 from ..data.columns import UNLABELLED, labels_of, numbered
 from ..data.inspect import image_names
 from ..files import atomic_file, read_json, to_json
 from .record import BenchmarkData
+from .stratified import stratified_folds
 from .task import ImageSet, Part, Task
 
 BASE_TO_NEW, FEW_SHOT, ALL_CLASSES, CROSS_DATA = "base-to-new", "few-shot", "all-classes", "cross-data"
@@ -228,10 +227,7 @@ def leave_fold_out(data: BenchmarkData, seed: int) -> BenchmarkData:
         )
     number = number_of_folds(data)
     cut, fold = divmod(seed - 1, number)
-    folds = StratifiedKFold(number, shuffle=True, random_state=cut)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer images than folds, which is allowed
-        learn, left_out = list(folds.split(np.zeros(len(labels)), labels))[fold]
+    learn, left_out = stratified_folds(labels, number, cut)[fold]
     return replace(data, train=data.train.select(learn), test=data.train.select(left_out))
 
 

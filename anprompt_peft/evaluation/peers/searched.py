@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..backbone import Backbone
+from ..stratified import stratified_folds
 from ..task import ClassTexts, Fitted, ImageSet
 from .protocol import Method
 from .registry import make_method
@@ -63,12 +62,7 @@ class FittedChoice:
 def _folds(shots: ImageSet, seed: int) -> list[tuple[Any, Any]]:
     """Return the rows to learn from and those left out of each fold."""
     number = min(MOST_FOLDS, int(torch.bincount(shots.labels).max()))
-    if number < 2:
-        return []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer shots than folds, which is allowed
-        labels = shots.labels.numpy()
-        return list(StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels))
+    return stratified_folds(shots.labels.numpy(), number, seed) if number > 1 else []
 
 
 def _loss(
