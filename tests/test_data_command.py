@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPModel
 
-from anprompt_cli.jobs import models
 from anprompt_cli.jobs import train as training_job
 from anprompt_peft.data import check_images, load_image_data
 from anprompt_peft.data.duplicates import Duplicates, Looks, find_duplicates
@@ -140,7 +139,7 @@ def test_names_that_mean_the_same_are_told() -> None:
 
 def test_the_dry_run_of_good_data_has_nothing_to_change(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No CLIP is loaded: its folder may lack the weights."""
-    monkeypatch.setattr(models.CLIPModel, "from_pretrained", None)
+    monkeypatch.setattr(CLIPModel, "from_pretrained", None)
     answer = done("data", photos, "--model", TINY_CLIP, "--template", "a photo of my {}.")
     assert answer.out.splitlines() == [
         f"Read {photos}: train 8 images of 2 classes (4 each); test 2 images of 2 classes (1 each).",

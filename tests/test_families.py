@@ -13,13 +13,15 @@ from peft import AutoPeftModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel
+from transformers import AutoModel, SiglipImageProcessorPil, SiglipProcessor
 
+from anprompt_cli import main as command_line
 from anprompt_peft.fast import Savings, set_precision
 from anprompt_peft.method.class_texts import tokenize
 from anprompt_peft.method.families import FAMILIES
 from helpers import (
     CLASSES,
+    IMAGE_SIZE,
     LABELS,
     adapted,
     assert_exact,
@@ -29,6 +31,7 @@ from helpers import (
     needs_add_adapter,
     scatter,
     tokenizer_of,
+    train_by_command,
     trainable,
 )
 
@@ -180,6 +183,31 @@ def test_transformers_own_loading(family: str, saved: dict[str, Path], tmp_path:
     again = make_model(family)
     again.load_adapter(str(tmp_path))
     assert torch.equal(logits(again, pixels), expected)
+
+
+@other_families
+def test_the_card_names_the_classes_of_the_family(family: str, saved: dict[str, Path]) -> None:
+    card, own = (saved[family] / "adapter" / "README.md").read_text(), FAMILIES[family]
+    model, processor = own.model.__name__, own.processor.__name__
+    assert f"from transformers import {', '.join(sorted((model, processor)))}\n" in card
+    assert f"processor = {processor}.from_pretrained(base)" in card
+    assert f"PeftModel.from_pretrained({model}.from_pretrained(base), adapter)" in card
+    assert f"\n- {family}\n" in card
+    assert "CLIPModel" not in card.replace("MetaCLIPModel", "")
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_the_command_line_trains_and_knows_an_adapter_of_siglip(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, output = tmp_path / "base", tmp_path / "adapter"
+    make_model("siglip").save_pretrained(base)
+    images = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    SiglipProcessor(image_processor=images, tokenizer=tokenizer_of("siglip")).save_pretrained(base)
+    assert train_by_command(digits, output, "--model", base) == 0
+    assert command_line(["info", str(output)]) == 0
+    assert str(base) in capsys.readouterr().out
+    assert command_line(["predict", str(output), str(next(digits.rglob("*.png")))]) == 0
 
 
 @pytest.mark.parametrize("made_for", FAMILIES)

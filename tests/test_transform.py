@@ -16,7 +16,14 @@ from peft import get_peft_model
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, Trainer, TrainingArguments
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    SiglipImageProcessorPil,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from anprompt_peft import ANPromptConfig
@@ -120,6 +127,17 @@ def test_other_modes_and_a_saved_processor_are_taken_as_they_are(clip_folder: Pa
     pixels = ClipTransform(saved)({"image": [PHOTO]})
     assert set(pixels) == {"pixel_values"}
     assert torch.equal(pixels["pixel_values"], processed(saved, PHOTO))
+
+
+@pytest.mark.parametrize("side", [24, 224])
+def test_images_for_siglip_are_squeezed_as_its_processor_does(side: int, tmp_path: Path) -> None:
+    processor = SiglipImageProcessorPil(size={"height": side, "width": side})
+    images = [PHOTO, PHOTO.resize((31, 200)), PHOTO.convert("L")]
+    assert torch.equal(transformed(processor, images), processed(processor, images))
+    processor.save_pretrained(tmp_path)
+    loaded = load_image_processor(tmp_path, side)
+    assert torch.equal(transformed(loaded, images), processed(processor, images))
+    assert_refused(r"crop_size=.* does not fit the vision model", load_image_processor, tmp_path, side + 1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import CLIPModel, CLIPProcessor, PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from transformers.utils import logging as transformers_logging
 
@@ -18,6 +18,7 @@ from anprompt_peft.classifier import load_classifier
 from anprompt_peft.data.processor import load_image_processor
 from anprompt_peft.fast import choose_precision, set_precision
 from anprompt_peft.files import hub_id  # also registers the method
+from anprompt_peft.method.families import FAMILIES
 
 from ..adapters import CLASSIFIER, CONFIG, METHOD, is_classifier, locate
 from ..choices import Device, Precision
@@ -40,7 +41,7 @@ def choose_device(device: Device) -> torch.device:
     return accelerator if accelerator is not None and device == "auto" else torch.device("cpu")
 
 
-def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPProcessor]:
+def load_clip(name: str, revision: str | None = None) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a base model, in float32, and its processor from the Hub or a folder."""
     folder = Path(name)
     if (folder / CONFIG).is_file():
@@ -51,23 +52,25 @@ def load_clip(name: str, revision: str | None = None) -> tuple[CLIPModel, CLIPPr
         raise ValueError(f"There is no folder {name}, and a model on the Hub is called namespace/name.")
     try:
         kind = PreTrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type")
-        if kind != "clip":
+        if kind not in FAMILIES:
             raise ValueError(
-                f"{name} is a model of type {kind!r}, and ANPrompt adapts those of type 'clip'. Use a CLIP with both "
-                "encoders, such as openai/clip-vit-base-patch16."
+                f"{name} is a model of type {kind!r}, and ANPrompt adapts those of type "
+                f"{' or '.join(map(repr, FAMILIES))}. Use a CLIP with both encoders, such as "
+                "openai/clip-vit-base-patch16."
             )
-        clip = CLIPModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+        family = FAMILIES[kind]
+        clip = family.model.from_pretrained(name, revision=revision, dtype=torch.float32)
     except OSError as error:
         raise Failure(f"The model {name} cannot be loaded: {' '.join(str(error).split())}") from error
     except MALFORMED as error:
         raise ValueError(f"{name}/{CONFIG_NAME} cannot be read: {type(error).__name__}: {error}") from error
     try:
         load_image_processor(name, clip.config.vision_config.image_size, revision)
-        return clip.eval(), CLIPProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return clip.eval(), family.processor.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise Failure(
             f"{name} holds a CLIP without its processor (image processor and tokenizer). Save the one that it was "
-            f"trained with beside it: CLIPProcessor.from_pretrained(...).save_pretrained({name!r})."
+            f"trained with beside it: {family.processor.__name__}.from_pretrained(...).save_pretrained({name!r})."
         ) from error
     except MALFORMED as error:
         raise ValueError(f"The tokenizer of {name} cannot be read: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""Image processors: whether their values can be computed with, and whether a stranger's file describes a CLIP's."""
+"""Image processors: whether their values can be computed with, and whether a stranger's file describes a model's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from ..files import read_json, short
@@ -31,6 +31,11 @@ FIELDS: dict[str, Any] = {
     "image_std": float | list[int | float],
 }
 """What transformers reads for a CLIP, with the types that a file may give it."""
+KINDS = {
+    "CLIPImageProcessor": CLIPImageProcessorPil,
+    "CLIPFeatureExtractor": CLIPImageProcessorPil,
+    "SiglipImageProcessor": SiglipImageProcessorPil,
+}
 UNUSED = {
     "do_pad": (None, False),
     "pad_size": (None,),
@@ -43,16 +48,24 @@ UNUSED = {
 """What transformers reads as well, with the values that change nothing."""
 
 
-def load_image_processor(name: str | Path, image_size: int, revision: str | None = None) -> CLIPImageProcessorPil:
-    """Load an image processor from a folder or the Hub, once its file describes a CLIP's for images of this size."""
+def load_image_processor(
+    name: str | Path, image_size: int, revision: str | None = None
+) -> CLIPImageProcessorPil | SiglipImageProcessorPil:
+    """Load an image processor from a folder or the Hub, once its file describes CLIP's or SigLIP's of this size."""
     place, settings = _read(name, revision)
     try:
-        processor = CLIPImageProcessorPil(**_checked(settings))
+        kind, values = _checked(settings)
+        processor = kind(**values)
         check_processor(processor)
-        _check_sides(dict(processor.size), dict(processor.crop_size), image_size)
+        _check_sides(dict(processor.size), crop_of(processor), image_size)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from error
     return processor
+
+
+def crop_of(processor: Any) -> dict[str, int]:
+    """Return height and width of the centre crop, or where there is none, of images squeezed to a size."""
+    return dict((processor.crop_size if processor.do_center_crop else processor.size) or {})
 
 
 def check_processor(processor: Any) -> None:
@@ -94,13 +107,16 @@ def _read(name: str | Path, revision: str | None) -> tuple[str, Any]:
     raise missing
 
 
-def _checked(settings: Any) -> dict[str, Any]:
-    """Return the fields that say something; others, as in transformers, are ignored."""
+def _checked(settings: Any) -> tuple[type[Any], dict[str, Any]]:
+    """Return the class, and the fields that say something; others, as in transformers, are ignored."""
     if not isinstance(settings, dict):
         raise ValueError(f"it must be an object, not {short(settings)}.")
     kind = settings.get("image_processor_type", settings.get("feature_extractor_type", "CLIPImageProcessor"))
-    if not (isinstance(kind, str) and kind.startswith("CLIP")):
-        raise ValueError(f"image_processor_type={short(kind)} must be CLIPImageProcessor.")
+    known = KINDS.get(kind.removesuffix("Fast").removesuffix("Pil")) if isinstance(kind, str) else None
+    if known is None:
+        raise ValueError(f"image_processor_type={short(kind)} must be {' or '.join(KINDS)}.")
+    if known is SiglipImageProcessorPil:  # whose files say null of the crop that there is not
+        settings = {name: value for name, value in settings.items() if value is not None}
     for name, value in settings.items():
         if name in FIELDS:
             if wrong := mismatch(value, FIELDS[name]):
@@ -110,9 +126,9 @@ def _checked(settings: Any) -> dict[str, Any]:
         elif name not in UNUSED and hasattr(CLIPImageProcessorPil, name):
             raise ValueError(f"{short(name)} is not a setting of an image processor. Remove it.")
     for step in STEPS:
-        if not settings.get(step, True):
+        if not settings.get(step, True) and not (step == "do_center_crop" and known is SiglipImageProcessorPil):
             raise ValueError(f"{step}=False: a CLIP needs this step. Set it to true.")
-    return {name: value for name, value in settings.items() if name in FIELDS}
+    return known, {name: value for name, value in settings.items() if name in FIELDS}
 
 
 def _check_sides(size: dict[str, int], crop: dict[str, int], image_size: int) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from .images import IMAGE, LABEL, MAX_PIXELS, STREAM_BATCH, to_rgb
-from .processor import check_processor
+from .processor import check_processor, crop_of
 
 LEAST_AREA = 0.5
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -24,32 +24,35 @@ FILTER_REACH = 5
 
 
 class ClipTransform:
-    """What CLIP's image processor does to a batch of a data set, for `dataset.with_transform(...)` or [`apply`].
+    """What CLIP's or SigLIP's processor does to a batch of a data set, for `dataset.with_transform(...)` or [`apply`].
 
-    Without augmentation the pixels equal `CLIPImageProcessorPil`'s bit for bit. Only of images so elongated that they
-    would be resized to more than 40 million pixels (800 to 1 for a side of 224), no more is resized than the crop
-    shows, and a level of the 256 may differ by one. With augmentation, a random crop of 50 to 100 % of the area takes
-    the place of resizing and centre crop, and half of the images are mirrored. The random numbers are torch's, so
-    `torch.manual_seed` or Trainer's `seed` fixes them, and every `DataLoader` worker and epoch has its own.
+    Without augmentation the pixels equal those of the processor's Pillow backend bit for bit. Only of images so
+    elongated that they would be resized to more than 40 million pixels (800 to 1 for a side of 224), no more is
+    resized than the crop shows, and a level of the 256 may differ by one. With augmentation, a random crop of 50 to
+    100 % of the area takes the place of resizing and centre crop, and half of the images are mirrored. The random
+    numbers are torch's, so `torch.manual_seed` or Trainer's `seed` fixes them, and every `DataLoader` worker and epoch
+    has its own.
 
     Args:
         processor (`CLIPProcessor` or `CLIPImageProcessor`): gives size, crop, resampling, mean and std.
         augment (`bool`): random crop and mirroring, for training.
 
     Raises:
-        ValueError: if the processor does not both resize and crop, as CLIP's do, or has values that cannot be computed
-            with, such as sides of more than 4,096 pixels; the message names the field.
+        ValueError: if the processor does not resize and crop, as CLIP's do, or squeeze to a height and a width, as
+            SigLIP's do, or has values that cannot be computed with, such as sides of more than 4,096 pixels; the
+            message names the field.
     """
 
     def __init__(self, processor: Any, augment: bool = False) -> None:
         processor = getattr(processor, "image_processor", processor)
-        size, crop = dict(processor.size or {}), dict(processor.crop_size or {})
+        size, crop = dict(processor.size or {}), crop_of(processor)
         known = set(size) in ({"shortest_edge"}, {"height", "width"}) and set(crop) == {"height", "width"}
-        if not (processor.do_resize and processor.do_center_crop and known):
+        if not (processor.do_resize and known):
             raise ValueError(
                 f"{type(processor).__name__} has do_resize={processor.do_resize}, size={size}, "
-                f"do_center_crop={processor.do_center_crop}, crop_size={crop}; needed are both steps, with a size of "
-                "shortest_edge or of height and width, and a crop of height and width."
+                f"do_center_crop={processor.do_center_crop}, crop_size={dict(processor.crop_size or {})}; needed are "
+                "both steps, with a size of shortest_edge or of height and width, and a crop of height and width, or "
+                "resizing alone, to height and width."
             )
         check_processor(processor)
         self.augment = augment

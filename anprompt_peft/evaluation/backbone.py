@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
+from ..method.class_texts import tokenize
+from ..method.families import family_of
 from ..method.features import at_least_float32, ensemble, evaluating, frozen_text_features, normalize
 from .task import ClassTexts, ImageSet
 
@@ -56,6 +58,8 @@ class CLIPFeatures:
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Return the token ids of n texts, int64 `[n, L]`, padded and cut to the longest that CLIP takes."""
+        if family_of(self.clip).pads:
+            return tokenize(texts, self.processor.tokenizer, self.clip.config, truncate=True).to(self.device)
         tokenized = self.processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         return tokenized["input_ids"].to(self.device)
 

@@ -20,12 +20,15 @@ from torch import Tensor, nn
 from transformers import (
     CLIPForImageClassification,
     CLIPModel,
+    CLIPProcessor,
     MetaClip2ForImageClassification,
     MetaClip2Model,
     PreTrainedConfig,
     PreTrainedModel,
+    ProcessorMixin,
     SiglipForImageClassification,
     SiglipModel,
+    SiglipProcessor,
 )
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 from transformers.models.metaclip_2.modeling_metaclip_2 import MetaClip2Attention, MetaClip2EncoderLayer
@@ -48,6 +51,7 @@ class Family:
 
     model: type[PreTrainedModel]
     classifier: type[PreTrainedModel]  # of images alone, which pipelines ask for
+    processor: type[ProcessorMixin]
     layer: type[nn.Module]
     attention: type[nn.Module]  # a layer's `self_attn`
     updated_attention: type[nn.Module]  # what it becomes where adapters update its matrices
@@ -73,6 +77,7 @@ def root_of_squares(features: Tensor) -> Tensor:
 CLIP = Family(
     CLIPModel,
     CLIPForImageClassification,
+    CLIPProcessor,
     CLIPEncoderLayer,
     CLIPAttention,
     made_of(UpdatedAttention, CLIPAttention, "UpdatedCLIPAttention"),
@@ -101,6 +106,7 @@ METACLIP_2 = replace(
 SIGLIP = Family(  # SigLIP 2 at a fixed resolution, too
     SiglipModel,
     SiglipForImageClassification,
+    SiglipProcessor,
     SiglipEncoderLayer,
     SiglipAttention,
     made_of(UpdatedAttention, SiglipAttention, "UpdatedSiglipAttention"),

@@ -26,7 +26,7 @@ from .facts import Metric, TrainingFacts
 
 NAME = "README.md"
 TASK = "zero-shot-image-classification"
-TAGS = ["anprompt", "clip", "peft", "prompt-tuning", "transformers"]
+TAGS = ["anprompt", "peft", "prompt-tuning", "transformers"]
 PACKAGES = ("anprompt-peft", "peft", "transformers", "torch")
 
 BEGIN = "<!-- anprompt_peft: written anew on every save, down to the end mark -->"
@@ -147,7 +147,7 @@ def _update_metadata(data: Any, config: ANPromptConfig, facts: TrainingFacts, ba
     data.datasets = _united(data.datasets, facts.datasets) or None
     relations = [f"{RELATION}adapter:{base_model}"] if base_model else []
     kept = [tag for tag in data.tags or () if tag in relations or not tag.startswith(RELATION)]
-    data.tags = _united(kept, TAGS, relations)
+    data.tags = _united(kept, sorted([*TAGS, config.family.model.config_class.model_type]), relations)
     if base_model or data.base_model == config.base_model_name_or_path:
         data.base_model = base_model
     if facts.metrics:
@@ -182,6 +182,9 @@ def _body(
         adapter=adapter,
         not_on_hub=NOT_ON_HUB,
         choices=hyper_parameters(config),
+        kind=config.family.model.__name__.removesuffix("Model"),
+        model_class=config.family.model.__name__,
+        processor_class=config.family.processor.__name__,
         versions={name: version(name) for name in PACKAGES},
     )
 

@@ -17,11 +17,12 @@ from datasets import Dataset
 from peft import get_peft_model
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import CLIPModel, default_data_collator, set_seed
+from transformers import PreTrainedModel, default_data_collator, set_seed
 
 from ..data import ClipTransform, class_names_of, select_classes
 from ..data.columns import labels_of
 from ..method.config import ANPromptConfig
+from ..method.families import FAMILIES
 from ..method.features import evaluating
 from ..tuner import adapted_clip
 from .folds import Fold, HeldOut, ShareChoice, choose_share, class_folds
@@ -39,7 +40,7 @@ ASIDE: dict[str, Any] = {
 
 
 def choose_frozen_share(
-    clip: CLIPModel,
+    clip: PreTrainedModel,
     config: ANPromptConfig,
     arguments: ANPromptTrainingArguments,
     train: Dataset,
@@ -78,7 +79,7 @@ def choose_frozen_share(
         ValueError: if the data have no labels, number other classes than the configuration, or `inference_logits` has
             no share in it.
     """
-    if type(clip) is not CLIPModel:
+    if type(clip) not in (each.model for each in FAMILIES.values()):
         raise TypeError(f"clip must be a CLIPModel without an adapter, got {type(clip).__name__}.")
     names = class_names_of(train)
     if names != config.class_names:
@@ -116,7 +117,7 @@ def _selected(train: Dataset, names: tuple[str, ...]) -> Dataset:
     return selected
 
 
-def _adapted(clip: CLIPModel, config: ANPromptConfig, fold: Fold) -> Any:
+def _adapted(clip: PreTrainedModel, config: ANPromptConfig, fold: Fold) -> Any:
     """Return a copy of CLIP with a new adapter for the classes of a fold, whose ensemble is the frozen CLIP alone."""
     descriptions = config.descriptions and {name: config.descriptions[name] for name in fold.learned}
     own = copy.deepcopy(config)

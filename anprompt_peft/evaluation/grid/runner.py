@@ -16,10 +16,11 @@ import torch
 from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
-from transformers import CLIPModel, CLIPProcessor
+from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from ...data.processor import load_image_processor
+from ...method.families import family_of
 from ...provenance import provenance
 from ...termination import sigterm_interrupts
 from ..backbone import Backbone
@@ -170,9 +171,10 @@ def _settle() -> None:
 
 @lru_cache(maxsize=1)
 def _backbone(model: str, device: str) -> Backbone:
-    clip = CLIPModel.from_pretrained(model, dtype=torch.float32).to(device)
+    family = family_of(AutoConfig.from_pretrained(model))
+    clip = family.model.from_pretrained(model, dtype=torch.float32).to(device)
     load_image_processor(model, clip.config.vision_config.image_size)
-    return Backbone(clip, CLIPProcessor.from_pretrained(model, trust_remote_code=False))
+    return Backbone(clip, family.processor.from_pretrained(model, trust_remote_code=False))
 
 
 @lru_cache(maxsize=1)
