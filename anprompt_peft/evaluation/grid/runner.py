@@ -171,7 +171,7 @@ def _settle() -> None:
 
 @lru_cache(maxsize=1)
 def _backbone(model: str, device: str) -> Backbone:
-    family = family_of(AutoConfig.from_pretrained(model))
+    family = family_of(AutoConfig.from_pretrained(model, trust_remote_code=False))
     clip = family.model.from_pretrained(model, dtype=torch.float32).to(device)
     load_image_processor(model, clip.config.vision_config.image_size)
     return Backbone(clip, family.processor.from_pretrained(model, trust_remote_code=False))
