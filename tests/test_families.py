@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, SiglipImageProcessorPil, SiglipProcessor
 
 from anprompt_cli import main as command_line
+from anprompt_peft.denoising import Denoising, load_denoised, save_denoiser, train_denoiser
 from anprompt_peft.fast import Savings, set_precision
 from anprompt_peft.method.class_texts import tokenize
 from anprompt_peft.method.families import FAMILIES
@@ -239,6 +240,31 @@ def test_the_tokenizer_of_another_family_is_refused(family: str, other: str) -> 
     with pytest.raises(ValueError, match=r"The tokenizer .* does not belong to this CLIP \(vocabulary of"):
         get_peft_model(model, make_config(tokenizer_of(other)))
     assert type(model) is FAMILIES[family].model
+
+
+@other_families
+def test_a_denoiser_within_is_one_that_is_merged(family: str, tmp_path: Path, pixels: Tensor) -> None:
+    how, losses = Denoising(steps=30, batch_size=8, rank=8, learning_rate=0.01), list[float]()
+    made = train_denoiser(
+        make_model(family), tokenizer_of(family), how, lambda step, noisy, clean: losses.append(noisy)
+    )
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    save_denoiser(made, tmp_path, how)
+    card, name = (tmp_path / "README.md").read_text(), FAMILIES[family].model.__name__
+    assert f"({name}.from_pretrained(base), adapter)" in card
+    assert f"\n- {family}\n" in card
+    clean = load_denoised(make_model(family, dtype=torch.float64), tmp_path)
+    assert type(clean) is FAMILIES[family].model
+    expected = adapted(clean)
+    for savings in (Savings(), Savings.none()):
+        model = adapted(make_model(family, dtype=torch.float64), denoiser=str(tmp_path))
+        model.set_savings(savings)
+        model.load_state_dict(trainable(expected), strict=False)
+        assert_exact(logits(model, pixels.double()), logits(expected, pixels.double()))
+    for other in (each for each in FAMILIES if each != family):
+        message = f"is a denoiser of a {name}, and this is a {FAMILIES[other].model.__name__}"
+        with pytest.raises(ValueError, match=message):
+            load_denoised(make_model(other), tmp_path)
 
 
 @every_family

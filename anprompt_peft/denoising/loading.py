@@ -13,10 +13,11 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..files import atomic_file, hub_id, read_json, short, to_json
 from ..method.config import mismatch
+from ..method.families import FAMILIES, family_of
 from ..method.updates import MATRICES, Denoiser
 from .card import write_card
 from .train import TARGETS, Denoising, check_clip
@@ -44,41 +45,48 @@ def save_denoiser(model: PeftModel, folder: str | Path, how: Denoising) -> None:
     record["base_model_name_or_path"] = base_model = hub_id(record["base_model_name_or_path"])
     with atomic_file(path) as fresh:
         fresh.write_text(to_json(record), encoding="utf-8")
-    write_card(Path(folder), base_model, how)
+    write_card(Path(folder), base_model, how, family_of(model))
 
 
-def load_denoised(clip: CLIPModel, denoiser: str | Path, revision: str | None = None) -> CLIPModel:
+def load_denoised(clip: PreTrainedModel, denoiser: str | Path, revision: str | None = None) -> PreTrainedModel:
     """Merge a denoiser into a CLIP, and return the CLIP: a plain one, whose text encoder sees through phrasing.
 
     Args:
-        clip (`CLIPModel`): the CLIP that the denoiser was made for, without adapters; it is changed in place.
+        clip (`PreTrainedModel`): the CLIP that the denoiser was made for, without adapters; it is changed in place.
         denoiser (`str` or `Path`): a folder, or an id on the Hub.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
 
     Raises:
-        TypeError: if `clip` is no `CLIPModel`, or one with adapters.
+        TypeError: if `clip` is a model of no family that ANPrompt serves, or one with adapters.
         FileNotFoundError: if there is no such folder or repository.
         ValueError: if it holds no LoRA adapter of exactly the attention matrices of a text encoder of this size, in
-            safetensors, with finite values.
+            safetensors, with finite values, or if it was made for a model of another family.
     """
     check_clip(clip)
     folder = check_denoiser(clip.config, denoiser, revision)
     model: Any = PeftModel.from_pretrained(clip, str(folder))
-    merged: CLIPModel = model.merge_and_unload()
+    merged: PreTrainedModel = model.merge_and_unload()
     return merged
 
 
-def check_denoiser(config: CLIPConfig, denoiser: str | Path, revision: str | None = None) -> Path:
+def check_denoiser(config: PreTrainedConfig, denoiser: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a denoiser, in the Hub's cache if it comes from there, or raise as [`load_denoised`]."""
     folder = _folder(str(denoiser), revision)
-    rank, width = _lora(folder).r, config.text_config.hidden_size
+    lora, width, family = _lora(folder), config.text_config.hidden_size, family_of(config)
+    made_for = lora.auto_mapping.get("base_model_class") if isinstance(lora.auto_mapping, dict) else None
+    if made_for in [each.model.__name__ for each in FAMILIES.values() if each is not family]:
+        raise ValueError(
+            f"{folder} is a denoiser of a {made_for}, and this is a {family.model.__name__}. Make one for it with "
+            "`anprompt denoise`."
+        )
+    rank = lora.r
     shapes = {"A": [rank, width], "B": [width, rank]}
     expected = {name: shape for matrix, shape in shapes.items() for name in _names(config, matrix)}
     _check_weights(folder / SAFETENSORS_WEIGHTS_NAME, expected)
     return folder
 
 
-def read_denoiser(config: CLIPConfig, denoiser: str | Path, revision: str | None = None) -> Denoiser:
+def read_denoiser(config: PreTrainedConfig, denoiser: str | Path, revision: str | None = None) -> Denoiser:
     """Return a denoiser's tensors, float64, for a text encoder of l layers, or raise as [`load_denoised`]."""
     folder = check_denoiser(config, denoiser, revision)
     lora, tensors = _lora(folder), load_file(folder / SAFETENSORS_WEIGHTS_NAME)
@@ -89,7 +97,7 @@ def read_denoiser(config: CLIPConfig, denoiser: str | Path, revision: str | None
     return Denoiser(down, up * (lora.lora_alpha / (lora.r**0.5 if lora.use_rslora else lora.r)))
 
 
-def _names(config: CLIPConfig, matrix: str) -> list[str]:
+def _names(config: PreTrainedConfig, matrix: str) -> list[str]:
     """Return the names of all tensors A or B of a denoiser in its file, by layer and by matrix of the attention."""
     return [
         f"base_model.model.text_model.encoder.layers.{layer}.self_attn.{name}.lora_{matrix}.weight"

@@ -14,8 +14,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
-from transformers import CLIPModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
+from ..method.class_texts import tokenize
+from ..method.families import FAMILIES
 from ..method.features import frozen_text_features, unit
 from ..method.rephrase import vocabulary
 from ..method.updates import MATRICES
@@ -65,7 +67,7 @@ class Denoising:
 
 
 def train_denoiser(
-    clip: CLIPModel,
+    clip: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     how: Denoising | None = None,
     on_step: OnStep | None = None,
@@ -77,7 +79,8 @@ def train_denoiser(
     `1 - cos(f'(n), f(t)) + hold (1 - cos(f'(t), f(t)))`.
 
     Args:
-        clip (`CLIPModel`): without adapters. It is frozen and gets the updates; its weights stay as they are.
+        clip (`PreTrainedModel`): a model without adapters, of a family that ANPrompt serves. It is frozen and gets
+            the updates; its weights stay as they are.
         tokenizer (`PreTrainedTokenizerBase`): the CLIP's own.
         how (`Denoising`, *optional*): the settings.
         on_step (`Callable`, *optional*): see [`OnStep`].
@@ -86,8 +89,8 @@ def train_denoiser(
         `PeftModel`: around `clip`, in evaluation mode. [`save_denoiser`] saves it.
 
     Raises:
-        TypeError: if this is no `CLIPModel`, or one with adapters.
-        ValueError: if the rank exceeds the text encoder's width, or the tokenizer has no words.
+        TypeError: if this is a model of no such family, or one with adapters.
+        ValueError: if the rank exceeds the text encoder's width, or the tokenizer is another model's or has no words.
         NonFiniteError: if the loss is NaN or infinite.
     """
     how = how or Denoising()
@@ -120,8 +123,8 @@ def train_denoiser(
 class Texts:
     """Pairs of texts for a CLIP, as tokens."""
 
-    def __init__(self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer, self.device = tokenizer, clip.device
+    def __init__(self, clip: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer, self.device, self.config = tokenizer, clip.device, clip.config
         self.longest = clip.config.text_config.max_position_embeddings
         self.grammar = Grammar(vocabulary(tokenizer), self._fits)
 
@@ -135,9 +138,7 @@ class Texts:
         return len(self.tokenizer(text, truncation=True, max_length=self.longest + 1)["input_ids"]) <= self.longest
 
     def _tokens(self, texts: list[str]) -> Tensor:
-        made = self.tokenizer(texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
-        ids: Tensor = made["input_ids"]
-        return ids.to(self.device)
+        return tokenize(texts, self.tokenizer, self.config, truncate=True).to(self.device)
 
 
 class Similarity(NamedTuple):
@@ -150,7 +151,11 @@ class Similarity(NamedTuple):
 
 @torch.no_grad()
 def similarity(
-    clip: CLIPModel, denoised: CLIPModel, tokenizer: PreTrainedTokenizerBase, count: int = 512, seed: int = 2**32
+    clip: PreTrainedModel,
+    denoised: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int = 512,
+    seed: int = 2**32,
 ) -> Similarity:
     """Measure on `count` pairs of texts what a denoiser does; no training has this seed, nor draws these texts."""
     clean, noisy = Texts(clip, tokenizer).draw(count, random.Random(seed))
@@ -159,16 +164,18 @@ def similarity(
     return Similarity(*(_cosine(frozen_text_features(model, tokens), target).item() for model, tokens in rows))
 
 
-def check_clip(clip: CLIPModel) -> None:
-    """Raise `TypeError` unless this is a `CLIPModel` without adapters."""
-    if not isinstance(clip, CLIPModel) or any(OTHERS.search(name) for name, _ in clip.named_parameters()):
+def check_clip(clip: PreTrainedModel) -> None:
+    """Raise `TypeError` unless this is a model of one of the families, without adapters."""
+    served = tuple(each.model for each in FAMILIES.values())
+    if not isinstance(clip, served) or any(OTHERS.search(name) for name, _ in clip.named_parameters()):
+        names = " or ".join(each.__name__ for each in served)
         raise TypeError(
-            f"A denoiser is for a plain transformers CLIPModel without adapters, not {type(clip).__name__}. Load one "
-            "with CLIPModel.from_pretrained; an adapter's own goes with unload()."
+            f"A denoiser is for a plain transformers {names} without adapters, not {type(clip).__name__}. Load one "
+            "with its from_pretrained; an adapter's own goes with unload()."
         )
 
 
-def _with_updates(clip: CLIPModel, how: Denoising) -> PeftModel:
+def _with_updates(clip: PreTrainedModel, how: Denoising) -> PeftModel:
     """Return the CLIP with updates that change nothing yet; torch's random numbers go on as if none was drawn."""
     config = LoraConfig(r=how.rank, lora_alpha=1, use_rslora=True, target_modules=TARGETS)
     with torch.random.fork_rng():
@@ -177,7 +184,7 @@ def _with_updates(clip: CLIPModel, how: Denoising) -> PeftModel:
     return model.eval()
 
 
-def _features(clip: CLIPModel, tokens: Tensor) -> Tensor:
+def _features(clip: PreTrainedModel, tokens: Tensor) -> Tensor:
     return unit(clip.get_text_features(input_ids=tokens).pooler_output)
 
 
