@@ -1,4 +1,4 @@
-"""The command `anprompt`: train, evaluate, predict, push, info, denoise and benchmark.
+"""The command `anprompt`: compare, train, evaluate, predict, serve, push, info, denoise and benchmark.
 
 It is a package beside `anprompt_peft` and not in it, because importing that one loads torch, transformers and PEFT.
 Help, shell completion, wrong options and `info` answer without them. A command imports its job from the folder `jobs`,
@@ -27,6 +27,7 @@ from .evaluate import evaluate
 from .info import info
 from .predict import predict
 from .push import push
+from .serve import serve
 from .signals import sigterm_interrupts
 from .streams import closable_output, escaped_output
 from .train import train
@@ -34,7 +35,7 @@ from .train import train
 __all__ = ["app", "main"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-for command in (data, compare, train, evaluate, predict, push, info, denoise):
+for command in (data, compare, train, evaluate, predict, serve, push, info, denoise):
     app.command(no_args_is_help=True)(command)
 app.add_typer(datasets, name="datasets")
 app.add_typer(benchmark, name="benchmark")

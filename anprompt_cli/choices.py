@@ -10,3 +10,4 @@ Protocol = Literal["base-to-new", "few-shot", "all-classes", "cross-data", "fold
 Halves = Literal["order", "random", "paired"]
 Sampling = Literal["coop", "seeded"]
 Source = Literal["folder", "hub"]
+Engine = Literal["auto", "onnx", "torch"]

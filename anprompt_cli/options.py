@@ -128,6 +128,23 @@ class ModelOptions(AdapterOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AskOptions(ModelOptions):
+    """What to ask it."""
+
+    top_k: int = number("Classes to show per image, the most likely first.", default=3)
+    classes: list[str] | None = option(CHOOSE, CLASSES, metavar="NAME")
+    classes_file: Path | None = file("The same from a file: text with one name per line, or a JSON list.", CLASSES)
+    template: list[str] | None = option(
+        "Prompt with {} for the class name; repeat it for several. Default: the adapter's own.", CLASSES
+    )
+
+    def check_classes(self) -> None:
+        """Raise `ValueError` if classes are given in both ways."""
+        if self.classes and self.classes_file:
+            raise ValueError("--classes and --classes-file exclude each other.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Which labelled images to use."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from .errors import FAILED
-from .options import CHOOSE, CLASSES, OUTPUT, ModelOptions, RunOptions, argument, command, file, flag, number, option
+from .options import OUTPUT, AskOptions, RunOptions, argument, command, file, flag, number, option
 from .text import as_csv, as_json, printable
 
 UNSURE = "unsure"
@@ -49,16 +49,10 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(RunOptions, ModelOptions):
+class PredictOptions(RunOptions, AskOptions):
     """Options of `anprompt predict`."""
 
     images: list[str] = argument("IMAGE", "Image files, folders (searched with their sub-folders) or quoted globs.")
-    top_k: int = number("Classes to show per image, the most likely first.", default=3)
-    classes: list[str] | None = option(CHOOSE, CLASSES, metavar="NAME")
-    classes_file: Path | None = file("The same from a file: text with one name per line, or a JSON list.", CLASSES)
-    template: list[str] | None = option(
-        "Prompt with {} for the class name; repeat it for several. Default: the adapter's own.", CLASSES
-    )
     also: list[str] | None = option(
         "Another adapter that answers beside; repeat it.", None, "--adapter", metavar="ADAPTER"
     )
@@ -147,7 +141,8 @@ def _line(answer: Answer, options: PredictOptions, width: int) -> str:
 
 def _check(options: PredictOptions) -> None:
     """Raise for options that exclude or need others."""
-    for pair in (("classes", "classes_file"), ("move_to", "copy_to"), ("jsonl", "as_csv")):
+    options.check_classes()
+    for pair in (("move_to", "copy_to"), ("jsonl", "as_csv")):
         if all(getattr(options, name) for name in pair):
             names = (f"--{name.removeprefix('as_').replace('_', '-')}" for name in pair)
             raise ValueError(f"{' and '.join(names)} exclude each other.")

@@ -76,6 +76,15 @@ class Page:
         """Load a page and wait until everything on it has loaded."""
         self._events.clear()
         self.call("Page.navigate", url=address)
+        self._wait_until_loaded()
+
+    def follow(self, action: str) -> None:
+        """Run JavaScript that leads to another page, and wait until that has loaded."""
+        self._events.clear()
+        self.evaluate(action)
+        self._wait_until_loaded()
+
+    def _wait_until_loaded(self) -> None:
         while "Page.loadEventFired" not in self._events:
             self._read()
 

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     },
     "classifier": {"method", "evaluation", "publish", "files"},
     "compare": {"classifier", "data", "evaluation", "publish", "report", "files", "text"},
-    "serve": {"method", "classifier", "fast", "clip", "tuner", "data", "extras", "files", "provenance"},
+    "serve": {"method", "classifier", "fast", "clip", "tuner", "data", "report", "extras", "files", "provenance"},
     "report": {"tuner", "evaluation", "publish", "files", "text"},
     "__main__": set(),
 }

@@ -1006,7 +1006,7 @@ from importlib import import_module
 for name in {names!r}:
     import_module(name)
 from anprompt_cli import main
-for command in ([], ["train"], ["evaluate"], ["predict"], ["push"], ["info"]):
+for command in ([], ["train"], ["evaluate"], ["predict"], ["serve"], ["push"], ["info"]):
     assert main([*command, "--help"]) == 0
 print("end of help")
 assert main(["info", {str(adapter)!r}]) == main(["--version"]) == 0
@@ -1018,7 +1018,7 @@ print(*heavy & set(sys.modules), file=sys.stderr)
     assert process.stderr.splitlines()[-1] == ""
     shown, _, rest = process.stdout.partition("end of help")
     assert max(map(len, shown.splitlines())) <= 80
-    for name in ("train", "evaluate", "predict", "push", "info"):
+    for name in ("train", "evaluate", "predict", "serve", "push", "info"):
         assert f"Usage: anprompt {name}" in shown
     assert str(TINY_CLIP) in rest
 

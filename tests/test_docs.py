@@ -73,6 +73,7 @@ NOT_RUN = {
     r"anprompt benchmark .*--root data .*|.* report tables .*": "it needs the published data sets",
     r"anprompt benchmark (--config [\w-]+\.yaml|report ablations).*": "minutes; test_embedded.py reads the grids",
     r"anprompt denoise .*": "minutes; test_denoising.py runs it small, and the page the same in Python",
+    r"anprompt serve .*|curl .*": "it ends with a signal; test_serve.py asks it",
     r"anprompt train .*--resume": "it needs an interrupted run; test_cli.py resumes several",
 }
 # Python blocks that are not run, by page and a text in them, with the reason.
@@ -80,7 +81,7 @@ NOT_RUN_PYTHON = {
     ("examples/speed/README.md", "fully_shard"): "needs several processes; test_distributed.py trains this way",
 }
 # Programs that a page may name although no package here brings them.
-OTHER_PROGRAMS = {"bash", "cd", "git", "make", "pip", "pipx", "pre-commit", "python", "python3"}
+OTHER_PROGRAMS = {"bash", "cd", "curl", "git", "make", "pip", "pipx", "pre-commit", "python", "python3"}
 
 
 class PageHandler(DatasetHandler):

@@ -124,7 +124,7 @@ def test_optional_packages_are_told_with_their_extra() -> None:
     extras: dict[str, Any] = load_project()["optional-dependencies"]
     modules = {
         name: {Requirement(each).name.lower() for each in extras[name] if "anprompt-peft" not in each}
-        for name in ("onnx", "demo", "examples", "embedded", "ray")
+        for name in ("onnx", "serve", "examples", "embedded", "ray")
     }
     optional = set.union(*modules.values()) - {"scipy"}  # of the core as well
     for path in (*(ROOT / "examples").rglob("*.py"), *(ROOT / "anprompt_peft").rglob("*.py")):
@@ -146,8 +146,8 @@ def imported(node: ast.AST) -> list[str]:
 
 
 def test_a_missing_package_is_told_with_its_extra() -> None:
-    wanted = r"This needs nowhere_at_all, .* pip install 'anprompt-peft\[demo\]'"
-    with pytest.raises(ModuleNotFoundError, match=wanted), extra("demo"):
+    wanted = r"This needs nowhere_at_all, .* pip install 'anprompt-peft\[serve\]'"
+    with pytest.raises(ModuleNotFoundError, match=wanted), extra("serve"):
         importlib.import_module("nowhere_at_all.sub")
 
 

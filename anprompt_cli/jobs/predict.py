@@ -6,6 +6,7 @@ import glob
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,6 +14,8 @@ from anprompt_peft.data.folders import is_hidden, list_folder
 from anprompt_peft.data.names import read_class_names
 from anprompt_peft.serve import Prediction, predict
 
+from ..choices import Precision
+from ..options import AskOptions, RunOptions
 from ..predict import UNSURE, PredictOptions, threshold_of
 from .answers import calibrated
 from .models import load_adapter
@@ -29,15 +32,8 @@ class Classifier:
 
     def __init__(self, options: PredictOptions) -> None:
         self._options = options
-        asked = read_class_names(options.classes_file) if options.classes_file else options.classes
-        self._loaded = []
-        for adapter in (options.adapter, *(options.also or ())):
-            model, processor = load_adapter(
-                adapter, options.revision, options.device, options.precision, options.model
-            )
-            if asked or options.template:
-                model.set_classes(asked or model.class_names, options.template)
-            self._loaded.append((model, processor))
+        adapters = (options.adapter, *(options.also or ()))
+        self._loaded = [load_asked(adapter, options, options, options.precision) for adapter in adapters]
         self.classes = list(self._loaded[0][0].class_names)
         self.threshold = self._threshold()
         if self.threshold is not None and any(UNSURE in model.class_names for model, _ in self._loaded):
@@ -70,6 +66,15 @@ class Classifier:
         ]
         together = zip(*each, strict=True)
         return tqdm(together, total=len(paths), unit="image", disable=sys.stdout.isatty() or None)
+
+
+def load_asked(adapter: str, ask: AskOptions, run: RunOptions, precision: Precision) -> tuple[Any, Any]:
+    """Load an adapter with the classes and templates that are asked for; return it and its image processor."""
+    model, processor = load_adapter(adapter, ask.revision, run.device, precision, ask.model)
+    asked = read_class_names(ask.classes_file) if ask.classes_file else ask.classes
+    if asked or ask.template:
+        model.set_classes(asked or model.class_names, ask.template)
+    return model, processor
 
 
 def find_images(patterns: Sequence[str]) -> list[str]:

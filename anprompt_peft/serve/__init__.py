@@ -1,6 +1,7 @@
-"""Using an adapter: classifying any number of images, and exporting to ONNX."""
+"""Using an adapter: classifying any number of images, exporting to ONNX, and serving over HTTP."""
 
 from .classify import Prediction, predict
+from .graph import Graph
 from .onnx import export_onnx
 
-__all__ = ["Prediction", "export_onnx", "predict"]
+__all__ = ["Graph", "Prediction", "export_onnx", "predict"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,10 +23,12 @@ from ..data.images import IMAGE, CorruptImageError, naming, open_image, upright
 from ..data.transform import ClipTransform
 from ..method.features import evaluating
 from ..tuner import adapted_clip
+from .graph import Graph
 
-Source = str | os.PathLike[str] | Image.Image
+Source = str | os.PathLike[str] | io.BytesIO | Image.Image
 Ranking = list[tuple[str, float]]
 Ranker = Callable[[Tensor], list[Ranking]]
+Logits = Callable[[Tensor], Tensor]
 
 _LOCKS = [Lock() for _ in range(61)]  # by id: two threads must not decode the same opened image
 
@@ -47,7 +50,7 @@ class Prediction:
 
 
 def predict(
-    model: PeftModel | CLIPModel | CLIPClassifier,
+    model: PeftModel | CLIPModel | CLIPClassifier | Graph,
     images: Iterable[Source],
     processor: Any,
     *,
@@ -63,8 +66,10 @@ def predict(
     thread, at most one batch ahead, so it may be endless.
 
     Args:
-        model (`PeftModel`, `AdaptedModel` or `CLIPClassifier`): the adapted model, or a saved classifier.
-        images (`Iterable`): paths and PIL images, in any mixture. EXIF rotation is applied.
+        model (`PeftModel`, `AdaptedModel`, `CLIPClassifier` or `Graph`): the adapted model, a saved classifier, or an
+            exported graph.
+        images (`Iterable`): paths, PIL images and files' contents as `BytesIO`, whose attribute `name`, if there is
+            one, is their path; in any mixture. EXIF rotation is applied.
         processor (`CLIPProcessor` or CLIP image processor): gives size, crop, resampling, mean and std.
         top_k (`int`): classes to rank per image; all of them if there are fewer.
         batch_size (`int`): images per forward pass.
@@ -76,8 +81,8 @@ def predict(
             memory, has an `error`; the others are classified.
 
     Raises:
-        TypeError: if the model has no ANPrompt adapter, or an item is neither a path nor an image. Items of a list or
-            tuple are checked at the call, others when they are read.
+        TypeError: if the model has no ANPrompt adapter, or an item is none of these. Items of a list or tuple are
+            checked at the call, others when they are read.
         ValueError: for a number below 1 or not whole, no active adapter, or a processor that is not CLIP's.
         RuntimeError: from the iterator, if the adapter was deleted after the call.
     """
@@ -124,7 +129,9 @@ def _prediction(path: str | None, ranking: Ranking) -> Prediction:
 
 
 def _path_of(source: Any) -> str | None:
-    """Return the file of a path or of an image, `None` if it has none."""
+    """Return the file of a path, of an image or of a content, `None` if it has none."""
+    if isinstance(source, io.BytesIO):
+        return getattr(source, "name", None)
     if isinstance(source, Image.Image):
         return os.fsdecode(getattr(source, "filename", "")) or None
     if not isinstance(source, (str, os.PathLike)):
@@ -149,35 +156,40 @@ def _read(source: Source, transform: ClipTransform) -> Tensor | str:
         return f"{path or 'an image without a path'}: too little memory to decode it"
 
 
-def _ranker(model: PeftModel | CLIPModel | CLIPClassifier, top_k: int) -> Ranker:
+def _ranker(model: PeftModel | CLIPModel | CLIPClassifier | Graph, top_k: int) -> Ranker:
     """Return a function from pixel values `[B, 3, H, W]` to rankings with the classes and the adapter of the call."""
-    if isinstance(model, CLIPClassifier):
-        return _classifier_ranker(model, top_k)
+    if isinstance(model, Graph):
+        names, logits = model.class_names, model.logits
+    elif isinstance(model, CLIPClassifier):
+        names, logits = _of_classifier(model)
+    else:
+        names, logits = _of_adapter(model)
+
+    def rank(pixels: Tensor) -> list[Ranking]:
+        shares = logits(pixels).softmax(dim=-1).topk(min(top_k, len(names)))
+        rows = zip(*(each.tolist() for each in shares), strict=True)
+        return [[(names[at], share) for share, at in zip(*row, strict=True)] for row in rows]
+
+    return rank
+
+
+def _of_adapter(model: PeftModel | CLIPModel) -> tuple[Sequence[str], Logits]:
     clip = adapted_clip(model)
     classes = clip.classes
-    choice, count = clip.choose()._replace(classes=classes), min(top_k, len(classes.names))
+    choice = clip.choose()._replace(classes=classes)
 
     @torch.no_grad()
-    def rank(pixels: Tensor) -> list[Ranking]:
+    def logits(pixels: Tensor) -> Tensor:
         if choice.adapter not in clip.head.configs:
             raise RuntimeError(f"The adapter {choice.adapter!r} was deleted after predict was called.")
         pixels = pixels.to(clip.device)
         with evaluating(model):
             plan = clip.plan(pixel_values=pixels, choice=choice)
-            shares = model(pixel_values=pixels, plan=plan).logits.softmax(dim=-1)
-        rows = zip(*(each.tolist() for each in shares.topk(count)), strict=True)
-        return [[(classes.names[at], share) for share, at in zip(*row, strict=True)] for row in rows]
+            return model(pixel_values=pixels, plan=plan).logits
 
-    return rank
+    return classes.names, logits
 
 
-def _classifier_ranker(model: CLIPClassifier, top_k: int) -> Ranker:
+def _of_classifier(model: CLIPClassifier) -> tuple[Sequence[str], Logits]:
     asked = model.classes
-    count = min(top_k, len(asked.names))
-
-    def rank(pixels: Tensor) -> list[Ranking]:
-        shares = model(pixels.to(model.device), classes=asked).logits.softmax(dim=-1)
-        rows = zip(*(each.tolist() for each in shares.topk(count)), strict=True)
-        return [[(asked.names[at], share) for share, at in zip(*row, strict=True)] for row in rows]
-
-    return rank
+    return asked.names, lambda pixels: model(pixels.to(model.device), classes=asked).logits
