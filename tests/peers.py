@@ -12,13 +12,14 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPProcessor
+from transformers import CLIPImageProcessorPil, CLIPProcessor, SiglipImageProcessorPil
 
 from anprompt_peft.data import ClipTransform
 from anprompt_peft.evaluation.backbone import Backbone
-from anprompt_peft.evaluation.peers import Batch, Recipe
+from anprompt_peft.evaluation.peers import METHODS, Batch, Recipe, make_method
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet
-from helpers import IMAGE_SIZE, make_clip, tiny_tokenizer
+from anprompt_peft.method.families import FAMILIES
+from helpers import IMAGE_SIZE, make_clip, make_model, tiny_tokenizer, tokenizer_of
 
 BASE = ClassTexts(("cat", "dog", "small fish"))
 MIXED = ClassTexts(("red bird", "small fish", "cat", "drawing"))
@@ -37,6 +38,28 @@ PROCESSOR = CLIPProcessor(
 )
 BACKBONE = Backbone(make_clip(dtype=torch.float64), PROCESSOR)
 """The tiny CLIP in float64, which methods leave as it is."""
+
+
+def processor_of(family: str) -> Any:
+    """The processor of the tiny model of a family."""
+    if family != "siglip":
+        return FAMILIES[family].processor(image_processor=PROCESSOR.image_processor, tokenizer=tokenizer_of(family))
+    images = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    return FAMILIES[family].processor(image_processor=images, tokenizer=tokenizer_of(family))
+
+
+def backbone_of(family: str, dtype: torch.dtype = torch.float32) -> Backbone:
+    """The tiny model of a family, with its processor."""
+    return Backbone(make_model(family, dtype=dtype), processor_of(family))
+
+
+def quick(name: str) -> Any:
+    """A method with its preset's settings, and a training of two steps or so."""
+    settings = METHODS[name].settings
+    short: dict[str, Any] = {"recipe": {"epochs": 2, "learning_rate": 0.01}} if settings.get("recipe") else {}
+    if "steps_per_shot" in settings:
+        short["steps_per_shot"] = 1
+    return make_method(name, **short)
 
 
 class Mirrored(ClipTransform):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,23 @@ from peft import AutoPeftModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, SiglipImageProcessorPil, SiglipProcessor
+from transformers import AutoModel
 
 from anprompt_cli import main as command_line
+from anprompt_peft.classifier import load_classifier, save_classifier
+from anprompt_peft.compare import plan_comparison
 from anprompt_peft.denoising import Denoising, load_denoised, save_denoiser, train_denoiser
+from anprompt_peft.evaluation.grid import read_results
+from anprompt_peft.evaluation.peers import METHODS, make_method
+from anprompt_peft.evaluation.peers.prompted import encode_images
+from anprompt_peft.evaluation.peers.prompts import CoOp
+from anprompt_peft.evaluation.peers.training import Recipe
 from anprompt_peft.fast import Savings, set_precision
 from anprompt_peft.method.class_texts import tokenize
 from anprompt_peft.method.families import FAMILIES
+from command import call, done, refused
 from helpers import (
     CLASSES,
-    IMAGE_SIZE,
     LABELS,
     adapted,
     assert_exact,
@@ -35,6 +43,7 @@ from helpers import (
     train_by_command,
     trainable,
 )
+from peers import BASE, MIXED, NEW, backbone_of, image_set, processor_of, quick
 
 OTHERS = [each for each in FAMILIES if each != "clip"]
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -203,8 +212,7 @@ def test_the_command_line_trains_and_knows_an_adapter_of_siglip(
 ) -> None:
     base, output = tmp_path / "base", tmp_path / "adapter"
     make_model("siglip").save_pretrained(base)
-    images = SiglipImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    SiglipProcessor(image_processor=images, tokenizer=tokenizer_of("siglip")).save_pretrained(base)
+    processor_of("siglip").save_pretrained(base)
     assert train_by_command(digits, output, "--model", base) == 0
     assert command_line(["info", str(output)]) == 0
     assert str(base) in capsys.readouterr().out
@@ -240,6 +248,94 @@ def test_the_tokenizer_of_another_family_is_refused(family: str, other: str) -> 
     with pytest.raises(ValueError, match=r"The tokenizer .* does not belong to this CLIP \(vocabulary of"):
         get_peft_model(model, make_config(tokenizer_of(other)))
     assert type(model) is FAMILIES[family].model
+
+
+METHOD_OF_CLASS = {preset.method: name for name, preset in METHODS.items()}
+
+
+@other_families
+@pytest.mark.parametrize("name", METHOD_OF_CLASS.values())
+def test_every_method_learns_or_says_why_not(family: str, name: str) -> None:
+    method, backbone, shots = quick(name), backbone_of(family), image_set([0, 1, 2, 2, 1, 0])
+    before = {key: value.clone() for key, value in backbone.clip.state_dict().items()}
+    if (name, family) == ("prolip", "siglip"):
+        with pytest.raises(ValueError, match=r"ProLIP trains the linear map .* SiglipModel has none"):
+            method.fit(backbone, shots, BASE, 1)
+        return
+    fitted = method.fit(backbone, shots, BASE, 1)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.clip.state_dict().items())
+    for classes in (NEW, MIXED, BASE):
+        found = fitted.logits(shots, classes)
+        assert found.shape == (6, len(classes.names))
+        assert bool(found.isfinite().all())
+    if METHODS[name].settings.get("recipe"):
+        assert not torch.equal(found, make_method("zero-shot").fit(backbone, shots, BASE, 1).logits(shots, BASE))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By family, a folder with the tiny model and its whole processor."""
+    folders = {family: tmp_path_factory.mktemp(family) for family in OTHERS}
+    for family, folder in folders.items():
+        make_model(family).save_pretrained(folder)
+        processor_of(family).save_pretrained(folder)
+    return folders
+
+
+@other_families
+@pytest.mark.parametrize("name", ["tip-adapter-f", "lora"])
+def test_a_saved_classifier_answers_alike(family: str, name: str, bases: dict[str, Path], tmp_path: Path) -> None:
+    backbone, shots = backbone_of(family), image_set([0, 1, 2, 2, 1, 0])
+    fitted = quick(name).fit(backbone, shots, BASE, 1)
+    save_classifier(fitted, tmp_path, BASE.names, BASE.templates, str(bases[family]))
+    loaded = load_classifier(tmp_path)
+    assert type(loaded.clip) is type(loaded.frozen.clip) is FAMILIES[family].model
+    expected = fitted.logits(shots, BASE)
+    torch.testing.assert_close(loaded(shots.pixels()).logits, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(loaded.frozen.zero_shot_logits(shots, BASE), expected)
+
+
+def test_methods_are_compared_where_the_model_has_a_place_for_them(
+    bases: dict[str, Path], digits: Path, tmp_path: Path
+) -> None:
+    for family in OTHERS:
+        photos = {"train": image_set([0, 0, 1, 1, 2, 2]).dataset}
+        plan = plan_comparison(photos, str(bases[family]), tmp_path / "plan", shots=1)
+        assert ("prolip" in plan.cells) is (family != "siglip")
+    common = ("compare", digits, "--output", tmp_path / "out", "--model", bases["siglip"], "--draws", 2, "--shots", 1)
+    assert "ProLIP trains the linear map" in refused(*common, "--method", "prolip")
+    assert not (tmp_path / "out").exists()
+    done(*common, "--method", "zero-shot", "--save", "zero-shot")
+    assert "%" in done("predict", tmp_path / "out" / "zero-shot", next(digits.rglob("*.png"))).out
+
+
+@other_families
+def test_the_benchmark_of_every_kind_of_prompts(
+    family: str, bases: dict[str, Path], digits: Path, tmp_path: Path
+) -> None:
+    recipe = "{recipe: {epochs: 1, batch_size: 20}}"
+    methods = ("coop", "cocoop", "vpt", "ivlp", "maple", "promptsrc", "anprompt", "prolip")
+    (tmp_path / "grid.yaml").write_text(
+        f"data: {digits}\nmodel: {bases[family]}\nseeds: [1]\nshots: 1\nmethods:\n  zero-shot:\n"
+        + "".join(f"  {name}: {recipe}\n" for name in methods)
+    )
+    run = ("benchmark", "--config", tmp_path / "grid.yaml", "--output", tmp_path / "grid")
+    answer = call(*run)
+    assert answer.code == (1 if family == "siglip" else 0), answer.err
+    assert ("SiglipModel has none" in answer.err) is (family == "siglip")
+    records = [each["configuration"]["method"]["name"] for each in read_results(tmp_path / "grid")]
+    assert set(records) == {"zero-shot", *methods} - ({"prolip"} if family == "siglip" else set())
+
+
+@other_families
+@pytest.mark.parametrize("words", ["a photo of a", "A photo of a"])
+def test_a_context_that_has_not_moved_is_the_model(family: str, words: str) -> None:
+    """Texts are read, and images pooled, as the model does it."""
+    backbone, shots = backbone_of(family, torch.float64), image_set([0, 1, 2])
+    fitted = CoOp(Recipe(learning_rate=0, epochs=1), words=words).fit(backbone, shots, BASE, 1)
+    expected = backbone.zero_shot_logits(shots, replace(BASE, templates=(f"{words} {{}}.",)))
+    assert_exact(fitted.logits(shots, BASE), expected)
+    assert_exact(encode_images(backbone.clip, shots.pixels().double()), backbone.image_features(shots))
 
 
 @other_families

@@ -353,7 +353,7 @@ def test_long_names_are_cut_before_the_end_token(context: Context) -> None:
     tokenizer = PROCESSOR.tokenizer
     ids = context.ids(["cat", "q" * 60], tokenizer, CLIP)
     assert ids.shape == (2, CONTEXT)
-    count = context.count(tokenizer)
+    count = context.count(tokenizer, CLIP)
     assert ids[1, 1 + count :].tolist() == [*tokenizer("q" * 60)["input_ids"][1 : CONTEXT - count - 1], ids[0, -1]]
     assert ids[0, 1 + count :].tolist()[:4] == (tokenizer("cat.")["input_ids"][1:] + [int(ids[0, -1])] * 4)[:4]
 

@@ -24,7 +24,7 @@ from anprompt_peft.evaluation.peers import METHODS, Batch, Recipe, make_method, 
 from anprompt_peft.evaluation.task import ImageSet
 from anprompt_peft.training.recipes import RECIPES
 from helpers import make_clip
-from peers import BASE, MIXED, NEW, ONE_STEP, PROCESSOR, image_set
+from peers import BASE, MIXED, NEW, ONE_STEP, PROCESSOR, image_set, quick
 
 OWN = """
 from dataclasses import dataclass, field
@@ -48,15 +48,6 @@ BACKBONE = Backbone(make_clip(), PROCESSOR)
 SHOTS = image_set([0, 1, 2, 2, 1, 0, 1], augmentation=ClipTransform(PROCESSOR, augment=True))
 TRAINED = {preset.method: name for name, preset in METHODS.items() if preset.settings.get("recipe")}
 """A preset of every class that is trained."""
-
-
-def quick(name: str) -> Any:
-    """A method with its preset's settings, and a training of two steps or so."""
-    settings = METHODS[name].settings
-    short: dict[str, Any] = {"recipe": {"epochs": 2, "learning_rate": 0.01}} if settings.get("recipe") else {}
-    if "steps_per_shot" in settings:
-        short["steps_per_shot"] = 1
-    return make_method(name, **short)
 
 
 @pytest.mark.parametrize("name", METHODS)

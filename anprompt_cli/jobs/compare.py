@@ -33,7 +33,6 @@ def compare_photos(options: CompareOptions) -> tuple[list[str], list[str], bool]
     plan, notes = _plan(options)
     if options.save:
         check_name(plan, options.save)
-    load_clip(options.model)  # says what is wrong with it, once
     output = plan.place.output
     try:
         comparison, failed = run_comparison(plan, on_stderr)
@@ -59,6 +58,7 @@ def _plan(options: CompareOptions) -> tuple[Plan, list[str]]:
         parts[measured] = splits[measured]
     looks = new_looks(parts)
     parts, corrupt = check_parts(parts, options.on_corrupt, looks)
+    load_clip(options.model)  # says what is wrong with it, once
     name = public_name(options.data.rstrip("/"))
     plan = plan_comparison(
         parts,

@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPConfig
+from transformers import PreTrainedConfig
 
 from ..evaluation.backbone import Backbone
 from ..evaluation.peers.lora import TunedCLIP
 from ..evaluation.peers.probe import Probe
-from ..evaluation.peers.prolip import Projection
+from ..evaluation.peers.prolip import Projection, check_projection
 from ..evaluation.peers.tip_adapter import Cache
 from ..evaluation.peers.zero_shot import FrozenCLIP
 from ..evaluation.task import Fitted
+from ..method.families import joint_width
 from .config import CLIPClassifierConfig
 from .specs import FREE, INTEGERS, TensorSpec
 
@@ -31,22 +32,23 @@ class Kind(NamedTuple):
     """
 
     fitted: type
-    tensors: Callable[[CLIPClassifierConfig, CLIPConfig], dict[str, TensorSpec]]
+    tensors: Callable[[CLIPClassifierConfig, PreTrainedConfig], dict[str, TensorSpec]]
     build: Callable[[Backbone, CLIPClassifierConfig, Mapping[str, Tensor]], Fitted]
     settings: tuple[str, ...] = ()
 
 
-def _probe_tensors(config: CLIPClassifierConfig, clip: CLIPConfig) -> dict[str, TensorSpec]:
+def _probe_tensors(config: CLIPClassifierConfig, clip: PreTrainedConfig) -> dict[str, TensorSpec]:
     classes = len(config.class_names)
-    return {"weight": TensorSpec((classes, clip.projection_dim)), "bias": TensorSpec((classes,))}
+    return {"weight": TensorSpec((classes, joint_width(clip))), "bias": TensorSpec((classes,))}
 
 
-def _cache_tensors(config: CLIPClassifierConfig, clip: CLIPConfig) -> dict[str, TensorSpec]:
-    return {"keys": TensorSpec((FREE, clip.projection_dim)), "labels": TensorSpec((FREE,), INTEGERS)}
+def _cache_tensors(config: CLIPClassifierConfig, clip: PreTrainedConfig) -> dict[str, TensorSpec]:
+    return {"keys": TensorSpec((FREE, joint_width(clip))), "labels": TensorSpec((FREE,), INTEGERS)}
 
 
-def _projection_tensors(config: CLIPClassifierConfig, clip: CLIPConfig) -> dict[str, TensorSpec]:
-    return {"weight": TensorSpec((clip.projection_dim, clip.vision_config.hidden_size))}
+def _projection_tensors(config: CLIPClassifierConfig, clip: PreTrainedConfig) -> dict[str, TensorSpec]:
+    check_projection(clip)
+    return {"weight": TensorSpec((joint_width(clip), clip.vision_config.hidden_size))}
 
 
 def _build_probe(backbone: Backbone, config: CLIPClassifierConfig, tensors: Mapping[str, Tensor]) -> Fitted:

@@ -12,10 +12,11 @@ from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER_WEIGHTS
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, CLIPConfig, CLIPModel, CLIPProcessor
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..files import short
+from ..method.families import FAMILIES, family_of
 from .config import LORA, CLIPClassifierConfig, read_config
 from .model import CLIPClassifier
 from .specs import FLOATS, FREE, TensorSpec
@@ -55,17 +56,21 @@ def load_classifier(folder: str | Path, model: str | None = None) -> CLIPClassif
         clip_config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise FileNotFoundError(f"{base!r}, the CLIP that {folder} names, cannot be loaded: {error}") from error
-    if not isinstance(clip_config, CLIPConfig):
-        raise ValueError(f"{folder} names {base!r}, which is a model of type {clip_config.model_type!r}, not 'clip'.")
+    if clip_config.model_type not in FAMILIES:
+        raise ValueError(
+            f"{folder} names {base!r}, which is a model of type {clip_config.model_type!r}, not "
+            f"{' or '.join(map(repr, FAMILIES))}."
+        )
+    family = family_of(clip_config)
     tensors = _read_tensors(path, config, clip_config)
-    clip: Any = CLIPModel.from_pretrained(base, revision=revision, dtype=torch.float32)
+    clip: Any = family.model.from_pretrained(base, revision=revision, dtype=torch.float32)
     if config.method == LORA:
         clip, tensors = PeftModel.from_pretrained(clip, str(folder)).merge_and_unload(), {}
-    processor = CLIPProcessor.from_pretrained(base, revision=revision, trust_remote_code=False)
+    processor = family.processor.from_pretrained(base, revision=revision, trust_remote_code=False)
     return CLIPClassifier(config, clip.eval().requires_grad_(False), processor, tensors).eval()
 
 
-def _read_tensors(path: Path, config: CLIPClassifierConfig, clip: CLIPConfig) -> dict[str, Tensor]:
+def _read_tensors(path: Path, config: CLIPClassifierConfig, clip: PreTrainedConfig) -> dict[str, Tensor]:
     """Return a method's tensors once names, shapes and types in the header fit, and the numbers are sound."""
     from .kinds import KINDS
 
@@ -113,7 +118,7 @@ def _check_tensor(path: Path, name: str, found: TensorSpec | None, wanted: Tenso
         )
 
 
-def _lora_shapes(folder: Path, clip: CLIPConfig) -> Mapping[str, tuple[int, ...]]:
+def _lora_shapes(folder: Path, clip: PreTrainedConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the shapes of all tensors of a LoRA adapter by name, from its layers on the meta device."""
     from peft import get_peft_model, get_peft_model_state_dict
 
@@ -123,5 +128,5 @@ def _lora_shapes(folder: Path, clip: CLIPConfig) -> Mapping[str, tuple[int, ...]
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{folder / ADAPTER_CONFIG} is not the configuration of a LoRA adapter.")
     with torch.device("meta"):
-        model: Any = get_peft_model(CLIPModel(clip), config)
+        model: Any = get_peft_model(family_of(clip).model(clip), config)
     return {name: tuple(each.shape) for name, each in get_peft_model_state_dict(model).items()}

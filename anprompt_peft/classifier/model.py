@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageClassification, CLIPModel, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..method.class_texts import check_class_names, check_template
+from ..method.families import family_of
 from .config import LORA, MODEL_TYPE, CLIPClassifierConfig
 
 
@@ -22,8 +23,8 @@ class CLIPClassifier(PreTrainedModel):
 
     Args:
         config (`CLIPClassifierConfig`): which method classifies which classes.
-        clip (`CLIPModel`): the frozen CLIP, with LoRA merged in if that is the method.
-        processor (`CLIPProcessor`): the CLIP's.
+        clip (`PreTrainedModel`): the frozen CLIP, with LoRA merged in if that is the method.
+        processor (`ProcessorMixin`): the CLIP's.
         tensors (`Mapping[str, Tensor]`): of the method.
     """
 
@@ -31,7 +32,7 @@ class CLIPClassifier(PreTrainedModel):
     main_input_name = "pixel_values"
 
     def __init__(
-        self, config: CLIPClassifierConfig, clip: CLIPModel, processor: Any, tensors: Mapping[str, Tensor]
+        self, config: CLIPClassifierConfig, clip: PreTrainedModel, processor: Any, tensors: Mapping[str, Tensor]
     ) -> None:
         super().__init__(config)
         self.processor = processor
@@ -102,7 +103,8 @@ class CLIPClassifier(PreTrainedModel):
             return self.backbone
         from ..evaluation.backbone import Backbone
 
-        clip = CLIPModel.from_pretrained(self.clip.name_or_path, revision=self.config.base_model_revision)
+        own = family_of(self.clip).model
+        clip = own.from_pretrained(self.clip.name_or_path, revision=self.config.base_model_revision)
         return Backbone(clip.to(self.device, self.clip.dtype), self.processor)
 
     _backbone: Any = None

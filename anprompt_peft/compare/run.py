@@ -12,12 +12,14 @@ from statistics import median
 from typing import Any
 
 from datasets import Dataset
+from transformers import AutoConfig
 
 from ..data.columns import class_names_of, labels_of
 from ..data.inspect import count_by_class, digests
 from ..evaluation.grid.cells import Cell, Setup, make_cells
 from ..evaluation.grid.runner import Failed, RunEnvironment, run_grid
 from ..evaluation.grid.store import is_done, read_predictions, read_results
+from ..evaluation.peers.protocol import Method
 from ..evaluation.protocols import FEW_SHOT, FOLDS, number_of_folds
 from ..evaluation.record import PHOTO, BenchmarkData
 from ..files import hub_id
@@ -113,13 +115,16 @@ def plan_comparison(
         name (`str`): of the photos, for tables.
         shots (`int`): images per class to learn from, fewer of a class that has fewer.
         draws (`int`): of the shots.
-        methods (`Sequence[str]`, *optional*): of [`COMPARED`]; zero-shot CLIP is always measured. Default: all.
+        methods (`Sequence[str]`, *optional*): of [`COMPARED`]; zero-shot CLIP is always measured. Default: all that
+            the model has a place for.
         templates (`Sequence[str]`): of the class texts.
         device (`str`): of the model.
         threads (`int`): of the computation.
 
     Raises:
-        ValueError: for an unknown method, fewer than 2 draws, no split `train`, or classes that do not fit.
+        ValueError: for an unknown method or one that the model has no place for, fewer than 2 draws, no split
+            `train`, or classes that do not fit.
+        OSError: if there is no such model.
         ShotsError: if a class has too few images.
     """
     if unknown := [each for each in methods or () if each not in COMPARED]:
@@ -136,9 +141,9 @@ def plan_comparison(
     shots = min(shots, most - math.ceil(most / folds) if folds else most)
     setup = Setup(hub_id(model) or str(Path(model).expanduser().resolve()), FOLDS if folds else FEW_SHOT, shots)
     key = f"{name}-{_digest(data)}"
-    wanted = [each for each in COMPARED if each == ZERO_SHOT or methods is None or each in methods]
+    wanted = _possible(model, methods)
     seeds = range(1, draws + 1)
-    made = make_cells(setup, [key], {each: compared_method(each) for each in wanted}, seeds)
+    made = make_cells(setup, [key], wanted, seeds)
     half: list[Cell] = []
     if PROBE in wanted and shots > 1:
         half = make_cells(replace(setup, shots=shots // 2), [key], {PROBE: compared_method(PROBE)}, seeds)
@@ -175,6 +180,24 @@ def run_comparison(plan: Plan, show: Callable[[str], None] = print) -> tuple[Com
         for name in names:
             show(comparison.line(name) if name in done else f"{name}: failed")
     return comparison, failed
+
+
+def _possible(model: str, asked: Sequence[str] | None) -> dict[str, Method]:
+    """Return the methods that are asked for, else all that the model has a place for."""
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    found = {}
+    for name in COMPARED:
+        method = compared_method(name)
+        if name != ZERO_SHOT and asked is not None and name not in asked:
+            continue
+        try:
+            getattr(method, "check", bool)(config)
+        except ValueError:
+            if asked is not None:
+                raise
+            continue
+        found[name] = method
+    return found
 
 
 def _digest(data: BenchmarkData) -> str:

@@ -134,6 +134,11 @@ def tokenize_classes(
     return input_ids
 
 
+def cleaned(text: str, config: PreTrainedConfig) -> str:
+    """Return a text as a model's tokenizer has to be given it: where padding is read, in lower case."""
+    return text.lower() if family_of(config).pads else text
+
+
 def tokenize(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, truncate: bool = False
 ) -> Tensor:
@@ -146,7 +151,7 @@ def tokenize(
     context, filled = config.text_config.max_position_embeddings, {}
     if family_of(config).pads:
         _check_padding(tokenizer, config)
-        texts, filled = [text.lower() for text in texts], {"padding": "max_length", "max_length": context}
+        texts, filled = [cleaned(text, config) for text in texts], {"padding": "max_length", "max_length": context}
     rows = [tokenizer(text, verbose=False, **filled)["input_ids"] for text in texts]
     if truncate:
         rows = [row if len(row) <= context else row[: context - 1] + row[-1:] for row in rows]

@@ -127,8 +127,11 @@ FAMILIES = {"clip": CLIP, "metaclip_2": METACLIP_2, "siglip": SIGLIP}  # by the 
 
 
 def family_of(model: Any) -> Family:
-    """Return the row of a model, or of its configuration."""
-    return FAMILIES[getattr(model, "config", model).model_type]
+    """Return the row of a model, or of its configuration; raise `ValueError` if there is none."""
+    kind = getattr(model, "config", model).model_type
+    if kind not in FAMILIES:
+        raise ValueError(f"Models of type {kind!r} are not served, but {' and '.join(map(repr, FAMILIES))}.")
+    return FAMILIES[kind]
 
 
 def joint_width(config: PreTrainedConfig) -> int:

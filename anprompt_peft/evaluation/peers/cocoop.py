@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...method.families import joint_width
 from ..backbone import Backbone
 from ..task import ClassTexts, ImageSet
 from .prompt_training import PromptableCLIP
@@ -56,7 +57,7 @@ class CoCoOp:
         clip = PromptableCLIP(backbone, context, self.text_chunk)
         with seeded(seed):
             first = context.initial(clip.tokenizer, clip.model)
-            learner = ConditionalContext(first, clip.model.projection_dim, clip.like)
+            learner = ConditionalContext(first, joint_width(clip.model.config), clip.like)
         fitted = FittedCoCoOp(clip, context, learner)
         ids = fitted.ids(classes)
 

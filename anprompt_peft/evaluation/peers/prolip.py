@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...method.families import family_of, image_head
 from ...method.features import at_least_float32, normalize
 from ..backbone import Backbone
 from ..task import BATCH, ClassTexts, ImageSet
 from .protocol import added
 from .training import Batch, Recipe, train
+
+
+def check_projection(model: Any) -> None:
+    """Raise `ValueError` for a model, or the configuration of one, that has no visual projection."""
+    family = family_of(model)
+    if family.pools_images:
+        raise ValueError(
+            "ProLIP trains the linear map that ends CLIP's image encoder, and transformers' "
+            f"{family.model.__name__} has none: it pools images by attention. Take another method."
+        )
 
 
 @dataclass(frozen=True)
@@ -27,9 +39,12 @@ class ProLIP:
     recipe: Recipe  # with augmentation every batch has new views
     ensemble: bool = added(False)  # T averages the data set's ensemble of templates, where it has one
 
+    check = staticmethod(check_projection)
+
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Projection:
-        """Train the projection; N is the mean number of shots of a class."""
-        start = at_least_float32(backbone.clip.visual_projection.weight.detach())
+        """Train the projection; N is the mean number of shots of a class. Raises as [`check_projection`]."""
+        check_projection(backbone.clip)
+        start = at_least_float32(image_head(backbone.clip).weight.detach())
         weight = start.clone().requires_grad_()
         texts = backbone.logit_scale * backbone.class_features(classes.in_ensemble(self.ensemble)).T
         penalty = self.regularization * len(classes.names) / len(shots)

@@ -31,8 +31,9 @@ class PromptableCLIP:
         self.text_layers, self.vision_layers = (
             tower.encoder.layers for tower in (self.model.text_model, self.model.vision_model)
         )
-        self.widths = self.model.text_embed_dim, self.model.vision_embed_dim  # d_t, d_v
-        self.like = self.model.visual_projection.weight  # whose device and dtype prompts take
+        config = self.model.config
+        self.widths = config.text_config.hidden_size, config.vision_config.hidden_size  # d_t, d_v
+        self.like = self.model.text_model.embeddings.token_embedding.weight  # whose device and dtype prompts take
 
     def text_encoder(self, classes: ClassTexts) -> Callable[[Prompts], Tensor]:
         """Return what gives the classes' features `[C, d]` for prompts; the texts are tokenised once."""

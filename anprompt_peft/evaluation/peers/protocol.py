@@ -14,7 +14,8 @@ class Method(Protocol):
 
     One that computes something else from the same settings than before has a `revision`, a number that is part of a
     cell's key unless it is 0. One that is made of another method has `for_data(name)`, which returns it with that
-    method's settings for a data set filled in.
+    method's settings for a data set filled in. One that not every model has a place for has `check(model)`, which
+    takes the configuration alone as well, and raises `ValueError`.
     """
 
     def fit(self, backbone: Backbone, shots: ImageSet, classes: ClassTexts, seed: int) -> Fitted:
