@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPModel, CLIPProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from anprompt_peft.evaluation.backbone import CLIPFeatures
 from captions import ICON_TEMPLATE, UNSEEN_TEMPLATES, mistype
@@ -32,7 +32,7 @@ def first_of(names: dict[str, tuple[str, ...]], concepts: Sequence[str]) -> list
     return [next((name for name in names[concept] if name != concept), concept) for concept in concepts]
 
 
-def development_figures(model: CLIPModel, processor: CLIPProcessor) -> dict[str, float]:
+def development_figures(model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, float]:
     """Zero-shot accuracies, 0..1.
 
     "Phosphor 50" is among the 50 of the development concepts, "Phosphor" among all of them, and "Phosphor, ..." among

@@ -1,6 +1,6 @@
 """Pre-train the tiny CLIP of the examples, from nothing, on rendered icons and characters and their captions.
 
-    python examples/embedded/pretrain_embedded.py --output DIR [--seed 0] [--steps 2400]
+    python examples/embedded/pretrain_embedded.py --output DIR [--seed 0] [--steps 2400] [--family siglip]
 
 It sees the icons of five families and the characters of matplotlib's fonts: no glyph of Phosphor or Remix, and no
 handwriting. Those only measure the finished model, on development concepts and on the digits' "recipe" split.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "digits"))  # a script
 
 import character_drawing as characters
 from anprompt_peft.files import atomic_folder, to_json
+from anprompt_peft.method.class_texts import tokenize
+from anprompt_peft.method.families import family_of
 from anprompt_peft.provenance import provenance
 from anprompt_peft.termination import sigterm_interrupts
 from captions import DIGIT_TEMPLATES, ICON_TEMPLATES, draw_caption, letter_captions
@@ -47,6 +49,7 @@ from tiny import (
     make_model,
     parameter_groups,
 )
+from tiny_siglip import RECIPE, processor_of, siglip_of, sigmoid_loss
 from tokenization import train_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -137,8 +140,11 @@ def tokenizer_of(recipe: Recipe, texts: list[Texts]) -> CLIPTokenizer:
     return train_tokenizer(corpus, recipe.merges, recipe.context)
 
 
-def text_features(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Features of captions, float32 [n, projection]; the shorter half is encoded apart, which saves padding."""
+def text_features(model: Any, tokenizer: Any, captions: list[str]) -> Tensor:
+    """Features of captions, float32 [n, projection]; CLIP encodes the shorter half apart, which saves padding."""
+    if family_of(model).pads:
+        ids = tokenize(captions, tokenizer, model.config, truncate=True)
+        return model.get_text_features(input_ids=ids).pooler_output
     ids = tokenizer(captions, truncation=True)["input_ids"]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     halves = []
@@ -150,20 +156,23 @@ def text_features(model: CLIPModel, tokenizer: CLIPTokenizer, captions: list[str
     return model.text_projection(torch.cat(halves))[back]
 
 
-def image_features(model: CLIPModel, pixels: Tensor) -> Tensor:
+def image_features(model: Any, pixels: Tensor) -> Tensor:
     """Features of images [n, 1, SIZE, SIZE], float32 [n, projection]."""
-    return model.visual_projection(model.vision_model(pixel_values=pixels.expand(-1, 3, -1, -1)).pooler_output)
+    return model.get_image_features(pixel_values=pixels.expand(-1, 3, -1, -1)).pooler_output
 
 
 def backward(
-    model: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor, captions: list[str], kinds: Tensor, towers: Executor
+    model: Any, tokenizer: Any, pixels: Tensor, captions: list[str], kinds: Tensor, towers: Executor
 ) -> float:
     """Put the loss's gradients into the parameters and return the loss; each tower runs in a thread of its own."""
     forward = towers.submit(image_features, model, pixels), towers.submit(text_features, model, tokenizer, captions)
     outputs = [job.result() for job in forward]
     leaves = [output.detach().requires_grad_() for output in outputs]
     image, text = (torch.nn.functional.normalize(leaf, dim=1) for leaf in leaves)
-    loss = contrastive_loss(model.logit_scale.exp() * image @ text.T, kinds)
+    logits = model.logit_scale.exp() * image @ text.T
+    loss = (
+        sigmoid_loss(logits + model.logit_bias, kinds) if family_of(model).biased else contrastive_loss(logits, kinds)
+    )
     loss.backward()
     jobs = [towers.submit(output.backward, leaf.grad) for output, leaf in zip(outputs, leaves, strict=True)]
     for job in jobs:
@@ -198,8 +207,8 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def pretrain(recipe: Recipe, seed: int, start: Path | None = None) -> tuple[CLIPModel, CLIPProcessor]:
-    """Train a model, a new one or one of fewer layers in a folder, [`~tiny.deepened`].
+def pretrain(recipe: Recipe, seed: int, start: Path | None = None, family: str = "clip") -> tuple[Any, Any]:
+    """Train a model: a new one, or of one in a folder a deeper one, [`~tiny.deepened`], or a SigLIP.
 
     The same recipe and seed give the same weights on the same machine.
     """
@@ -210,6 +219,11 @@ def pretrain(recipe: Recipe, seed: int, start: Path | None = None) -> tuple[CLIP
         pools = [(icon_job.result(), recipe.icons), (digits, recipe.digits), (letters, recipe.letters)]
         if start is None:
             model, processor = new_model(pools, recipe, seed, rng)
+        elif family == "siglip":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = siglip_of(CLIPModel.from_pretrained(start))
+            processor = processor_of(CLIPProcessor.from_pretrained(start))
         else:
             model = deepened(CLIPModel.from_pretrained(start), recipe.layers)
             processor = CLIPProcessor.from_pretrained(start)
@@ -231,8 +245,8 @@ def new_model(
 
 
 def train(
-    model: CLIPModel,
-    processor: CLIPProcessor,
+    model: Any,
+    processor: Any,
     pools: list[tuple[Images, int]],
     recipe: Recipe,
     rng: np.random.Generator,
@@ -258,7 +272,7 @@ def train(
         progress.set_postfix(loss=f"{loss:.3f}", refresh=False)
 
 
-def save(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
+def save(model: Any, processor: Any, folder: Path) -> None:
     """Write model and processor; the weights as float16, and a configuration that makes them float32 on loading."""
     model.save_pretrained(folder)
     processor.tokenizer.backend_tokenizer.no_padding()  # as it was before anything was measured
@@ -275,11 +289,11 @@ def card_of(record: dict[str, Any]) -> str:
     return card.format(**record["recipe"], parameters=record["parameters"], rows=rows, seed=record["seed"])
 
 
-def run(output: Path, recipe: Recipe, seed: int, start: Path | None = None) -> dict[str, Any]:
+def run(output: Path, recipe: Recipe, seed: int, start: Path | None = None, family: str = "clip") -> dict[str, Any]:
     """Pre-train, save to a new folder, measure what was saved; returns what training.json holds."""
     with sigterm_interrupts(), atomic_folder(output.resolve()) as folder:
         began = time.perf_counter()
-        model, processor = pretrain(recipe, seed, start)
+        model, processor = pretrain(recipe, seed, start, family)
         seconds = round(time.perf_counter() - began, 1)
         save(model, processor, folder)
         record = {
@@ -288,7 +302,7 @@ def run(output: Path, recipe: Recipe, seed: int, start: Path | None = None) -> d
             "recipe": asdict(recipe),
             "parameters": model.num_parameters(),
             "seconds": seconds,
-            "zero_shot_accuracy_development": development_figures(CLIPModel.from_pretrained(folder), processor),
+            "zero_shot_accuracy_development": development_figures(type(model).from_pretrained(folder), processor),
             **provenance("qtawesome", "tokenizers", "numpy", "scipy", "matplotlib", "pillow"),
         }
         (folder / "training.json").write_text(to_json(record))
@@ -302,12 +316,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pre-train a tiny CLIP on rendered icons and characters.")
     parser.add_argument("--output", type=Path, required=True, help="directory to make; must be absent or empty")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--steps", type=int, help=f"{Recipe.steps}, and {RECIPE.steps} for SigLIP")
+    parser.add_argument(
+        "--family", choices=["clip", "siglip"], default="clip", help="SigLIP starts from the tiny CLIP"
+    )
     args = parser.parse_args()
-    if args.steps < 1:
+    recipe, start = (RECIPE, TINY_CLIP) if args.family == "siglip" else (Recipe(), None)
+    if args.steps is not None and args.steps < 1:
         parser.error(f"--steps must be at least 1, not {args.steps}")
     try:
-        record = run(args.output, Recipe(steps=args.steps), args.seed)
+        record = run(args.output, replace(recipe, steps=args.steps or recipe.steps), args.seed, start, args.family)
     except FileExistsError as error:
         parser.error(str(error))
     print(to_json(record), end="")
