@@ -208,12 +208,11 @@ def run_command(command: str, folder: Path, environment: dict[str, str], hidden:
         AssertionError: if it fails, with the end of what it printed.
         TimeoutError: if it takes too long.
     """
-    words = shlex.split(command, comments=True)
-    needs_shell = any(
-        set(word) & set("|&;<>*$`") for word in shlex.split(command, posix=False) if word[0] not in "'\""
-    )
-    if words[0] in ("python", "anprompt") and not needs_shell:
-        arguments = (words, str(folder), str(log), environment, sorted(hidden))
+    program, _, target = command.partition(" > ")
+    words = shlex.split(program, comments=True)
+    unquoted = [word for word in shlex.split(f"{program} {target}", posix=False) if word[0] not in "'\""]
+    if words[0] in ("python", "anprompt") and not any(set(word) & set("|&;<>*$`") for word in unquoted):
+        arguments = (words, str(folder), str(log), environment, sorted(hidden), target)
         process = get_context("forkserver").Process(target=_run_words, args=arguments)
         process.start()
         process.join(TIMEOUT)
@@ -262,8 +261,12 @@ def _serve_blocks(
         pipe.send(error)
 
 
-def _run_words(words: list[str], folder: str, log: str, environment: dict[str, str], hidden: Sequence[str]) -> None:
+def _run_words(
+    words: list[str], folder: str, log: str, environment: dict[str, str], hidden: Sequence[str], target: str
+) -> None:
     _settle(folder, log, environment, hidden)
+    if target:
+        os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     program, *arguments = words
     try:
         if program == "anprompt":

@@ -615,9 +615,8 @@ def test_the_second_interrupt_quits_at_once(
     assert same(weights(output), whole)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_real_process_stops_on_a_real_signal(number: int, code: int, digits: Path, tmp_path: Path) -> None:
     """With a data worker, which terminals and schedulers send the signal, too; 40 steps leave time to send it."""
     output, more = tmp_path / "out", ("--shots", 2, "--epochs", 2, "--batch-size", 1)

@@ -34,7 +34,7 @@ HALVES = {"digits": (LOW, HIGH), "digits_high": (HIGH, LOW), "digits_even": (CLA
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """One seed and few epochs of the real job, on the real data: its folder and its record."""
     folder = tmp_path_factory.mktemp("digits") / "out"
-    few = make_method("anprompt", recipe={"augment": False, "epochs": 5})
+    few = make_method("anprompt", recipe={"augment": False, "epochs": 2})
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(base_to_new.METHODS, base_to_new.ADAPTED, few)
         patch.setenv("PYTHONPATH", "")

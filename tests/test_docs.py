@@ -57,6 +57,7 @@ OWNERS = {"docs/cli.md": "my-name"}
 # What is put in place of a text of a page.
 REPLACED = {
     ("docs/data.md", '"photos/*.parquet"'): '"tables/*.parquet"',  # `photos` holds the images of the line above
+    ("docs/index.md", "num_train_epochs=3"): "num_train_epochs=1",
     ("docs/publish.md", 'tag="v1"'): 'tag="v2"',  # the section above it has loaded v1 already
     ("docs/training.md", '"outputs/run",'): '"outputs/run", num_train_epochs=1,',  # three trainings of ten epochs
     ("examples/quickstart.ipynb", "save_strategy="): "num_train_epochs=1, save_strategy=",
@@ -197,7 +198,9 @@ def is_run(command: str) -> bool:
 
 
 def shortened(command: str) -> str:
-    """A training whose length the page leaves to the default of ten epochs takes one; few methods are compared."""
+    """Ten epochs by default become one; few methods are compared, and few digits exported."""
+    if command.startswith("python examples/digits/export_folder.py "):
+        return f"{command} --limit 20"
     if re.match(r"anprompt compare ", command):
         return f"{command} --shots 2 --draws 2 --method linear-probe"
     training = r"anprompt train (?!.*--(epochs|config))|accelerate launch examples/train_accelerate\.py (?!.*--epochs)"

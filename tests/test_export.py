@@ -153,7 +153,10 @@ VARIANTS: dict[str, tuple[str, LogitsKind, int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    ["updates", "low rank", *(pytest.param(name, marks=pytest.mark.slow) for name in ("updates, eager", "mixing"))],
+)
 def test_variants(variant: str, processor: Any, tmp_path: Path) -> None:
     attention, logits, opset, settings = VARIANTS[variant]
     model = adapted(make_clip(attention), **settings)
@@ -194,6 +197,7 @@ def test_asked_classes_in_the_metadata(clip: CLIPModel, processor: Any, tmp_path
     }
 
 
+@pytest.mark.slow
 def test_half_precision_in_training(processor: Any, tmp_path: Path) -> None:
     """The file holds the same weights in float32, in evaluation mode; the model stays as it is."""
     model = adapted(dtype=torch.bfloat16).train()
@@ -348,6 +352,7 @@ def test_the_pages_pixels_are_the_processors(sizes: str, serve: ModuleType, tmp_
         assert np.array_equal(pixels, expected), file.name
 
 
+@pytest.mark.slow  # test_docs.py runs the page, too
 def test_the_page_runs_as_printed(clip_folder: Path, serve: ModuleType, tmp_path: Path) -> None:
     """Every block in order; then serve.py on the exported file where PyTorch and transformers cannot be imported."""
     clip = CLIPModel.from_pretrained(clip_folder)

@@ -448,7 +448,7 @@ class Hanging:
 """
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_to_a_grid_ends_all_processes_and_leaves_nothing_half_written(
     jobs: int, clip_folder: Path, digits: Path, tmp_path: Path
 ) -> None:

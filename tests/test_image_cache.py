@@ -121,7 +121,7 @@ def fill(folder: Path, first: int) -> None:
 
 
 def test_processes_share_a_folder(tmp_path: Path) -> None:
-    processes = [get_context("spawn").Process(target=fill, args=(tmp_path, first)) for first in (0, 20)]
+    processes = [get_context("fork").Process(target=fill, args=(tmp_path, first)) for first in (0, 20)]
     for process in processes:
         process.start()
     for process in processes:

@@ -56,7 +56,12 @@ def step(run: Any, model: Any, pixels: Tensor, **plan: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize(
     ("configuration", "backend"),
-    [("default", "eager"), ("paper", "eager"), ("updates", "eager"), ("default", "aot_eager")],
+    [
+        ("default", "eager"),
+        ("paper", "eager"),
+        pytest.param("updates", "eager", marks=pytest.mark.slow),
+        pytest.param("default", "aot_eager", marks=pytest.mark.slow),
+    ],
 )
 def test_a_compiled_model_is_one_graph(
     configuration: str, backend: str, small: CLIPModel, tokenizer: CLIPTokenizer, pixels: Tensor

@@ -806,7 +806,9 @@ def test_the_browser_reports_what_it_should(page: chromium.Page, tmp_path: Path)
     assert any(address.endswith("missing.png") for address in page.requests)
 
 
-@pytest.mark.parametrize(("classes", "halves"), [(5, 2), (2, 1), (20, 1), (1000, 1)])
+@pytest.mark.parametrize(
+    ("classes", "halves"), [(5, 2), (2, 1), (20, 1), pytest.param(1000, 1, marks=pytest.mark.slow)]
+)
 def test_page_renders(classes: int, halves: int, page: chromium.Page, tmp_path: Path) -> None:
     """No complaint, nothing fetched, all images decoded, every heading, no sideways scrolling, readable text."""
     path = write_report(make_report(classes, min(20 * classes, 4000), halves), tmp_path / "report.html")

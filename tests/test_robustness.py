@@ -770,11 +770,11 @@ def test_evaluate_with_robustness(adapter: Path, digits: Path, tmp_path: Path) -
     synonyms = tmp_path / "synonyms.json"
     synonyms.write_text(json.dumps({"zero": ["naught"], "one": ["single"]}))
     report = tmp_path / "report.html"
-    options = ("--robustness", "--robustness-images", 20, "--synonyms", synonyms, "--report", report)
+    options = ("--robustness", "--robustness-images", 6, "--synonyms", synonyms, "--report", report)
     code, out, err = call("evaluate", adapter, digits, *options, "--json")
     assert code == 0, err
     (measured,) = json.loads(out)["robustness"]
-    assert (measured["part"], measured["images"]) == ("test", 20)
+    assert (measured["part"], measured["images"]) == ("test", 6)
     families: list[Family] = [*text_families({"zero": ["naught"]}), *IMAGE_FAMILIES]
     assert list(dict.fromkeys(curve["family"] for curve in measured["curves"])) == [each.name for each in families]
     assert {record["method"] for record in measured["records"]} == {"zero-shot CLIP", "ANPrompt"}

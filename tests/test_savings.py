@@ -84,7 +84,7 @@ def expected_outputs(model: Any, clip: Any, tokenizer: Any, pixels: Tensor, labe
     return reference_outputs(clip, reference_adapter(model), pixels, tokens, labels, perturbed, len(config.templates))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(**DRAWN)
 def test_against_the_reference(monkeypatch: pytest.MonkeyPatch, **drawn: Any) -> None:
     check_against_the_reference("clip", monkeypatch, **drawn)

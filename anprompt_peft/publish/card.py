@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,17 @@ def write_new(folder: Path, body: str, base_model: str | None, library: str, tag
 
 def render(package: str, **values: Any) -> str:
     """Return what the `card_template.md` of a package says of some values, without comments of Markdown."""
+    return _templates(package).get_template("card_template.md").render(here=HERE, **values).replace("<!--", "&lt;!--")
+
+
+@cache
+def _templates(package: str) -> Environment:
+    """The templates of a package, which are compiled once per process."""
     environment = Environment(
         loader=PackageLoader(package, "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(code=_code, text=plain_markdown, json=partial(json.dumps, ensure_ascii=False))
-    return environment.get_template("card_template.md").render(here=HERE, **values).replace("<!--", "&lt;!--")
+    return environment
 
 
 def write(card: ModelCard, path: Path) -> str:

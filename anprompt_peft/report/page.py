@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -50,6 +51,12 @@ def write_page(page: str, path: str | os.PathLike[str]) -> Path:
 
 def render(template: str, **values: Any) -> str:
     """Fill a template in; every value is escaped."""
+    return _templates().get_template(template).render(values)
+
+
+@cache
+def _templates() -> Environment:
+    """The templates of this folder, which are compiled once per process."""
     pages = Environment(
         loader=PackageLoader(__package__, "."),
         autoescape=True,
@@ -58,7 +65,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     pages.filters.update(percent=percent, shown=shown, thumbnail=thumbnail, without_folder=without_folder)
-    return pages.get_template(template).render(values)
+    return pages
 
 
 def render_report(data: ReportData) -> str:
