@@ -522,9 +522,14 @@ def test_the_comparison_writes_tables_and_page(
     output = tmp_path / "out"
     assert compare.main(["--output", str(output), "--seeds", "1", "--jobs", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "linear-probe" in printed
-    assert printed.endswith(f"Written to {output}/: page.html, results.jsonl, a folder for each cell\n")
-    assert "linear-probe" in (output / "page.html").read_text()
+    *answers, written = printed.splitlines()
+    assert [each.partition(" has the highest H, ")[0] for each in answers] == [
+        f"{data}: linear-probe" for data in ("digits", "digits, turned", "icons")
+    ]
+    assert written == (
+        f"Written to {output}/: page.html, picture.svg, tables.md, results.jsonl, a folder for each cell"
+    )
+    assert all("linear-probe" in (output / name).read_text() for name in ("page.html", "picture.svg", "tables.md"))
 
 
 def test_the_grids_name_methods_and_data_that_there_are() -> None:

@@ -27,6 +27,7 @@ from operator import methodcaller
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,7 @@ from anprompt_peft.evaluation import protocols
 from anprompt_peft.evaluation.backbone import Backbone
 from anprompt_peft.evaluation.grid import (
     Cell,
+    Difference,
     Failed,
     Place,
     Setup,
@@ -55,15 +57,18 @@ from anprompt_peft.evaluation.grid import (
     make_cells,
     make_tables,
     paired,
+    rank_all,
     read_predictions,
     read_results,
     run_cell,
     run_grid,
+    sentence,
     store,
     summarise,
 )
 from anprompt_peft.evaluation.grid.measure import choose_families, phrased_rows
 from anprompt_peft.evaluation.grid.published import published, published_for
+from anprompt_peft.evaluation.grid.ranking import rank
 from anprompt_peft.evaluation.grid.store import read_cell
 from anprompt_peft.evaluation.peers import METHODS, make_method
 from anprompt_peft.evaluation.peers.registry import CLASSES
@@ -71,7 +76,7 @@ from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
 from anprompt_peft.evaluation.robustness import FORMS, UNDECIDED_FORMS
 from anprompt_peft.evaluation.robustness.curves import areas
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
-from anprompt_peft.report.benchmark import render_benchmark, write_benchmark
+from anprompt_peft.report.benchmark import render_benchmark, write_benchmark, write_poster
 from helpers import marks
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -885,13 +890,16 @@ def record(
     }
 
 
+DTD, EUROSAT = [(80, 60), (82, 64), (87, 62)], [(95, 97), (94, 98), (96, 93)]
+
+
 def records(**configuration: Any) -> list[dict[str, Any]]:
     """Two data sets, two methods, three seeds: (base, new)."""
     figures = {
         ("dtd", "zero-shot"): [(60, 70), (60, 70), (60, 70)],
-        ("dtd", "anprompt"): [(80, 60), (82, 64), (87, 62)],
+        ("dtd", "anprompt"): DTD,
         ("eurosat", "zero-shot"): [(90, 96), (90, 96), (90, 96)],
-        ("eurosat", "anprompt"): [(95, 97), (94, 98), (96, 93)],
+        ("eurosat", "anprompt"): EUROSAT,
     }
     return [
         record(data, method, seed, base, new, **configuration)
@@ -1235,7 +1243,8 @@ def test_charts_are_true(summary: Summary) -> None:
     page = render_benchmark([summary], "zero-shot")
     drawn = dict(re.findall(r"<h3>(.*?)</h3>\s*(<svg.*?</svg>)", page, re.DOTALL))
     columns = ("base", "new", "mean H")
-    assert set(drawn) == {f"{data}: {column}" for data in ("dtd", "eurosat", "average") for column in columns}
+    compared = {f"{data}: {column}" for data in ("dtd", "eurosat", "average") for column in columns}
+    assert set(drawn) == {"dtd", "eurosat", *compared}
     differences = summary.differences("anprompt", "zero-shot")
     base, new = (differences["dtd", column].value for column in ("base", "new"))
     across, zeros = [], []
@@ -1247,7 +1256,58 @@ def test_charts_are_true(summary: Summary) -> None:
         zeros.append(float(re.findall(r'<text[^>]* x="([\d.]+)"[^>]*>0</text>', chart)[0]))
     assert zeros[0] == zeros[1], "one scale for a data set"
     assert (across[0] - zeros[0]) * new == pytest.approx((across[1] - zeros[1]) * base, abs=0.1)
-    assert "<svg" not in render_benchmark([summary], "coop")
+    assert "<h3>dtd: base</h3>" not in render_benchmark([summary], "coop")
+
+
+def test_the_answer_comes_first(summary: Summary) -> None:
+    """A sentence and a picture for each data set; then tables, folded, sorted and marked."""
+    first, second = (rankings for (rankings,) in rank_all(summary))
+    mean_h = [np.mean([2 * base * new / (base + new) for base, new in runs]) for runs in (DTD, EUROSAT)]
+    assert [each.method for each in first.methods] == ["anprompt", "zero-shot"]
+    assert [ranking.methods[0].value for ranking in (first, second)] == pytest.approx(mean_h)
+    assert first.methods[0].gain == summary.differences("anprompt", "zero-shot")["dtd", "H"]
+    assert first.leaders == second.leaders == ["anprompt"]
+    answer = "eurosat: anprompt has the highest H, 95.5 % (zero-shot CLIP 92.9 %)."
+    assert sentence([second]) == answer
+    page = render_benchmark([summary], "zero-shot")
+    assert page.index(answer) < page.index("<h3>eurosat</h3>") < page.index("<details>") < page.index("<table")
+    chart = dict(re.findall(r"<h3>(.*?)</h3>\s*(<svg.*?</svg>)", page, re.DOTALL))["dtd"]
+    (_, (_, above)), (_, (_, below)) = sorted(marks(chart).items())
+    assert above < below
+    table = re.findall(r"<summary><h2>dtd</h2></summary>(.*?)</table>", page, re.DOTALL)[0]
+    assert re.findall(r'<th scope="row" class="name">(.*?)</th>', table) == ["anprompt", "zero-shot"]
+    assert re.findall(r'<td class="right">(\S+) ', table) == [f"{mean_h[0]:.2f}"]
+
+
+def test_methods_that_are_not_told_apart_are_named() -> None:
+    values = pd.Series({"d": 80.0, "zero-shot": 50.0, "a": 90.0, "c": 88.0, "b": 89.0, "e": 87.0, "f": 86.0})
+
+    def difference(ours: str, theirs: str) -> Difference:
+        value = values[ours] - values[theirs]
+        return Difference(value, value - 5, value + 5, 3)
+
+    ranking = rank("pets", "test", values, difference)
+    assert ranking.leaders == ["a", "b", "c", "e", "f"]
+    expected = (
+        "pets: a has the highest accuracy (test), 90.0 % (zero-shot CLIP 50.0 %; not told apart: b, c, e, 1 more)."
+    )
+    assert sentence([ranking]) == expected
+    assert ranking.methods[0].gain == Difference(40, 35, 45, 3)
+
+
+def test_one_seed_tells_nothing_apart_but_names_the_best() -> None:
+    (summary,) = summarise([each for each in records() if each["configuration"]["seed"] == 1])
+    assert sentence(rank_all(summary)[0]) == "dtd: anprompt has the highest H, 68.6 % (zero-shot CLIP 64.6 %)."
+
+
+def test_the_poster_is_one_picture(summary: Summary, tmp_path: Path) -> None:
+    text = write_poster([summary], tmp_path / "picture.svg").read_text()
+    root = ElementTree.fromstring(text)
+    *headings, legend = (each for each in root if each.tag.endswith("text"))
+    assert [each.text for each in headings] == ["dtd", "eurosat"]
+    assert "".join(legend.itertext()).startswith("● H \xa0 filled: the best, and all that are not told apart")
+    assert "prefers-color-scheme: dark" in text
+    assert re.findall(r"https?://[^\"]*", text) == ["http://www.w3.org/2000/svg"]
 
 
 @pytest.mark.skipif(chromium.BINARY is None, reason="no Chromium")
@@ -1257,7 +1317,7 @@ def test_the_page_opens(summary: Summary, tmp_path: Path) -> None:
         page.open(path.as_uri())
         assert page.complaints == []
         assert page.requests == [path.as_uri()]
-        assert page.evaluate("document.querySelectorAll('figure svg').length") == 9
+        assert page.evaluate("document.querySelectorAll('figure svg').length") == 11
         assert page.evaluate("document.querySelectorAll('table').length") == 6
         for width in (1100, 390):
             page.show(width)

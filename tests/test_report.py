@@ -488,7 +488,7 @@ def test_documented_example_runs(clip_folder: Path, tmp_path: Path, monkeypatch:
     assert code is not None
     exec(code[1], {})
     page = (tmp_path / "report.html").read_text()
-    assert "test: 6 images, 3 classes." in page
+    assert "test: 6 images, 3 classes of 2 images." in page
     assert "zero-shot CLIP" in page
 
 
@@ -592,6 +592,21 @@ def test_the_gain_comes_first(ours: int, before: int, shown_as: str, interval: s
     assert ('<div class="below">' in render_report(data)) == is_below
 
 
+@pytest.mark.parametrize(("ours", "is_below"), [(900, False), (700, True)])
+def test_the_linear_probe_stands_beside(ours: int, is_below: bool) -> None:
+    """In the headline and in the table, in the colour of a loss where the adapter is below."""
+    data = ReportData("A title", [right_in(ours)], [right_in(600)], probe=[right_in(800)])
+    text, page = text_of(data), render_report(data)
+    words = "+10.0 points over" if ours == 900 else "-10.0 points below"
+    assert f"{words} a linear probe, {ours / 10:.1f} against 80.0 %" in text
+    assert re.findall(r'<th scope="row">(zero-shot CLIP|a linear probe|ANPrompt)</th>', page) == [
+        "zero-shot CLIP", "a linear probe", "ANPrompt",
+    ]  # fmt: skip
+    assert ('<div class="below">' in page, '<td data-label="test" class="below">' in page) == (is_below, is_below)
+    with pytest.raises(ValueError, match="probe must be about the same images"):
+        ReportData("t", [right_in(5)], probe=[right_in(5, images=10)])
+
+
 def test_gains_of_both_halves_come_first() -> None:
     data = ReportData(
         "A title", [right_in(900, "base"), right_in(600, "new")], [right_in(700, "base"), right_in(650, "new")]
@@ -632,8 +647,7 @@ def test_imbalanced_parts_show_balanced_figures() -> None:
     assert re.findall(r"balanced accuracy (\S+), macro-F1 (\S+)", text) == [
         (f"{balanced_accuracy(part):.1f}", f"{macro_f1(part):.1f}") for part in (uneven[1], uneven[0])
     ]
-    assert "Classes of new have 2 to 8 images." in text
-    assert "Classes of base" not in text
+    assert "base: 10 images, 2 classes of 5 images. new: 10 images, 2 classes of 2 to 8 images. In balanced" in text
     assert "balanced" not in text_of(ReportData("t", even[:1], even[1:]))
 
 

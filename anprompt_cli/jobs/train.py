@@ -323,6 +323,7 @@ def _report(
         title,
         predictions=measured.adapted if measured else (),
         zero_shot=measured.zero_shot if measured else (),
+        probe=measured.probe if measured else (),
         history=made["history"],
         geometry=read_geometry(model),
         settings={**facts.arguments, **describe(model)},

@@ -10,7 +10,7 @@ from ..data.names import codes
 from ..evaluation.predictions import Predictions
 from ..evaluation.tables import confused_pairs, count_confusions
 from .methods import COMPARED, ENSEMBLE, PROBE, ZERO_SHOT
-from .verdict import Comparison, points, told_apart
+from .verdict import Comparison, points
 
 NAMED = 3
 """Most classes, or pairs of them, that a sentence names."""
@@ -35,7 +35,7 @@ def _more_shots(comparison: Comparison) -> Iterator[str]:
     most = [at for at in np.argsort(before - after, kind="stable") if after[at] - before[at] > 0][:NAMED]
     told = ", ".join(f"{names[at]} ({100 * (after[at] - before[at]):+.0f})" for at in most)
     text = f"With {comparison.shots} shots in place of {comparison.shots // 2} the linear probe gains {points(gained)}"
-    if told_apart(gained) and gained.value > 0:
+    if gained.told_apart and gained.value > 0:
         yield f"{text}: label more, first of {told}." if told else f"{text}: label more."
     elif gained.high is not None and gained.high > ENOUGH:
         yield f"{text}: whether more would help is open."
@@ -70,7 +70,7 @@ def _names(comparison: Comparison) -> Iterator[str]:
             return
     if ENSEMBLE in comparison.methods:
         gained = comparison.difference(ENSEMBLE, ZERO_SHOT)
-        if told_apart(gained) and gained.value > 0:
+        if gained.told_apart and gained.value > 0:
             yield f"{COMPARED[ENSEMBLE].title} gains {points(gained)} over yours: give several with --template."
 
 

@@ -38,5 +38,7 @@ def write_comparison(plan: Plan, comparison: Comparison) -> list[str]:
     for name, text in texts.items():
         with atomic_file(output / name) as fresh:
             fresh.write_text(text, encoding="utf-8")
-    write_benchmark(summarise(plan.records()), ZERO_SHOT, output / PAGE, lines)
+    (data,) = plan.place.loaded.values()
+    rankings = [[comparison.ranking(data.name)]]
+    write_benchmark(summarise(plan.records()), ZERO_SHOT, output / PAGE, lines, rankings)
     return lines

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..evaluation.grid.ranking import Ranking, rank
 from ..evaluation.grid.summary import Difference
 from ..evaluation.paired import over_draws_and_images, over_folds
 from ..evaluation.predictions import Predictions
@@ -79,7 +80,12 @@ class Comparison:
     @property
     def chosen(self) -> str:
         """The cheapest method that is not told apart from the best."""
-        return next(name for name in self.methods if not told_apart(self.difference(self.best, name)))
+        return next(name for name in self.methods if not self.difference(self.best, name).told_apart)
+
+    def ranking(self, data: str) -> Ranking:
+        """Return the methods by accuracy on photos of this name, with the intervals of the verdict."""
+        values = pd.Series({name: each.accuracy for name, each in self.methods.items()})
+        return rank(data, "test", values, self.difference)
 
     def table(self) -> pd.DataFrame:
         """Return a row for each method: accuracy, differences from zero-shot CLIP and the linear probe, and costs."""
@@ -170,11 +176,6 @@ class Comparison:
         images = sum(len(each.labels) for each in self.methods[ZERO_SHOT].predictions[: self.folds or 1])
         more = f" More photos to measure on would tell more than these {images}." if images < FEW_IMAGES else ""
         return f"Intervals in brackets are 95 % ones, paired, over {covered}.{more}"
-
-
-def told_apart(difference: Difference) -> bool:
-    """Whether a difference is clear: its interval excludes 0, or all images give the same one."""
-    return difference.excludes_zero or (difference.low is None and difference.value != 0)
 
 
 def points(difference: Difference) -> str:

@@ -13,6 +13,7 @@ from itertools import groupby
 from threading import Lock
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import numpy as np
 from matplotlib import style
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Bbox, IdentityTransform
 
-from ..evaluation.grid import Difference
+from ..evaluation.grid import Difference, Ranking
 from ..evaluation.robustness import Curve, Robustness
 from ..text import printable
 from .data import LossTable, Plane
@@ -49,6 +50,10 @@ DECADES = 4
 MARKED, LABELLED, LONGEST = 40, 30, 150
 SIDES = (("left", 0, 9, 0), ("right", 1, -9, 0), ("center", 0.5, 0, 13), ("center", 0.5, 0, -13))  # of a mark
 DASHED = (0, (3, 2.2))
+RANKING_NOTE = (
+    "filled: the best, and all that are not told apart from it; dashed: zero-shot CLIP; lines: 95 % intervals of the "
+    "difference from it"
+)
 Places = Sequence[tuple[float, float]] | np.ndarray
 _one_at_a_time = Lock()  # matplotlib's style is the process's
 
@@ -194,6 +199,65 @@ def difference_chart(title: str, differences: Mapping[str, Difference], limits: 
         axes.grid(axis="x")
 
     return _picture(f"Differences, {title}; the numbers are in the table below", 360, 40 + 22 * len(differences), draw)
+
+
+def ranking_chart(label: str, rankings: Sequence[Ranking]) -> str:
+    """Draw the accuracy of methods, sorted by the first ranking, with intervals of what they gain over zero-shot CLIP.
+
+    Zero-shot CLIP is a vertical line. Marks of the best, and of all that are not told apart from it, are filled.
+    """
+    names = [each.method for each in rankings[0].methods]
+
+    def draw(axes: Axes) -> None:
+        for number, ranking in enumerate(rankings):
+            kind = look(number + 1)
+            if ranking.zero_shot is not None:
+                axes.axvline(ranking.zero_shot, color=INK[kind.colour], linewidth=1, linestyle=DASHED)
+            for each in (each for each in ranking.methods if each.method in names):
+                at, told = names.index(each.method), f"{each.method} {each.value:.1f} %"
+                if each.gain and each.gain.low is not None and each.gain.high is not None:
+                    ends = np.clip(each.value - each.gain.value + np.array([each.gain.low, each.gain.high]), 0, 100)
+                    axes.plot(ends, [at, at], color=INK[kind.colour], linewidth=1.8)
+                    told += f", {each.gain.value:+.1f} [{each.gain.low:+.1f}, {each.gain.high:+.1f}]"
+                fill = kind.colour if each.leads else "card"
+                mark = {"markersize": 8, "markeredgewidth": 1.8, "markerfacecolor": INK[fill]}
+                _plot(axes, [(each.value, at)], [told], kind, linestyle="", **mark)
+        axes.set(ylim=(len(names) - 0.5, -0.5))
+        axes.set_yticks(range(len(names)), [*map(_short, names)])
+        axes.xaxis.set_major_locator(_ticks(4))
+        axes.xaxis.set_major_formatter("{x:g} %")
+        axes.grid(axis="x")
+
+    return _picture(f"{label}; the numbers are in the tables below", 360, 40 + 24 * len(names), draw)
+
+
+def poster(pictures: Mapping[str, str], legend: Sequence[str], colours: str) -> str:
+    """Return charts beside each other as one SVG file, each below its heading, above what their lines are called.
+
+    `colours` is a style sheet.
+    """
+    parts, left, height = [], 0.0, 0.0
+    for heading, picture in pictures.items():
+        _, _, width, tall = (float(each) for each in ElementTree.fromstring(picture).attrib["viewBox"].split())
+        parts.append(f'<text x="{left + 8}" y="20" font-weight="bold">{escape(heading)}</text>')
+        parts.append(picture.replace("<svg ", f'<svg x="{left}" y="28" width="{width}" height="{tall}" ', 1))
+        left, height = left + width + 12, max(height, tall + 28)
+    spans = [
+        f'<tspan fill="var(--{look(at).colour})">{look(at).sign} {escape(name)}</tspan> &#160; '
+        for at, name in enumerate(legend, 1)
+    ]
+    parts.append(f'<text x="8" y="{height + 20}">{"".join(spans)}{RANKING_NOTE}</text>')
+    look_of = (
+        f"<style>{colours} svg {{ font: {FONT}px sans-serif; background: var(--card); fill: var(--text); }}</style>"
+    )
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left - 12} {height + 32}">',
+            look_of,
+            *parts,
+            "</svg>\n",
+        ]
+    )
 
 
 def _plot(axes: Axes, places: Places, titles: Sequence[str], look: Look, **how: Any) -> None:

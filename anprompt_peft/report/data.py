@@ -68,9 +68,11 @@ class ReportData:
         robustness (`Sequence[Robustness]`): from [`~anprompt_peft.evaluation.robustness.measure_robustness`], one per
             set of images.
         method (`str`): what the predictions are of.
+        probe (`Sequence[Predictions]`): what a linear probe that learned from the same shots says about the same
+            images.
 
     Raises:
-        ValueError: if there are more than two sets of predictions, or `zero_shot` is about other images.
+        ValueError: if there are more than two sets of predictions, or `zero_shot` or `probe` is about other images.
     """
 
     title: str
@@ -83,20 +85,22 @@ class ReportData:
     notes: Sequence[str] = ()
     robustness: Sequence[Robustness] = ()
     method: str = "ANPrompt"
+    probe: Sequence[Predictions] = ()
 
     def __post_init__(self) -> None:
         if len(self.predictions) > 2:
             raise ValueError(
                 f"predictions must be one set or two (base, new), got {[part.name for part in self.predictions]}."
             )
-        if not self.zero_shot:
-            return
-        same = len(self.zero_shot) == len(self.predictions) and all(
-            np.array_equal(ours.labels, theirs.labels) and list(ours.class_names) == list(theirs.class_names)
-            for ours, theirs in zip(self.predictions, self.zero_shot, strict=True)
-        )
-        if not same:
-            raise ValueError("zero_shot must be about the same images and classes as predictions, in the same order.")
+        for name, others in {"zero_shot": self.zero_shot, "probe": self.probe}.items():
+            same = len(others) == len(self.predictions) and all(
+                np.array_equal(ours.labels, theirs.labels) and list(ours.class_names) == list(theirs.class_names)
+                for ours, theirs in zip(self.predictions, others, strict=True)
+            )
+            if others and not same:
+                raise ValueError(
+                    f"{name} must be about the same images and classes as predictions, in the same order."
+                )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ BLOCK = 10
 PAIRS = 6
 LIST_ITEMS = 8
 THUMBNAIL = 160
+ZERO_SHOT, PROBE = "zero-shot CLIP", "a linear probe"
 
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
@@ -78,9 +79,10 @@ def render_report(data: ReportData) -> str:
         "report.html",
         title=data.title,
         data=data,
-        gains=tables.gains(data.predictions, data.zero_shot) if data.zero_shot else {},
-        results=_results(data),
-        sizes={part.name: class_sizes(part) for part in data.predictions if is_imbalanced(part)},
+        gains=_gains(data),
+        results=(results := _results(data)),
+        behind=_behind(results),
+        sizes={part.name: class_sizes(part) for part in data.predictions},
         losses=losses,
         charts=charts,
         geometry=data.geometry,
@@ -126,9 +128,18 @@ def thumbnail(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _gains(data: ReportData) -> list[tuple[str, str, Any]]:
+    """Return method, part and gain: over zero-shot CLIP on each part, and over the linear probe on the last."""
+    before, probe = (
+        tables.gains(data.predictions, others) if others else {} for others in (data.zero_shot, data.probe)
+    )
+    found = [(ZERO_SHOT, name, gain) for name, gain in before.items()]
+    return [*found, *((PROBE, name, gain) for name, gain in [*probe.items()][-1:])]
+
+
 def _results(data: ReportData) -> dict[str, dict[str, Any]]:
     """Return, by method, its accuracies with intervals, and its balanced figures for imbalanced parts."""
-    methods = {"zero-shot CLIP": data.zero_shot, data.method: data.predictions}
+    methods = {ZERO_SHOT: data.zero_shot, PROBE: data.probe, data.method: data.predictions}
     return {
         method: {
             "accuracy": tables.estimates(parts),
@@ -137,6 +148,12 @@ def _results(data: ReportData) -> dict[str, dict[str, Any]]:
         for method, parts in methods.items()
         if parts
     }
+
+
+def _behind(results: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the parts on which another method is ahead of the last one."""
+    *others, ours = (each["accuracy"] for each in results.values()) if results else [{}]
+    return {name for name in ours if any(round(each[name].value - ours[name].value, 1) > 0 for each in others)}
 
 
 def _part(part: Predictions, zero_shot: Predictions | None) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     python examples/embedded/compare.py [--output outputs/compare] [--seeds 1-4] [--jobs 2]
 
-Runs the grid of compare.yaml, prints its tables and writes page.html beside the cells. A second run measures only what
-is missing.
+Runs the grid of compare.yaml, writes page.html, picture.svg and tables.md beside the cells, and prints the answer. A
+second run measures only what is missing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from anprompt_cli import main as anprompt
+from anprompt_peft.evaluation.grid import rank_all, read_results, sentence, summarise
+from anprompt_peft.files import atomic_file
+from anprompt_peft.report.benchmark import write_benchmark, write_poster
 
 FOLDER = Path(__file__).resolve().parent
 GRID = FOLDER / "compare.yaml"
@@ -30,12 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["PYTHONPATH"] = str(FOLDER)  # where every process finds the data sets
     sys.path.append(str(FOLDER))
     os.chdir(FOLDER)  # where the grid finds the CLIP and its denoiser
-    page = output / "page.html"
     grid = [f"--config={GRID}", f"--output={output}", f"--seeds={options.seeds}", f"--jobs={options.jobs}"]
-    code = anprompt(["benchmark", *grid]) or anprompt(["benchmark", "report", str(output), f"--html={page}"])
-    if not code:
-        print(f"Written to {options.output}/: {page.name}, results.jsonl, a folder for each cell")
-    return code
+    if code := anprompt(["benchmark", *grid]):
+        return code
+    summaries = summarise(read_results(output))
+    write_benchmark(summaries, "anprompt", output / "page.html")
+    write_poster(summaries, output / "picture.svg")
+    with atomic_file(output / "tables.md") as fresh, fresh.open("w") as file, redirect_stdout(file):
+        anprompt(["benchmark", "report", str(output)])
+    print(*(sentence(each) for summary in summaries for each in rank_all(summary)), sep="\n")
+    print(f"Written to {options.output}/: page.html, picture.svg, tables.md, results.jsonl, a folder for each cell")
+    return 0
 
 
 if __name__ == "__main__":

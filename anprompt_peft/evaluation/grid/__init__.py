@@ -1,6 +1,7 @@
 """Grids of data sets, methods and seeds: run cell by cell, continued, collected, and tabulated."""
 
 from .cells import Cell, Setup, choose_shard, make_cells
+from .ranking import Ranking, rank_all, rank_average, sentence
 from .runner import Failed, Place, RunEnvironment, run_cell, run_grid
 from .store import collect, is_done, read_predictions, read_results
 from .summary import Difference, Mean, Summary, paired, summarise
@@ -12,6 +13,7 @@ __all__ = [
     "Failed",
     "Mean",
     "Place",
+    "Ranking",
     "RunEnvironment",
     "Setup",
     "Summary",
@@ -22,10 +24,13 @@ __all__ = [
     "make_cells",
     "make_tables",
     "paired",
+    "rank_all",
+    "rank_average",
     "read_predictions",
     "read_results",
     "run_cell",
     "run_grid",
+    "sentence",
     "summarise",
     "title_of",
 ]

@@ -73,6 +73,11 @@ class Difference:
         """Whether there is an interval and it lies on one side of 0."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
+    @property
+    def told_apart(self) -> bool:
+        """Whether the two are clearly not the same: the interval excludes 0, or there is none and they differ."""
+        return self.excludes_zero or (self.low is None and abs(self.value) > TOLERANCE)
+
 
 @dataclass(frozen=True, eq=False)
 class Summary:
