@@ -26,10 +26,11 @@ from transformers.image_utils import load_image
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.method.config import LogitsKind
-from anprompt_peft.serve import export_onnx
+from anprompt_peft.serve import export_onnx, predict
 from anprompt_peft.serve import onnx as export
 from conftest import IMAGE_SIZE
-from helpers import CLASSES, adapted, make_clip, make_config, needs_add_adapter, scatter
+from helpers import CLASSES, adapted, make_clip, make_config, make_model, needs_add_adapter, scatter
+from peers import processor_of
 from tokenization import train_tokenizer
 
 onnx = pytest.importorskip("onnx", reason="the extra 'onnx' is not installed")
@@ -350,6 +351,23 @@ def test_the_pages_pixels_are_the_processors(sizes: str, serve: ModuleType, tmp_
         pixels = serve.read_pixels(file, json.loads(json.dumps(settings)))
         assert pixels.dtype == np.float32
         assert np.array_equal(pixels, expected), file.name
+
+
+@pytest.mark.parametrize("family", ["metaclip_2", "siglip"])
+def test_models_of_other_families(family: str, serve: ModuleType, tmp_path: Path) -> None:
+    model, processor, path = adapted(make_model(family)), processor_of(family), tmp_path / "model.onnx"
+    with unchanged(model):
+        export_onnx(model, processor, path)
+    assert_parity(path, model, "fused")
+    words = model.text_model.embeddings.token_embedding.weight
+    assert list(words.shape) not in [list(weight.dims) for weight in onnx.load(path).graph.initializer]
+    picture(50, 31).save(tmp_path / "photo.png")
+    expected = processor(images=load_image(str(tmp_path / "photo.png")), return_tensors="np")["pixel_values"][0]
+    assert np.array_equal(serve.read_pixels(tmp_path / "photo.png", metadata(path)["preprocessing"]), expected)
+    (predicted,) = predict(model, [tmp_path / "photo.png"], processor)
+    with torch.no_grad():
+        likely = model(pixel_values=torch.from_numpy(expected)[None]).logits.softmax(dim=-1).max()
+    assert predicted.ranking[0][1] == pytest.approx(float(likely), abs=1e-5)
 
 
 @pytest.mark.slow  # test_docs.py runs the page, too

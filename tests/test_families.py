@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +101,12 @@ def test_padding_is_read_where_the_model_was_trained_so(family: str, savings: Sa
     assert model.classes.input_ids.shape[1] == model.config.text_config.max_position_embeddings or not reads
 
 
-def test_siglip_reads_lower_case() -> None:
+def test_siglip_reads_lower_case_padded_on_the_right() -> None:
+    left, config = copy.deepcopy(tokenizer_of("siglip")), make_model("siglip").config
+    left.padding_side = "left"
+    expected = tokenize(["a cat"], tokenizer_of("siglip"), config)
+    assert torch.equal(tokenize(["A Cat"], left, config), expected)
+    assert expected[0, -1] == left.pad_token_id
     model = adapted(make_model("siglip"))
     with pytest.raises(ValueError, match=r"\[\['cat', 'CAT'\]\] become the same tokens"):
         model.set_classes(["cat", "CAT"])
@@ -336,6 +343,17 @@ def test_a_context_that_has_not_moved_is_the_model(family: str, words: str) -> N
     expected = backbone.zero_shot_logits(shots, replace(BASE, templates=(f"{words} {{}}.",)))
     assert_exact(fitted.logits(shots, BASE), expected)
     assert_exact(encode_images(backbone.clip, shots.pixels().double()), backbone.image_features(shots))
+
+
+@other_families
+def test_compiled_it_is_one_graph(family: str, pixels: Tensor) -> None:
+    torch._dynamo.reset()
+    model = adapted(make_model(family)).train()
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
+    ours, expected = (each(pixel_values=pixels, labels=LABELS).loss for each in (compiled, model))
+    assert torch.equal(ours, expected)
+    gradients = [torch.autograd.grad(loss, list(trainable(model).values())) for loss in (ours, expected)]
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 @other_families

@@ -31,6 +31,7 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTokenizer
 from anprompt_peft import ANPromptCLIPModel, ANPromptConfig, ANPromptModel
 from anprompt_peft.fast.savings import Savings
 from anprompt_peft.method import registration
+from anprompt_peft.method.families import FAMILIES, image_head
 from anprompt_peft.method.layer import ANPromptHead, ANPromptLayer, grow_mask
 from helpers import (
     CLASSES,
@@ -39,11 +40,14 @@ from helpers import (
     logits,
     make_clip,
     make_config,
+    make_model,
     needs_add_adapter,
     scatter,
+    tokenizer_of,
     trainable,
 )
 
+every_family = pytest.mark.parametrize("family", FAMILIES)
 LABELS = torch.tensor([0, 2, 1])
 ANPROMPT = PeftType["ANPROMPT"]
 OTHER: dict[str, Any] = {"text_layers": [1, 3], "vision_layers": [4], "num_virtual_tokens": 2, "num_noise_tokens": 1}
@@ -228,15 +232,16 @@ def test_peft_type_is_a_full_member_of_the_enum(monkeypatch: pytest.MonkeyPatch)
         type.__setattr__(PeftType, "ANPROMPT", ANPROMPT)
 
 
-def test_only_the_adapter_is_trainable_and_saved(tmp_path: Path) -> None:
-    model = adapted()
+@every_family
+def test_only_the_adapter_is_trainable_and_saved(family: str, tmp_path: Path) -> None:
+    model = adapted(make_model(family))
     assert trainable(model)
     assert all("anprompt_" in name for name in trainable(model))
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     parameters = {name.replace(".default", "") for name in trainable(model)}
     buffers = {"noise_prompts", "clean_features", "perturbed_features", "class_ids"}
-    prefix = "base_model.model.visual_projection.anprompt_"
+    prefix = f"base_model.model.{FAMILIES[family].image_head}.anprompt_"
     assert set(saved) == parameters | {prefix + name for name in buffers}
 
 
@@ -296,10 +301,11 @@ def adapt_from(clip_folder: Path, **settings: Any) -> Any:
     return scatter(get_peft_model(CLIPModel.from_pretrained(clip_folder), config).eval())
 
 
-def test_low_cpu_mem_usage(tmp_path: Path, pixels: Tensor) -> None:
-    model = adapted()
+@every_family
+def test_low_cpu_mem_usage(family: str, tmp_path: Path, pixels: Tensor) -> None:
+    model = adapted(make_model(family))
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(make_clip(), tmp_path, low_cpu_mem_usage=True).eval()
+    loaded = PeftModel.from_pretrained(make_model(family), tmp_path, low_cpu_mem_usage=True).eval()
     assert not any(tensor.is_meta for tensor in loaded.state_dict().values())
     assert torch.equal(logits(loaded, pixels), logits(model, pixels))
 
@@ -310,11 +316,12 @@ def test_weights_that_were_never_loaded(clip: CLIPModel, pixels: Tensor) -> None
         model(pixel_values=pixels)
 
 
-def test_several_adapters(tmp_path: Path, pixels: Tensor) -> None:
-    alone = {name: adapted(**settings) for name, settings in (("one", {}), ("two", OTHER))}
+@every_family
+def test_several_adapters(family: str, tmp_path: Path, pixels: Tensor) -> None:
+    alone = {name: adapted(make_model(family), **settings) for name, settings in (("one", {}), ("two", OTHER))}
     for name, model in alone.items():
         model.save_pretrained(tmp_path / name)
-    both = PeftModel.from_pretrained(make_clip(), tmp_path / "one", adapter_name="one").eval()
+    both = PeftModel.from_pretrained(make_model(family), tmp_path / "one", adapter_name="one").eval()
     both.load_adapter(tmp_path / "two", adapter_name="two")
     assert both.active_adapter == "one"
     for name in ("one", "two", "one"):
@@ -325,29 +332,32 @@ def test_several_adapters(tmp_path: Path, pixels: Tensor) -> None:
     assert both.active_adapters == ["two"]
     assert torch.equal(logits(both, pixels), logits(alone["two"], pixels))
     assert not any(".one" in name for name in both.state_dict())
-    assert list(both.visual_projection.configs) == ["two"]
+    assert list(image_head(both.get_base_model()).configs) == ["two"]
 
 
-def test_adding_a_second_adapter_uses_the_frozen_clip(pixels: Tensor) -> None:
+@every_family
+def test_adding_a_second_adapter_uses_the_frozen_clip(family: str, pixels: Tensor) -> None:
     """The second adapter's noise prompts come from CLIP alone, though the first adapter is active."""
-    model = adapted()
-    model.add_adapter("two", make_config(**OTHER))
-    fresh = get_peft_model(make_clip(), make_config(**OTHER))
+    model, config = adapted(make_model(family)), make_config(tokenizer_of(family), **OTHER)
+    model.add_adapter("two", config)
+    fresh = get_peft_model(make_model(family), config)
     for name in ("anprompt_noise_prompts", "anprompt_clean_features", "anprompt_perturbed_features"):
         ours, expected = (
-            getattr(model.visual_projection, name)["two"],
-            getattr(fresh.visual_projection, name)["default"],
+            getattr(image_head(model.get_base_model()), name)["two"],
+            getattr(image_head(fresh.get_base_model()), name)["default"],
         )
         assert torch.equal(ours, expected)
     assert model.active_adapters == ["default"]
     assert not any("two" in name for name in trainable(model))
 
 
-def test_deleting_the_last_adapter_leaves_clip(pixels: Tensor) -> None:
-    model = adapted()
+@every_family
+def test_deleting_the_last_adapter_leaves_clip(family: str, pixels: Tensor) -> None:
+    model = adapted(make_model(family))
     model.delete_adapter("default")
     with torch.no_grad():
-        ours, base = model.get_image_features(pixels), make_clip().get_image_features(pixels)
+        frozen = make_model(family).requires_grad_(False)  # torch's pooling rounds by that
+        ours, base = model.get_image_features(pixels), frozen.get_image_features(pixels)
     assert torch.equal(ours.pooler_output, base.pooler_output)
     with pytest.raises(ValueError, match="No ANPrompt adapter is active"):
         model.base_model.model(pixel_values=pixels)
@@ -367,9 +377,10 @@ def test_mixed_batches_are_refused(pixels: Tensor) -> None:
         model(pixel_values=pixels, adapter_names=["default"] * 3)
 
 
+@every_family
 @pytest.mark.parametrize("verb", ["merge_adapter", "merge_and_unload"])
-def test_merge_is_refused(verb: str, pixels: Tensor) -> None:
-    model = adapted()
+def test_merge_is_refused(verb: str, family: str, pixels: Tensor) -> None:
+    model = adapted(make_model(family))
     before = logits(model, pixels)
     with pytest.raises(ValueError, match="cannot be merged"):
         getattr(model, verb)()
@@ -530,8 +541,9 @@ def test_auto_model_from_an_adapter_directory(clip_folder: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
-def test_copies_are_independent(way: str, pixels: Tensor) -> None:
-    model = adapted()
+@every_family
+def test_copies_are_independent(family: str, way: str, pixels: Tensor) -> None:
+    model = adapted(make_model(family))
     before = logits(model, pixels)
     model(pixel_values=pixels, labels=LABELS).loss.backward()
     if way == "deepcopy":
@@ -552,9 +564,11 @@ def test_copies_are_independent(way: str, pixels: Tensor) -> None:
     "savings", [Savings(), Savings(text_chunk=1), Savings.none()], ids=["fast", "chunks", "plain"]
 )
 @pytest.mark.parametrize("settings", [{}, UPDATES], ids=["prompts", "updates"])
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing(reentrant: bool, settings: dict[str, Any], savings: Savings, pixels: Tensor) -> None:
-    model = adapted(dtype=torch.float64, **settings).train()
+@pytest.mark.parametrize(("family", "reentrant"), [("clip", True), *((each, False) for each in FAMILIES)])
+def test_gradient_checkpointing(
+    family: str, reentrant: bool, settings: dict[str, Any], savings: Savings, pixels: Tensor
+) -> None:
+    model = adapted(make_model(family, dtype=torch.float64), **settings).train()
     model.set_savings(savings)
     loss = model(pixel_values=pixels.double(), labels=LABELS).loss
     expected = torch.autograd.grad(loss, list(trainable(model).values()))
@@ -607,10 +621,11 @@ def test_half_precision_base(dtype: torch.dtype, parts: dict[str, Any], savings:
         assert all(weight.grad.isfinite().all() for weight in trainable(model).values())
 
 
+@every_family
 @pytest.mark.parametrize("savings", [Savings(), Savings.none()], ids=["fast", "plain"])
 @pytest.mark.parametrize("parts", [{}, RANKS, UPDATES], ids=["full", "ranks", "updates"])
-def test_autocast(parts: dict[str, Any], savings: Savings, pixels: Tensor) -> None:
-    model = adapted(**parts)
+def test_autocast(family: str, parts: dict[str, Any], savings: Savings, pixels: Tensor) -> None:
+    model = adapted(make_model(family), **parts)
     model.set_savings(savings)
     exact = model(pixel_values=pixels, labels=LABELS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -630,16 +645,19 @@ def test_hidden_states_and_attentions_come_through(pixels: Tensor) -> None:
     assert output.last_hidden_state.shape[1] == 5
 
 
-def test_every_trainable_weight_gets_a_gradient(clip: CLIPModel, pixels: Tensor) -> None:
+@every_family
+def test_every_trainable_weight_gets_a_gradient(family: str, pixels: Tensor) -> None:
     """DDP stops on trainable weights that take no part."""
-    model = adapted(clip, projection_rank=2, text_update_rank=3, prototype_rank=2, latent_dim=10, noise_map="learned")
-    model.add_adapter("two", make_config())
+    ranks = {"projection_rank": 2, "text_update_rank": 3, "prototype_rank": 2}
+    model = adapted(make_model(family), **ranks, latent_dim=10, noise_map="learned")
+    model.add_adapter("two", make_config(tokenizer_of(family)))
     model.train()(pixel_values=pixels, labels=LABELS).loss.backward()
     assert all(weight.grad is not None for weight in trainable(model).values())
 
 
-def test_layers_have_no_second_copy_of_the_head() -> None:
-    model = adapted()
+@every_family
+def test_layers_have_no_second_copy_of_the_head(family: str) -> None:
+    model = adapted(make_model(family))
     heads = [module for module in model.modules() if isinstance(module, ANPromptHead)]
     assert len(heads) == 1
     names = list(model.state_dict())

@@ -151,7 +151,10 @@ def tokenize(
     context, filled = config.text_config.max_position_embeddings, {}
     if family_of(config).pads:
         _check_padding(tokenizer, config)
-        texts, filled = [cleaned(text, config) for text in texts], {"padding": "max_length", "max_length": context}
+        texts, filled = (
+            [cleaned(text, config) for text in texts],
+            {"padding": "max_length", "padding_side": "right", "max_length": context},
+        )
     rows = [tokenizer(text, verbose=False, **filled)["input_ids"] for text in texts]
     if truncate:
         rows = [row if len(row) <= context else row[: context - 1] + row[-1:] for row in rows]
