@@ -27,7 +27,7 @@ from .fast.encoders import block, weights_of
 from .fast.state import State
 from .files import hub_id
 from .method.config import ANPromptConfig
-from .method.families import CLIP, FAMILIES, family_of, image_head, made_of
+from .method.families import CLIP, FAMILIES, OTHERWISE, family_of, image_head, made_of
 from .method.features import evaluating
 from .method.layer import UNKNOWN_TOKEN, ANPromptHead, ANPromptLayer
 from .method.noise import Fitted, fit
@@ -427,7 +427,7 @@ def _not_a_clip(model: Any) -> str:
     return (
         f"ANPrompt adapts transformers' {' and '.join(served.values())} (both towers), not {name}, whose encoders are "
         f"built differently. Choose a checkpoint of the model type {' or '.join(map(repr, FAMILIES))}, for example "
-        "openai/clip-vit-base-patch16, and load it with CLIPModel.from_pretrained(...)."
+        f"openai/clip-vit-base-patch16, and load it with CLIPModel.from_pretrained(...).{OTHERWISE.get(kind, '')}"
     )
 
 

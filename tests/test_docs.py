@@ -30,8 +30,9 @@ from anprompt_cli import app
 from anprompt_peft import ANPromptConfig
 from documented import ROOT, Block, PythonSession, modules_of, options_of, read_blocks, run_command
 from handwriting import load_split
-from helpers import scatter
+from helpers import make_model, scatter
 from hub_server import REVISION, HubHandler, HubServer, Route
+from peers import processor_of
 from test_data_hub import DatasetHandler
 
 TINY_CLIP = ROOT / "examples" / "embedded" / "tiny_clip"
@@ -93,11 +94,16 @@ class PageHandler(DatasetHandler):
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[HubServer]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     with HubServer({"hf_...": "user", "my-name-token": "my-name"}) as server:
         server.RequestHandlerClass = PageHandler
         files = {path.name: path.read_bytes() for path in TINY_CLIP.iterdir()}
         server.create(documented.BASE).commit("main", files, "Upload model")
+        siglip = tmp_path_factory.mktemp("siglip")
+        make_model("siglip").save_pretrained(siglip)
+        processor_of("siglip").save_pretrained(siglip)
+        files = {path.name: path.read_bytes() for path in siglip.iterdir()}
+        server.create("google/siglip2-base-patch16-224").commit("main", files, "Upload model")
         yield server
         assert server.unknown == server.storage.unknown == []
 

@@ -16,7 +16,7 @@ from peft import AutoPeftModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel
+from transformers import AutoModel, Siglip2Config, Siglip2Model
 
 from anprompt_cli import main as command_line
 from anprompt_peft.classifier import load_classifier, save_classifier
@@ -244,6 +244,17 @@ def test_an_adapter_of_another_family_changes_nothing(family: str, made_for: str
     with pytest.raises(ValueError, match=message):
         own.load_adapter(saved[made_for] / "adapter", "second")
     assert list(own.peft_config) == ["default"]
+
+
+def test_naflex_is_refused_by_name(tmp_path: Path) -> None:
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 9, "projection_size": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    model = Siglip2Model(Siglip2Config(text_config=text, vision_config=small))
+    message = r"not Siglip2Model.*fixed resolution, as google/siglip2-base-patch16-224, a SiglipModel: NaFlex"
+    with pytest.raises(TypeError, match=message):
+        get_peft_model(model, make_config())
+    model.save_pretrained(tmp_path / "base")
+    assert "NaFlex" in refused("denoise", tmp_path / "base", "--output", tmp_path / "out")
 
 
 @every_family

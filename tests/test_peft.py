@@ -648,7 +648,7 @@ def test_hidden_states_and_attentions_come_through(pixels: Tensor) -> None:
 @every_family
 def test_every_trainable_weight_gets_a_gradient(family: str, pixels: Tensor) -> None:
     """DDP stops on trainable weights that take no part."""
-    ranks = {"projection_rank": 2, "text_update_rank": 3, "prototype_rank": 2}
+    ranks: dict[str, Any] = {"projection_rank": 2, "text_update_rank": 3, "prototype_rank": 2}
     model = adapted(make_model(family), **ranks, latent_dim=10, noise_map="learned")
     model.add_adapter("two", make_config(tokenizer_of(family)))
     model.train()(pixel_values=pixels, labels=LABELS).loss.backward()

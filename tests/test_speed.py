@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from transformers import SiglipConfig
 
 import gpu
 import harness
@@ -168,7 +169,7 @@ def is_running(process: int) -> bool:
 
 
 def test_class_texts_end_in_the_same_token() -> None:
-    ids = class_ids(make_workload(classes=20, batch=1).class_names)
+    ids = class_ids(make_workload(classes=20, batch=1).class_names, make_clip(TOWER, TOWER, 16))
     assert ids.shape[0] == 20
     assert len(set(ids[:, -1].tolist())) == 1
     assert (ids[:, :5] == ids[0, :5]).all()
@@ -212,6 +213,13 @@ def test_a_step_is_told_by_time_ratio_and_operations(monkeypatch: pytest.MonkeyP
     )
     assert 0 < rows[0]["GFLOP"] < rows[1]["GFLOP"]
     assert all(row["% of GEMM"] > 0 for row in rows)
+
+
+def test_siglip_takes_steps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = partial(SiglipConfig, vision_config={**TOWER, "image_size": 32, "patch_size": 16})
+    monkeypatch.setattr(workload, "SiglipConfig", lambda text_config: made(text_config={**TOWER, **text_config}))
+    for way in ("siglip-savings", "siglip-plain", "siglip-lora"):
+        workload.make_step(way, Size(3, 2, image=32), "cpu", "float32", former=True)()
 
 
 @pytest.mark.usefixtures("small")

@@ -18,7 +18,7 @@ from anprompt_peft.classifier import load_classifier
 from anprompt_peft.data.processor import load_image_processor
 from anprompt_peft.fast import choose_precision, set_precision
 from anprompt_peft.files import hub_id  # also registers the method
-from anprompt_peft.method.families import FAMILIES
+from anprompt_peft.method.families import FAMILIES, OTHERWISE
 
 from ..adapters import CLASSIFIER, CONFIG, METHOD, is_classifier, locate
 from ..choices import Device, Precision
@@ -56,7 +56,7 @@ def load_clip(name: str, revision: str | None = None) -> tuple[PreTrainedModel, 
             raise ValueError(
                 f"{name} is a model of type {kind!r}, and ANPrompt adapts those of type "
                 f"{' or '.join(map(repr, FAMILIES))}. Use a CLIP with both encoders, such as "
-                "openai/clip-vit-base-patch16."
+                f"openai/clip-vit-base-patch16.{OTHERWISE.get(kind, '')}"
             )
         family = FAMILIES[kind]
         clip = family.model.from_pretrained(name, revision=revision, dtype=torch.float32)

@@ -123,6 +123,11 @@ SIGLIP = Family(  # SigLIP 2 at a fixed resolution, too
     saves=True,
     length=partial(torch.linalg.vector_norm, dim=-1, keepdim=True),
 )
+OTHERWISE = {
+    "siglip2": " SigLIP 2 is served at a fixed resolution, as google/siglip2-base-patch16-224, a SiglipModel: NaFlex, "
+    "whose images have their own aspect ratio, is not."
+}
+"""What to say of model types that are not served, besides that."""
 FAMILIES = {"clip": CLIP, "metaclip_2": METACLIP_2, "siglip": SIGLIP}  # by the model type in the configuration
 
 
@@ -130,7 +135,8 @@ def family_of(model: Any) -> Family:
     """Return the row of a model, or of its configuration; raise `ValueError` if there is none."""
     kind = getattr(model, "config", model).model_type
     if kind not in FAMILIES:
-        raise ValueError(f"Models of type {kind!r} are not served, but {' and '.join(map(repr, FAMILIES))}.")
+        names, more = " and ".join(map(repr, FAMILIES)), OTHERWISE.get(kind, "")
+        raise ValueError(f"Models of type {kind!r} are not served, but {names}.{more}")
     return FAMILIES[kind]
 
 

@@ -1,4 +1,4 @@
-"""What is timed: ViT-B/16 at full size with random weights, random images, made-up class names, and ways to train."""
+"""What is timed: ViT-B/16 or SigLIP-base with random weights, random images, made-up names, and ways to train."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
 from anprompt_peft import ANPromptConfig
 from anprompt_peft.fast import Savings, set_precision
+from anprompt_peft.method.class_texts import tokenize
+from anprompt_peft.method.families import family_of, image_head, joint_width
 from anprompt_peft.method.noise import Fitted
 from harness import Step
 
@@ -28,27 +30,31 @@ IMAGE_SIZE, PATCH = 224, 16
 WORDS_PER_NAME = (1, 1, 2, 2, 3, 4)
 TEMPLATE = "a photo of a {}."
 OTHER_WORDS = ("bridge", "cloud", "letter", "spoon", "winter")
-LORA, BFLOAT16, COMPILED = "lora", "-bf16", "compiled"
+LORA, BFLOAT16, COMPILED, SIGLIP = "lora", "-bf16", "compiled", "siglip-"
 SAVINGS = {
     "savings": Savings(), "plain": Savings.none(), "chunks": Savings(text_chunk=500), COMPILED: Savings(),
 }  # fmt: skip
 WAYS = [kind + precision for precision in ("", BFLOAT16) for kind in (*SAVINGS, LORA)]
+WAYS += [SIGLIP + kind for kind in ("savings", "plain", LORA)]
 FORMER = {"text_update_rank": None, "rephrased_weight": 0.0}
 
 
-def make_tokenizer(class_names: list[str]) -> PreTrainedTokenizerFast:
+def make_tokenizer(class_names: list[str], starts: bool = True) -> PreTrainedTokenizerFast:
     """A tokenizer with one token per word, so that lengths are known; words of no class text are unknown to it.
 
     Its last entries are never made of a text: training draws words for texts about other things from such pieces.
     """
     words = dict.fromkeys(f"{TEMPLATE} {' '.join(class_names)}".replace("{}.", ".").split())
     words |= dict.fromkeys(f"{word}</w>" for word in OTHER_WORDS)
-    vocabulary = {"<unk>": 0, **{word: number for number, word in enumerate(words, 1)}, "<bos>": BOS, "<eos>": EOS}
+    vocabulary = {"<unk>": 0, **{word: number for number, word in enumerate(words, 1)}}
+    ends = {"<bos>": BOS, "<eos>": EOS} if starts else {"<eos>": len(vocabulary)}
+    vocabulary |= ends
     tokenizer = Tokenizer(WordLevel(vocabulary, "<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)])
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<eos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    single = "<bos> $A <eos>" if starts else "$A <eos>"
+    tokenizer.post_processor = TemplateProcessing(single, special_tokens=list(ends.items()))
+    special = {"eos_token": "<eos>", "pad_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **({"bos_token": "<bos>"} if starts else {}))
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,14 @@ def make_clip(
     return clip.to(getattr(torch, dtype))
 
 
+def make_siglip(class_names: list[str]) -> SiglipModel:
+    """SigLIP-base, whose sizes are transformers' defaults, with random weights and the words of some classes."""
+    torch.manual_seed(0)
+    words = len(make_tokenizer(class_names, starts=False))
+    text = {"vocab_size": words, "bos_token_id": None, "eos_token_id": words - 1, "pad_token_id": words - 1}
+    return SiglipModel(SiglipConfig(text_config=text)).eval()
+
+
 def make_workload(classes: int, batch: int, image_size: int = IMAGE_SIZE, seed: int = 0) -> Workload:
     """Images, labels and class names from a seed."""
     rng = random.Random(seed)
@@ -139,7 +153,7 @@ def make_workload(classes: int, batch: int, image_size: int = IMAGE_SIZE, seed: 
     return Workload(list(names), pixels, torch.randint(classes, (batch,), generator=generator))
 
 
-def make_adapted(work: Workload, clip: CLIPModel | None = None, random_targets: bool = False, **settings: Any) -> Any:
+def make_adapted(work: Workload, clip: Any = None, random_targets: bool = False, **settings: Any) -> Any:
     """The method's model in training mode on the workload's device, by default at its default configuration.
 
     Args:
@@ -149,31 +163,35 @@ def make_adapted(work: Workload, clip: CLIPModel | None = None, random_targets: 
             encoding all texts several times.
         settings: of the configuration.
     """
+    clip = clip or make_clip()
     config = ANPromptConfig(
         class_names=work.class_names,
         template=TEMPLATE,
-        tokenizer_name_or_path=make_tokenizer(work.class_names),
+        tokenizer_name_or_path=make_tokenizer(work.class_names, starts=family_of(clip).start > 0),
         init_noise_prompts=not random_targets,
+        auto_mapping={"base_model_class": type(clip).__name__},
         **settings,
     )
-    model: Any = get_peft_model((clip or make_clip()).to(work.pixels.device), config)
+    model: Any = get_peft_model(clip.to(work.pixels.device), config)
     if random_targets:
-        classes, width = len(work.class_names), model.config.projection_dim
+        classes, width = len(work.class_names), joint_width(model.config)
         features = F.normalize(torch.randn(2 * classes + config.num_noise_tokens, width), dim=-1)
         clean, perturbed, noise = features.split([classes, classes, config.num_noise_tokens])
-        model.visual_projection.fill("default", Fitted(noise, clean, perturbed, class_ids(work.class_names)))
+        ids = class_ids(work.class_names, clip)
+        image_head(model.get_base_model()).fill("default", Fitted(noise, clean, perturbed, ids))
     return model.train()
 
 
 def make_step(way: str, size: Size, device: str, dtype: str, former: bool = False) -> Step:
     """One step of one of `WAYS`, with a model of its own and random noise prompts; `dtype` is that of autocast."""
     work = make_workload(size.classes, size.batch, size.image).to(device)
-    kind, half = way.removesuffix(BFLOAT16), way.endswith(BFLOAT16)
+    kind, half = way.removeprefix(SIGLIP).removesuffix(BFLOAT16), way.endswith(BFLOAT16)
+    clip = make_siglip(work.class_names) if way.startswith(SIGLIP) else None
     if kind == LORA:
-        return lora_step(work, dtype, make_clip(dtype="bfloat16" if half else "float32"))
+        return lora_step(work, dtype, clip or make_clip(dtype="bfloat16" if half else "float32"))
     noise = size.tokens // 2
     tokens = {"num_virtual_tokens": size.tokens - noise, "num_noise_tokens": noise}
-    model = make_adapted(work, random_targets=True, **tokens, **(FORMER if former else {}))
+    model = make_adapted(work, clip, random_targets=True, **tokens, **(FORMER if former else {}))
     set_precision(model, "bf16" if half else "fp32")
     model.set_savings(SAVINGS[kind])
     return train_step(torch.compile(model) if kind == COMPILED else model, work, dtype)
@@ -184,11 +202,12 @@ def train_step(model: Any, work: Workload, dtype: str = "float32") -> Step:
     return optimiser_step(model, lambda: model(**work.images, labels=work.labels).loss, dtype)
 
 
-def lora_step(work: Workload, dtype: str = "float32", clip: CLIPModel | None = None) -> Step:
+def lora_step(work: Workload, dtype: str = "float32", clip: Any = None) -> Step:
     """The same step with PEFT's LoRA, rank 8 on queries and values of all layers of both towers."""
     config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"])
-    model: Any = get_peft_model((clip or make_clip()).to(work.pixels.device), config).train()
-    ids = class_ids(work.class_names).to(work.pixels.device)
+    clip = clip or make_clip()
+    model: Any = get_peft_model(clip.to(work.pixels.device), config).train()
+    ids = class_ids(work.class_names, clip).to(work.pixels.device)
 
     def loss() -> Tensor:
         return F.cross_entropy(model(input_ids=ids, **work.images).logits_per_image, work.labels)
@@ -214,7 +233,7 @@ def optimiser_step(model: Any, loss: Callable[[], Tensor], dtype: str) -> Step:
     return step
 
 
-def class_ids(names: list[str]) -> Tensor:
-    """Token ids of the class texts, cut at the longest: int64 [C, L]."""
+def class_ids(names: list[str], clip: Any) -> Tensor:
+    """Token ids of the class texts for a model, cut at the longest where padding is not read: int64 [C, L]."""
     texts = [TEMPLATE.format(name) for name in names]
-    return make_tokenizer(names)(texts, padding=True, return_tensors="pt")["input_ids"]
+    return tokenize(texts, make_tokenizer(names, starts=family_of(clip).start > 0), clip.config)
