@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from scipy.stats import ttest_1samp
@@ -116,6 +117,11 @@ def test_other_classes_are_zero_shot_clips(compared: tuple[Path, str, str], phot
 def saved(compared: tuple[Path, str, str], tmp_path: Path) -> Path:
     """A copy of the saved probe."""
     return shutil.copytree(compared[0] / "linear-probe", tmp_path / "probe")
+
+
+def test_the_card_of_a_classifier_names_its_task(saved: Path) -> None:
+    card = ModelCard.load(saved / "README.md")
+    assert (card.data.pipeline_tag, card.data.library_name) == ("image-classification", "transformers")
 
 
 def change(folder: Path, **fields: Any) -> None:

@@ -68,4 +68,4 @@ def save_classifier(
     processor.image_processor.save_pretrained(folder)
     base_id = hub_id(config.base_model_name_or_path)
     body = model_card.render(__package__, config=config, facts=facts, base_model=base_id)
-    model_card.write_new(folder, body, base_id, "transformers", TAGS)
+    model_card.write_new(folder, body, base_id, "transformers", TAGS, "image-classification")

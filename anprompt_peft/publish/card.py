@@ -106,11 +106,13 @@ def read(path: Path) -> ModelCard:
         raise ValueError(f"The metadata at the top of {path} cannot be read; correct it first. {error}") from error
 
 
-def write_new(folder: Path, body: str, base_model: str | None, library: str, tags: Sequence[str]) -> None:
+def write_new(
+    folder: Path, body: str, base_model: str | None, library: str, tags: Sequence[str], task: str = TASK
+) -> None:
     """Write the card of something made on a base model, of a generated part alone, in place of any other card."""
     relation = [f"{RELATION}adapter:{base_model}"] if base_model else []
     card: Any = ModelCard(EMPTY)
-    card.data = ModelCardData(base_model=base_model, library_name=library, pipeline_tag=TASK, tags=[*tags, *relation])
+    card.data = ModelCardData(base_model=base_model, library_name=library, pipeline_tag=task, tags=[*tags, *relation])
     card.text = f"{BEGIN}\n\n{body}\n\n{END}\n"
     write(card, folder / NAME)
 
