@@ -171,7 +171,8 @@ def train(accelerator: Accelerator, adapted: PeftModel, loader: Any, progress: P
     epoch_steps = math.ceil(len(loader) / accelerator.gradient_accumulation_steps)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     recipe = RECIPES[options.recipe]
-    optimizer: Any = torch.optim.AdamW(weights, options.learning_rate, weight_decay=recipe.weight_decay)
+    on_gpu = accelerator.device.type == "cuda"
+    optimizer: Any = torch.optim.AdamW(weights, options.learning_rate, weight_decay=recipe.weight_decay, fused=on_gpu)
     schedule: Any = recipe.schedule(optimizer, epoch_steps, options.epochs * epoch_steps, options.warmup_epochs)
     model, optimizer, schedule = accelerator.prepare(adapted, optimizer, schedule)
     if isinstance(model, DistributedDataParallel):

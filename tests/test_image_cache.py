@@ -151,6 +151,29 @@ def test_a_full_folder_evicts_what_this_run_has_not_used(tmp_path: Path) -> None
     assert files(tmp_path) == sorted([paths[0], *paths[4:7]])
 
 
+def test_a_folder_is_listed_seldom_and_several_caches_stay_within_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.arange(512.0)[:, None, None].expand(-1, 2, 50)
+    ImageCache(tmp_path).fetch(images[:1], "", compute)
+    limit = 300 * files(tmp_path)[0].stat().st_size
+    listed: list[Path] = []
+    list_files = image_cache._files
+
+    def count(folder: Path) -> Any:
+        listed.append(folder)
+        return list_files(folder)
+
+    monkeypatch.setattr(image_cache, "_files", count)
+    caches = [ImageCache(tmp_path, limit) for _ in range(4)]
+    for image in range(256):
+        caches[image % 4].fetch(images[image : image + 1], "", compute)
+    assert 4 <= len(listed) < 80
+    with pytest.warns(UserWarning, match=f"has reached {limit:,} bytes"):
+        caches[0].fetch(images[256:], "", compute)
+    assert sum(file.stat().st_size for file in files(tmp_path)) <= limit
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(path: Path, content: bytes) -> None:
         with path.open("wb") as file:
@@ -359,7 +382,7 @@ def test_folders_that_cannot_be_listed(which: str, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "scandir", refuse)
     with warnings.catch_warnings(record=True) as caught:
-        assert torch.equal(cache.fetch(images, "", compute)["sum"], compute(images)["sum"])
+        assert torch.equal(ImageCache(tmp_path).fetch(images, "", compute)["sum"], compute(images)["sum"])
     monkeypatch.undo()
     assert (len(caught), len(files(tmp_path))) == ((1, 1) if which == "folder" else (0, 2))
 

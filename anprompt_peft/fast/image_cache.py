@@ -22,6 +22,8 @@ DEFAULT_MAX_BYTES = 10 * 10**9
 CLOCK_SLACK = 1.0  # seconds by which a file's times may lag behind the clock
 CHECKSUM = "checksum"
 HEADER_ROOM = 64 * 2**10
+SHARING = 8
+"""Processes that may fill a folder at once and stay within its limit."""
 LARGEST_FILE = 2**28
 """Most bytes of a file whose tensors' shapes are not known yet."""
 
@@ -47,8 +49,8 @@ class ImageCache:
 
     Args:
         folder (`str` or `Path`): created if it does not exist, for this user only.
-        max_bytes (`int`): limit of the size of this user's files in it; other processes that write to it may each
-            exceed it by a batch.
+        max_bytes (`int`): limit of the size of this user's files in it; of several processes that write to it at
+            once, each may exceed it by a batch.
 
     Raises:
         ValueError: if `max_bytes` is not a positive integer.
@@ -65,6 +67,7 @@ class ImageCache:
             raise NotADirectoryError(f"{error.filename} is a file. Name a folder for the image cache.") from error
         self._started = time.time() - CLOCK_SLACK
         self._can_write = True
+        self._allowance = 0  # bytes to write before the folder, which others may fill, is listed again
         self._warned_of_others = False
 
     def fetch(
@@ -145,11 +148,25 @@ class ImageCache:
             )
 
     def _write(self, tensors_by_path: dict[Path, Row]) -> None:
-        files = sorted(each for each in _files(self.folder) if each[2] not in tensors_by_path)  # these are replaced
+        contents = {path: _pack(path, tensors) for path, tensors in tensors_by_path.items()}
+        size = sum(map(len, contents.values()))
+        if size > self._allowance:
+            contents = self._make_room(contents)
+        else:
+            self._allowance -= size
+        for path, content in contents.items():
+            if path.parent.is_symlink():
+                raise NotADirectoryError(f"{path.parent} is a link")
+            with atomic_file(path, durable=False) as fresh:  # a file that a power cut left empty is computed again
+                fresh.write_bytes(content)
+
+    def _make_room(self, contents: dict[Path, bytes]) -> dict[Path, bytes]:
+        """Delete what has to go, and return the contents that fit into the folder then."""
+        files = sorted(each for each in _files(self.folder) if each[2] not in contents)  # these are replaced
         unused = [(size, file) for used, size, file in files if used < self._started]
         room = self.max_bytes - sum(size for _, size, _ in files)
-        for path, tensors in tensors_by_path.items():
-            content = _pack(path, tensors)
+        fit = {}
+        for path, content in contents.items():
             while room < len(content) and unused:
                 size, file = unused.pop(0)
                 file.unlink(missing_ok=True)
@@ -160,12 +177,11 @@ class ImageCache:
                     "computed every time. Raise max_bytes, or use no cache if images are not used again.",
                     stacklevel=2,
                 )
-                return
-            if path.parent.is_symlink():
-                raise NotADirectoryError(f"{path.parent} is a link")
-            with atomic_file(path, durable=False) as fresh:  # a file that a power cut left empty is computed again
-                fresh.write_bytes(content)
+                break
+            fit[path] = content
             room -= len(content)
+        self._allowance = room // SHARING
+        return fit
 
 
 def _open_safely(path: str, flags: int) -> int:
