@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -44,10 +45,12 @@ from pretrain_embedded import (
     icon_glyphs,
     pretrain,
     run,
+    save,
     text_features,
     tokenizer_of,
 )
 from tiny import Recipe, contrastive_loss, deepened, learning_rate_factor, make_model, parameter_groups
+from tiny_siglip import siglip_of, sigmoid_loss
 from tokenization import train_tokenizer
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -393,6 +396,27 @@ def test_a_deeper_clip_starts_with_the_answers_of_the_one_it_is_made_of(tmp_path
     trained = CLIPModel.from_pretrained(tmp_path / "deep")
     layers = [*trained.text_model.encoder.layers, *trained.vision_model.encoder.layers]
     assert [bool(layer.mlp.fc2.weight.any()) for layer in layers] == [True] * 6
+
+
+@pytest.mark.usefixtures("small")
+def test_a_siglip_starts_from_the_layers_of_a_clip(tmp_path: Path) -> None:
+    save(*pretrain(TINY, 0), tmp_path / "clip")
+    clip, name = CLIPModel.from_pretrained(tmp_path / "clip"), "text_model.encoder.layers.0.mlp.fc1.weight"
+    assert torch.equal(siglip_of(clip).state_dict()[name], clip.state_dict()[name])
+    save(*pretrain(TINY, 0, tmp_path / "clip", "siglip"), tmp_path / "siglip")
+    trained = AutoModel.from_pretrained(tmp_path / "siglip")
+    assert type(trained).__name__ == "SiglipModel"
+    assert not torch.equal(trained.state_dict()[name], clip.state_dict()[name])
+    started, own = (
+        AutoTokenizer.from_pretrained(tmp_path / each)("an icon")["input_ids"] for each in ("clip", "siglip")
+    )
+    assert own == started[1:]
+
+
+def test_the_sigmoid_loss_by_hand() -> None:
+    logits, signs = torch.tensor([[2.0, -1.0], [0.5, 3.0]]), torch.tensor([[1, -1], [-1, 1]])
+    expected = sum(math.log(1 + math.exp(-each)) for each in (signs * logits).flatten().tolist()) / 2
+    assert float(sigmoid_loss(logits, torch.tensor([0, 1]))) == pytest.approx(expected)
 
 
 def test_output_is_never_overwritten(
