@@ -76,6 +76,7 @@ from anprompt_peft.evaluation.peers.zero_shot import ZeroShot
 from anprompt_peft.evaluation.robustness import FORMS, UNDECIDED_FORMS
 from anprompt_peft.evaluation.robustness.curves import areas
 from anprompt_peft.evaluation.task import ClassTexts, ImageSet, Part
+from anprompt_peft.report import charts
 from anprompt_peft.report.benchmark import render_benchmark, write_benchmark, write_poster
 from helpers import marks
 
@@ -1303,9 +1304,8 @@ def test_one_seed_tells_nothing_apart_but_names_the_best() -> None:
 def test_the_poster_is_one_picture(summary: Summary, tmp_path: Path) -> None:
     text = write_poster([summary], tmp_path / "picture.svg").read_text()
     root = ElementTree.fromstring(text)
-    *headings, legend = (each for each in root if each.tag.endswith("text"))
-    assert [each.text for each in headings] == ["dtd", "eurosat"]
-    assert "".join(legend.itertext()).startswith("● H \xa0 filled: the best, and all that are not told apart")
+    texts = ["".join(each.itertext()).strip(" \xa0") for each in root if each.tag.endswith("text")]
+    assert texts == ["dtd", "eurosat", "● H", *charts.RANKING_NOTE.split("; ")]
     assert "prefers-color-scheme: dark" in text
     assert re.findall(r"https?://[^\"]*", text) == ["http://www.w3.org/2000/svg"]
 

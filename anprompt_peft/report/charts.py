@@ -246,13 +246,15 @@ def poster(pictures: Mapping[str, str], legend: Sequence[str], colours: str) -> 
         f'<tspan fill="var(--{look(at).colour})">{look(at).sign} {escape(name)}</tspan> &#160; '
         for at, name in enumerate(legend, 1)
     ]
-    parts.append(f'<text x="8" y="{height + 20}">{"".join(spans)}{RANKING_NOTE}</text>')
+    for line in ("".join(spans), *RANKING_NOTE.split("; ")):
+        height += 20
+        parts.append(f'<text x="8" y="{height}">{line}</text>')
     look_of = (
         f"<style>{colours} svg {{ font: {FONT}px sans-serif; background: var(--card); fill: var(--text); }}</style>"
     )
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left - 12} {height + 32}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left - 12} {height + 12}">',
             look_of,
             *parts,
             "</svg>\n",
