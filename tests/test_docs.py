@@ -72,6 +72,7 @@ NOT_RUN = {
     r"python3 run\.py digits.*": "minutes of training; test_digits.py runs its script small",
     r"python3 run\.py classify .*": "it needs the result of `digits`; test_digits.py runs its script",
     r"(PYTHONPATH=\S+ )?python examples/speed/.*": "minutes at the size of ViT-B/16; test_speed.py runs it small",
+    r"python examples/embedded/pretrain_embedded\.py .*": "minutes; test_embedded.py runs it small",
     r"anprompt benchmark .*--root data .*|.* report tables .*": "it needs the published data sets",
     r"anprompt benchmark (--config [\w-]+\.yaml|report ablations).*": "minutes; test_embedded.py reads the grids",
     r"anprompt denoise .*": "minutes; test_denoising.py runs it small, and the page the same in Python",
