@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,9 @@ from anprompt_peft.classifier import load_classifier
 from anprompt_peft.compare import COMPARED, Comparison, advise, compare
 from anprompt_peft.compare.verdict import Measured
 from anprompt_peft.evaluation.paired import over_draws_and_images, over_folds
+from anprompt_peft.evaluation.peers.prolip import ProLIP
 from anprompt_peft.evaluation.predictions import Predictions
-from command import done, refused
+from command import call, done, refused
 from helpers import TINY_CLIP
 
 CLASSES = ("one", "seven", "zero")
@@ -80,6 +82,33 @@ def test_the_same_command_measures_nothing_again_and_saves_any_method(
     assert again.out.splitlines()[-1].startswith(f"Saved to {output / 'tip-adapter-f'}/")
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/result.json")} == cells
     assert "to go on this machine" not in again.err
+
+
+def test_an_interrupted_comparison_continues(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("--method", "linear-probe", "--method", "prolip")
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    done(*options(photos, whole, *few))
+    with monkeypatch.context() as patch:
+        patch.setattr(ProLIP, "fit", Mock(side_effect=KeyboardInterrupt))
+        answer = call(*options(photos, output, *few))
+    assert answer.code == 130
+    assert "interrupted: 2 of 6 measurements are done. The same command continues." in answer.err
+    assert not list(output.glob(".running-*"))
+    before = {path: path.stat().st_mtime_ns for path in output.glob("*/result.json")}
+    done(*options(photos, output, *few))
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in output.glob("*/result.json")}.items()
+    tables = [pd.read_csv(folder / "methods.csv")[["method", "accuracy"]] for folder in (whole, output)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_a_method_that_fails_leaves_the_others(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProLIP, "fit", Mock(side_effect=RuntimeError("the disk is full")))
+    answer = call(*options(photos, tmp_path / "out", "--method", "linear-probe", "--method", "prolip"))
+    assert answer.code == 1
+    assert "prolip: failed" in answer.err
+    assert "the disk is full" in answer.err
+    assert list(pd.read_csv(tmp_path / "out" / "methods.csv")["method"]) == ["zero-shot", "linear-probe"]
+    assert answer.out.startswith("Take ")
 
 
 @pytest.mark.parametrize("method", ["linear-probe", "tip-adapter-f", "prolip", "lora", "anprompt", "zero-shot"])
