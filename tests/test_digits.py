@@ -65,6 +65,7 @@ def test_unknown_split_is_refused() -> None:
         load_split("valid")
 
 
+@pytest.mark.slow
 def test_record_is_complete_and_training_beats_zero_shot_on_base(job: Job) -> None:
     folder, record = job
     assert json.loads((folder / "results.json").read_text()) == record
@@ -82,6 +83,7 @@ def test_record_is_complete_and_training_beats_zero_shot_on_base(job: Job) -> No
             assert difference[measure]["low"] <= change <= difference[measure]["high"]
 
 
+@pytest.mark.slow
 def test_every_split_has_its_own_halves(job: Job) -> None:
     """All 720 test images are in each split; swapped halves swap the accuracies of zero-shot CLIP."""
     folder, record = job
@@ -106,12 +108,14 @@ def test_table_shows_every_split_with_its_difference() -> None:
         assert figure in shown
 
 
+@pytest.mark.slow
 def test_picture_is_drawn(job: Job) -> None:
     picture = Image.open(job[0] / "results.png")
     assert picture.width > 1000
     assert len(picture.convert("RGB").getcolors(maxcolors=10**6) or []) > 50
 
 
+@pytest.mark.slow
 def test_the_saved_adapter_is_the_first_splits_first_seeds(job: Job) -> None:
     folder, record = job
     fitted = FittedAdapter(AutoPeftModel.from_pretrained(folder / "adapter").eval())
@@ -122,6 +126,7 @@ def test_the_saved_adapter_is_the_first_splits_first_seeds(job: Job) -> None:
         assert 100 * right.double().mean() == pytest.approx(record["splits"][split]["per_seed_percent"][part.name][0])
 
 
+@pytest.mark.slow
 def test_classify(job: Job, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder, _ = job
     broken = tmp_path / "broken.png"

@@ -40,6 +40,8 @@ PAGES = documented.pages()
 SHELL = ("", "bash", "sh", "console")
 CLASSES = ("cat", "dog", "horse", "rabbit")
 
+# Pages that take half a minute or more, and whose commands other tests run.
+LONG_PAGES = {"docs/cli.md", "docs/index.md", "docs/robustness.md", "docs/training.md"}
 # What a page takes as given; everything else, imports included, it must bring itself.
 ASSUMED = {
     "README.md": ["pixel_values", "labels"],
@@ -219,7 +221,14 @@ def is_program(block: Block) -> re.Match[str] | None:
     return re.match(r"# (\w+\.py)\n", block.text)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if read_blocks(page)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * (page in LONG_PAGES), id=page)
+        for page in PAGES
+        if read_blocks(page)
+    ],
+)
 def test_the_page_runs_as_printed(
     page: str,
     folder_of: Callable[[str], Path],

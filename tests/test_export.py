@@ -168,6 +168,7 @@ def test_variants(variant: str, processor: Any, tmp_path: Path) -> None:
     assert {each.domain: each.version for each in onnx.load(path).opset_import} == {"": opset}
 
 
+@pytest.mark.slow
 @needs_add_adapter
 def test_asked_classes_in_the_metadata(clip: CLIPModel, processor: Any, tmp_path: Path) -> None:
     """Unseen classes and an ensemble of templates, on a model that transformers' `add_adapter` made."""

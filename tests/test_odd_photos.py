@@ -175,6 +175,7 @@ def test_the_pipelines_of_other_classes(way: str, adapter: Path, answers: dict[P
             assert_same(shares, dict(zip(model.class_names, expected, strict=True)), path)
 
 
+@pytest.mark.slow
 def test_onnx(adapter: Path, answers: dict[Path, Shares], desk: Path) -> None:
     model, processor = AutoPeftModel.from_pretrained(adapter), CLIPProcessor.from_pretrained(adapter)
     export_onnx(model, processor, "model.onnx")

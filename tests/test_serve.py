@@ -269,6 +269,7 @@ def test_wrong_options_are_refused(adapter: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(number: int, classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The main thread serves until another one, which has its answer, signals the process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     listener, statuses = job._listen("127.0.0.1", 0), []
     monkeypatch.setattr(job, "_listen", lambda host, port: listener)
 
@@ -280,6 +281,7 @@ def test_a_signal_ends_it_cleanly(number: int, classifier: Path, monkeypatch: py
     client.start()
     answer = call("serve", classifier)
     client.join(PATIENCE)
+    signal.signal(signal.SIGINT, before)
     assert (statuses, answer.code, answer.err.splitlines()[-1]) == ([200], 128 + number, "interrupted")
     assert listener.fileno() == -1
 

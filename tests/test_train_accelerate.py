@@ -54,8 +54,9 @@ def test_recipes_are_those_of_the_trainer_and_every_step_is_logged(
     seen: list[Any] = []
     adamw, clip = torch.optim.AdamW, Accelerator.clip_grad_norm_
 
-    def make(weights: Any, rate: float, weight_decay: float) -> torch.optim.AdamW:
+    def make(weights: Any, rate: float, weight_decay: float, fused: bool) -> torch.optim.AdamW:
         seen.append(("decay", weight_decay))
+        assert not fused, "on a CPU"
         return adamw(weights, rate, weight_decay=weight_decay)
 
     def clip_and_note(self: Accelerator, weights: Any, norm: float) -> Any:
