@@ -8,7 +8,7 @@ import typer
 
 from .adapters import check_data
 from .errors import FAILED
-from .options import CLIP, PoolOptions, command, flag, option
+from .options import CLIP, PoolOptions, check_exclusive, command, flag, option
 from .text import as_json
 
 
@@ -35,9 +35,7 @@ def data(options: DataCheckOptions) -> None:
 
     Exit code 1 if `anprompt train` with the same options would refuse the data.
     """
-    for name in ("classes_file", "rename"):
-        if options.class_names and getattr(options, name):
-            raise ValueError(f"--class-names and --{name.replace('_', '-')} exclude each other.")
+    check_exclusive(options, ("class_names", "classes_file"), ("class_names", "rename"))
     check_data(options.data)
     from .jobs.data import check_all
 

@@ -16,6 +16,7 @@ from .options import (
     DataOptions,
     ModelOptions,
     RunOptions,
+    check_exclusive,
     command,
     file,
     flag,
@@ -59,13 +60,10 @@ def evaluate(options: EvaluateOptions) -> None:
 
     Images of other classes are left out. Intervals are 95 % and cover the choice of images.
     """
-    for name in ("classes", "without_classes"):
-        if options.halves and getattr(options, name):
-            raise ValueError(f"--{name.replace('_', '-')} and --halves exclude each other.")
+    check_exclusive(options, ("classes", "halves"), ("without_classes", "halves"))
     if options.synonyms and not options.robustness:
         raise ValueError("--synonyms needs --robustness.")
-    if options.as_csv and options.as_json:
-        raise ValueError("--csv and --json exclude each other.")
+    check_exclusive(options, ("as_csv", "as_json"))
     check_data(options.data)
     from .jobs.evaluate import evaluate_adapter
 

@@ -91,6 +91,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def check_exclusive(options: Any, *pairs: tuple[str, str]) -> None:
+    """Raise `ValueError` if both options of a pair, fields of `options`, are given."""
+    for pair in pairs:
+        if all(getattr(options, name) for name in pair):
+            names = (f"--{name.removeprefix('as_').replace('_', '-')}" for name in pair)
+            raise ValueError(f"{' and '.join(names)} exclude each other.")
+
+
 def renames(given: Sequence[str] | None) -> dict[str, str]:
     """Return what `--rename` asks for, new names by old ones."""
     pairs: dict[str, str] = {}
@@ -137,11 +145,6 @@ class AskOptions(ModelOptions):
     template: list[str] | None = option(
         "Prompt with {} for the class name; repeat it for several. Default: the adapter's own.", CLASSES
     )
-
-    def check_classes(self) -> None:
-        """Raise `ValueError` if classes are given in both ways."""
-        if self.classes and self.classes_file:
-            raise ValueError("--classes and --classes-file exclude each other.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from .errors import FAILED
-from .options import OUTPUT, AskOptions, RunOptions, argument, command, file, flag, number, option
+from .options import OUTPUT, AskOptions, RunOptions, argument, check_exclusive, command, file, flag, number, option
 from .text import as_csv, as_json, printable
 
 UNSURE = "unsure"
@@ -141,11 +141,7 @@ def _line(answer: Answer, options: PredictOptions, width: int) -> str:
 
 def _check(options: PredictOptions) -> None:
     """Raise for options that exclude or need others."""
-    options.check_classes()
-    for pair in (("move_to", "copy_to"), ("jsonl", "as_csv")):
-        if all(getattr(options, name) for name in pair):
-            names = (f"--{name.removeprefix('as_').replace('_', '-')}" for name in pair)
-            raise ValueError(f"{' and '.join(names)} exclude each other.")
+    check_exclusive(options, ("classes", "classes_file"), ("move_to", "copy_to"), ("jsonl", "as_csv"))
     calibrates = options.threshold is not None and threshold_of(options.threshold)[1]
     if calibrates and not options.calibrate:
         raise ValueError(f"--threshold {options.threshold} needs --calibrate FILE with answers on held-out images.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .choices import Engine
-from .options import RUN, AskOptions, RunOptions, command, number, option
+from .options import RUN, AskOptions, RunOptions, check_exclusive, command, number, option
 
 LIMITS = "Limits of a request"
 
@@ -42,7 +42,7 @@ def serve(options: ServeOptions) -> None:
 
     The adapter is one of `anprompt train`, or anything that `anprompt compare --save` wrote. Ctrl-C ends it.
     """
-    options.check_classes()
+    check_exclusive(options, ("classes", "classes_file"))
     from .jobs.serve import serve_adapter
 
     serve_adapter(options)

@@ -21,6 +21,7 @@ from .options import (
     TRAINING,
     PoolOptions,
     RunOptions,
+    check_exclusive,
     command,
     file,
     flag,
@@ -235,14 +236,13 @@ def check_folder(options: TrainOptions) -> None:
 def _check(options: TrainOptions) -> None:
     """Raise for what can be told before anything is loaded: the folder, the names, and options that exclude others."""
     check_folder(options)
-    for pair in (
+    check_exclusive(
+        options,
         ("shots", "shots_up_to"),
         ("halves", "base_only"),
         ("class_names", "classes_file"),
         ("class_names", "rename"),
-    ):
-        if all(getattr(options, name) for name in pair):
-            raise ValueError("{} and {} exclude each other.".format(*(f"--{name.replace('_', '-')}" for name in pair)))
+    )
     if options.image_cache and options.augment:
         raise ValueError(
             f"--image-cache {options.image_cache} needs images that are seen again, and every epoch has new crops. "

@@ -27,7 +27,7 @@ from .fast.encoders import block, weights_of
 from .fast.state import State
 from .files import hub_id
 from .method.config import ANPromptConfig
-from .method.families import CLIP, FAMILIES, OTHERWISE, family_of, image_head, made_of
+from .method.families import CLIP, FAMILIES, MODELS, OTHERWISE, family_of, image_head, made_of
 from .method.features import evaluating
 from .method.layer import UNKNOWN_TOKEN, ANPromptHead, ANPromptLayer
 from .method.noise import Fitted, fit
@@ -293,7 +293,7 @@ eval_frame.skip_code(_plan_first.__code__)  # else it would be compiled by itsel
 
 def check_backbone(model: Any) -> None:
     """Raise unless `model` is a dual encoder that prompts can be put into, as it is loaded and wrapped."""
-    if type(model) not in (*(each.model for each in FAMILIES.values()), *ADAPTED.values()):
+    if type(model) not in (*MODELS, *ADAPTED.values()):
         raise TypeError(_not_a_clip(model))
     for tower in (model.text_model, model.vision_model):
         name = tower.config._attn_implementation

@@ -13,6 +13,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -157,18 +158,12 @@ def test_a_folder_is_listed_seldom_and_several_caches_stay_within_its_limit(
     images = torch.arange(512.0)[:, None, None].expand(-1, 2, 50)
     ImageCache(tmp_path).fetch(images[:1], "", compute)
     limit = 300 * files(tmp_path)[0].stat().st_size
-    listed: list[Path] = []
-    list_files = image_cache._files
-
-    def count(folder: Path) -> Any:
-        listed.append(folder)
-        return list_files(folder)
-
-    monkeypatch.setattr(image_cache, "_files", count)
+    listed = Mock(wraps=image_cache._files)
+    monkeypatch.setattr(image_cache, "_files", listed)
     caches = [ImageCache(tmp_path, limit) for _ in range(4)]
     for image in range(256):
         caches[image % 4].fetch(images[image : image + 1], "", compute)
-    assert 4 <= len(listed) < 80
+    assert 4 <= listed.call_count < 80
     with pytest.warns(UserWarning, match=f"has reached {limit:,} bytes"):
         caches[0].fetch(images[256:], "", compute)
     assert sum(file.stat().st_size for file in files(tmp_path)) <= limit

@@ -266,10 +266,18 @@ def test_wrong_options_are_refused(adapter: Path, tmp_path: Path, monkeypatch: p
     assert (missing.code, "pip install 'anprompt-peft[serve]'" in missing.err) == (1, True)
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """SIGINT, which is ignored where the tests run in the background, interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(number: int, classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The main thread serves until another one, which has its answer, signals the process."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     listener, statuses = job._listen("127.0.0.1", 0), []
     monkeypatch.setattr(job, "_listen", lambda host, port: listener)
 
@@ -281,7 +289,6 @@ def test_a_signal_ends_it_cleanly(number: int, classifier: Path, monkeypatch: py
     client.start()
     answer = call("serve", classifier)
     client.join(PATIENCE)
-    signal.signal(signal.SIGINT, before)
     assert (statuses, answer.code, answer.err.splitlines()[-1]) == ([200], 128 + number, "interrupted")
     assert listener.fileno() == -1
 

@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
 from ..method.class_texts import tokenize
-from ..method.families import FAMILIES
+from ..method.families import MODELS
 from ..method.features import frozen_text_features, unit
 from ..method.rephrase import vocabulary
 from ..method.updates import MATRICES
@@ -166,9 +166,8 @@ def similarity(
 
 def check_clip(clip: PreTrainedModel) -> None:
     """Raise `TypeError` unless this is a model of one of the families, without adapters."""
-    served = tuple(each.model for each in FAMILIES.values())
-    if not isinstance(clip, served) or any(OTHERS.search(name) for name, _ in clip.named_parameters()):
-        names = " or ".join(each.__name__ for each in served)
+    if not isinstance(clip, MODELS) or any(OTHERS.search(name) for name, _ in clip.named_parameters()):
+        names = " or ".join(each.__name__ for each in MODELS)
         raise TypeError(
             f"A denoiser is for a plain transformers {names} without adapters, not {type(clip).__name__}. Load one "
             "with its from_pretrained; an adapter's own goes with unload()."

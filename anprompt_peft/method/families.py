@@ -129,6 +129,7 @@ OTHERWISE = {
 }
 """What to say of model types that are not served, besides that."""
 FAMILIES = {"clip": CLIP, "metaclip_2": METACLIP_2, "siglip": SIGLIP}  # by the model type in the configuration
+MODELS = tuple(each.model for each in FAMILIES.values())
 
 
 def family_of(model: Any) -> Family:

@@ -110,11 +110,16 @@ def write_new(
     folder: Path, body: str, base_model: str | None, library: str, tags: Sequence[str], task: str = TASK
 ) -> None:
     """Write the card of something made on a base model, of a generated part alone, in place of any other card."""
-    relation = [f"{RELATION}adapter:{base_model}"] if base_model else []
     card: Any = ModelCard(EMPTY)
-    card.data = ModelCardData(base_model=base_model, library_name=library, pipeline_tag=task, tags=[*tags, *relation])
+    card.data = ModelCardData(
+        base_model=base_model, library_name=library, pipeline_tag=task, tags=[*tags, *_relations(base_model)]
+    )
     card.text = f"{BEGIN}\n\n{body}\n\n{END}\n"
     write(card, folder / NAME)
+
+
+def _relations(base_model: str | None) -> list[str]:
+    return [f"{RELATION}adapter:{base_model}"] if base_model else []
 
 
 def render(package: str, **values: Any) -> str:
@@ -153,7 +158,7 @@ def _update_metadata(data: Any, config: ANPromptConfig, facts: TrainingFacts, ba
     data.pipeline_tag = data.pipeline_tag or TASK
     data.license = facts.license or data.license
     data.datasets = _united(data.datasets, facts.datasets) or None
-    relations = [f"{RELATION}adapter:{base_model}"] if base_model else []
+    relations = _relations(base_model)
     kept = [tag for tag in data.tags or () if tag in relations or not tag.startswith(RELATION)]
     data.tags = _united(kept, sorted([*TAGS, config.family.model.config_class.model_type]), relations)
     if base_model or data.base_model == config.base_model_name_or_path:

@@ -56,7 +56,7 @@ def render_benchmark(
     """Return the page as text. The same runs give the same text."""
     from . import charts  # matplotlib takes a second
 
-    parts = [_part(summary, reference, lead, rankings or rank_all(summary)) for summary in summaries]
+    parts = [_part(summary, reference, lead, rankings) for summary in summaries]
     names = dict.fromkeys(name for summary in summaries for name in summary.data)
     return render(
         "benchmark.html", title=f"Methods on {shown([*names])}", parts=parts, reference=reference, charts=charts
@@ -76,9 +76,10 @@ def write_poster(summaries: Iterable[Summary], path: str | os.PathLike[str]) -> 
 def _part(summary: Summary, reference: str, lead: Sequence[str], rankings: Rankings) -> dict[str, Any]:
     from . import charts  # matplotlib takes a second
 
-    title = title_of(summary)
+    title, own = title_of(summary), rank_all(summary)
+    rankings = rankings or own
     averages = [rank_average(summary)] if len(summary.data) > 1 and summary.complete else []
-    ranked = {each[0].data: each for each in (*rank_all(summary), *averages)}
+    ranked = {each[0].data: each for each in (*own, *averages)}
     return {
         "title": title,
         "summary": summary,

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, default_data_collator, set_seed
 from ..data import ClipTransform, class_names_of, select_classes
 from ..data.columns import labels_of
 from ..method.config import ANPromptConfig
-from ..method.families import FAMILIES
+from ..method.families import MODELS
 from ..method.features import evaluating
 from ..tuner import adapted_clip
 from .folds import Fold, HeldOut, ShareChoice, choose_share, class_folds
@@ -79,7 +79,7 @@ def choose_frozen_share(
         ValueError: if the data have no labels, number other classes than the configuration, or `inference_logits` has
             no share in it.
     """
-    if type(clip) not in (each.model for each in FAMILIES.values()):
+    if type(clip) not in MODELS:
         raise TypeError(f"clip must be a CLIPModel without an adapter, got {type(clip).__name__}.")
     names = class_names_of(train)
     if names != config.class_names:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from ..files import hub_id
 from ..method.config import ANPromptConfig
-from ..method.families import FAMILIES
+from ..method.families import FAMILIES, MODELS
 from ..method.registration import NAME
 from ..patches import wrap
 from ..tuner import ANPromptModel, check_backbone
@@ -160,7 +160,7 @@ def _clip_from_pretrained(
 ) -> Any:
     """Before the base model is loaded, take the adapted CLIP as the image classifier, or refuse another class."""
     name = pretrained_model_name_or_path
-    if name is None or issubclass(cls, tuple(each.model for each in FAMILIES.values())):
+    if name is None or issubclass(cls, MODELS):
         return stock(cls, name, *args, **kwargs)
     hub = dict(kwargs.get("adapter_kwargs") or {})
     adapter = hub.pop("_adapter_model_path", None)  # from transformers' auto classes, and so its pipelines
